@@ -1,0 +1,3 @@
+"""Data sets: preparing, generating, checking and loading them."""
+
+from .camvid import CamVidDataset as CamVidDataset

@@ -1,0 +1,101 @@
+"""Every way a tool can end: exit codes, the exceptions that carry them, and what a user reads.
+
+Message form: `<what> in <where>: <why>. <what to do>`; the tool puts `error: ` in front. A user's
+error shows no traceback unless the tool was called with -v.
+"""
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of all tools."""
+
+    OK = 0
+    BUG = 1  # an unexpected exception
+    USAGE = 2  # command line or config
+    DATA = 3  # data invalid or missing
+    CHECKPOINT = 4  # checkpoint missing, corrupt, unsafe or of another model
+    NONFINITE = 5  # loss, gradient or weight is nan or inf
+    MEMORY = 6  # out of memory, device or host
+    IO = 7  # disk full, permission, input or output
+    INTERRUPTED = 130
+
+
+class MmattnError(Exception):
+    """An error that is explained to the user in its message; subclasses set the exit code."""
+
+    code = Exit.BUG
+
+
+class UsageError(MmattnError):
+    """The command line or the config is wrong."""
+
+    code = Exit.USAGE
+
+
+class DataError(MmattnError):
+    """A data set is missing or invalid."""
+
+    code = Exit.DATA
+
+
+class CheckpointError(MmattnError):
+    """A checkpoint is missing, damaged, unsafe or of another model."""
+
+    code = Exit.CHECKPOINT
+
+
+class WriteError(MmattnError):
+    """Something cannot be written."""
+
+    code = Exit.IO
+
+
+_IO = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EDQUOT}
+
+
+def explain(error: BaseException) -> tuple[Exit, str] | None:
+    """Exit code and sentence of a known failure; None for a bug."""
+    if isinstance(error, MmattnError):
+        return error.code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Exit.INTERRUPTED, 'interrupted'
+    if isinstance(error, OSError) and error.errno in _IO:
+        what = error.strerror.lower() if error.strerror else 'failed'
+        return Exit.IO, f'cannot access {error.filename or "a file"}: {what}.'
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == 'OutOfMemoryError'
+        or "can't allocate memory" in str(error)
+    ):
+        return Exit.MEMORY, 'out of memory. Lower train_dataloader.batch_size or the crop size.'
+    return None
+
+
+def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
+    """Run a tool's work; returns its exit code and prints its error, if any, as one sentence."""
+    try:
+        task()
+    except BaseException as error:
+        known = explain(error)
+        if known is None:
+            if isinstance(error, SystemExit):
+                raise
+            traceback.print_exc()
+            print(
+                f'error: unexpected {type(error).__name__}: this is a bug of mmattn, please report it '
+                'with the lines above.',
+                file=sys.stderr,
+            )
+            return Exit.BUG
+        if verbose:
+            traceback.print_exc()
+        code, sentence = known
+        printable = ''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in sentence)
+        print(f'error: {printable}', file=sys.stderr, flush=True)
+        return code
+    return Exit.OK

@@ -1,0 +1,3 @@
+"""Metrics."""
+
+from .iou import IoUMetric as IoUMetric

@@ -1,0 +1,3 @@
+"""Floor 4: decode heads, backbones and the networks that take `plugins=`."""
+
+from .cc_head import CCHead as CCHead

@@ -1,0 +1,59 @@
+"""Criss-cross attention: every pixel looks at its own row and its own column.
+
+Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019, arXiv 1811.11721, eq. 1-2.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """o[i, j] = sum over the H + W - 1 pixels p of row i and column j of softmax_p(q[i, j] . k[p]) v[p].
+
+    The pixel itself is counted once. The logits are not scaled. Logits and softmax are computed in
+    fp32 or wider whatever the inputs are, so half precision does not overflow; under autocast too.
+
+    Args:
+        q: (N, E, H, W) queries.
+        k: (N, E, H, W) keys.
+        v: (N, C, H, W) values.
+
+    Returns:
+        (N, C, H, W) in the dtype of v.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    if q.dim() != 4 or q.shape != k.shape or q.shape[2:] != v.shape[2:] or len(q) != len(v):
+        raise ValueError(
+            f'criss_cross: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; '
+            'expected (N, E, H, W), (N, E, H, W), (N, C, H, W)'
+        )
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q_row, k_row = q.permute(0, 2, 3, 1).to(wide), k.permute(0, 2, 3, 1).to(wide)  # (N, H, W, E)
+    v_row = v.permute(0, 2, 3, 1)  # (N, H, W, C)
+    q_col, k_col, v_col = q_row.transpose(1, 2), k_row.transpose(1, 2), v_row.transpose(1, 2)
+
+    with _without_autocast(q.device.type):
+        row = q_row @ k_row.mT  # (N, H, W, W): logits of pixel (h, w) to (h, :)
+        col = q_col @ k_col.mT  # (N, W, H, H): logits of pixel (h, w) to (:, w), stored at [w, h]
+        at = torch.arange(q.shape[2], device=q.device)
+        col = col.masked_fill(at[:, None] == at, float('-inf'))  # row has the pixel itself
+        # One softmax over both parts; subtracting any constant leaves it as it is, so none of the
+        # gradient goes through the maximum.
+        peak = torch.maximum(row.amax(-1), col.amax(-1).mT).detach()  # (N, H, W)
+        row = (row - peak[..., None]).exp()
+        col = (col - peak.mT[..., None]).exp()
+        total = row.sum(-1) + col.sum(-1).mT  # (N, H, W)
+        row = (row / total[..., None]).to(v.dtype)
+        col = (col / total.mT[..., None]).to(v.dtype)
+        out = row @ v_row + (col @ v_col).transpose(1, 2)  # (N, H, W, C)
+    return out.permute(0, 3, 1, 2)
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,27 @@
+"""A progress bar with time left for loops of the tools; lines instead where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar('T')
+
+
+def track(items: Iterable[T], *, total: int, title: str) -> Iterator[T]:
+    """Yield the items, showing on stderr how many of `total` are done and how long it will take."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track as bar
+
+        yield from bar(items, description=title, total=total, console=Console(stderr=True))
+        return
+    start = shown = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - shown > 10 and done < total:
+            left = (now - start) / done * (total - done)
+            print(f'{title}: {done} of {total}, {left:.0f} s left', file=sys.stderr, flush=True)
+            shown = now
+    print(f'{title}: {total} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+"""The course of a training run as one picture: losses and validation metric against the iteration."""
+
+import json
+from pathlib import Path
+
+
+def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
+    """name -> {iteration: value} from the logs of a run, resumed ones included; the latest wins."""
+    scalars: dict[str, dict[int, float]] = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text(encoding='utf-8').splitlines():
+            record = json.loads(line)
+            step = record.get('iter', record.get('step'))
+            for name, value in record.items():
+                if isinstance(value, int | float):
+                    scalars.setdefault(name, {})[step] = value
+    return scalars
+
+
+def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
+    """Draw `curves.png` into `work_dir`; None if nothing was logged yet."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    scalars = read_scalars(work_dir)
+    losses = {name: values for name, values in scalars.items() if name.endswith('loss_ce')}
+    losses |= {name: scalars[name] for name in ('loss',) if name in scalars}
+    if not losses and metric not in scalars:
+        return None
+    figure = Figure(figsize=(8, 6), layout='constrained')
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    for name, values in sorted(losses.items()):
+        top.plot(list(values), list(values.values()), label=name, linewidth=1)
+    top.set(ylabel='training loss', title=Path(work_dir).name, yscale='log')
+    top.legend()
+    if metric in scalars:
+        values = scalars[metric]
+        bottom.plot(list(values), list(values.values()), marker='o', color='tab:green')
+        for step, value in values.items():
+            bottom.annotate(f'{value:.1f}', (step, value), (0, 6), textcoords='offset points', ha='center')
+        bottom.margins(y=0.2)
+    bottom.set(xlabel='iteration', ylabel=f'validation {metric} (%)')
+    for axes in top, bottom:
+        axes.grid(alpha=0.3)
+    out = Path(work_dir) / 'curves.png'
+    figure.savefig(out, dpi=120)
+    return out

@@ -1,0 +1,326 @@
+"""Make .venv with everything mmattn needs, mmcv's compiled operators included.
+
+Run it as `make setup`. It can be interrupted and run again, does only what is still missing, and
+keeps the compiled mmcv in a cache of its own so that one machine compiles it once per version.
+
+Environment:
+  PYTHON        (make) the interpreter to build .venv with, 3.10 to 3.12
+  XDG_CACHE_HOME  where the compiled mmcv is kept, default ~/.cache
+  MAX_JOBS      compiler processes of the mmcv build, default one per core and 2 GB of memory
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import select
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / '.venv'
+BIN = VENV / ('Scripts' if os.name == 'nt' else 'bin')
+PYTHON = BIN / 'python'
+LOG = VENV / 'setup.log'
+STAMP = VENV / 'setup.sha256'
+REQUIREMENTS = ROOT / 'requirements'
+CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn' / 'wheels'
+
+DISK_GB = 5  # .venv of the CPU build is 2.1 GB; the rest is room for the mmcv build
+TORCH_CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
+# An operator that lives in the compiled extension, run on numbers whose answer is known: of two
+# boxes that overlap by 81/119 only the better one survives.
+PROOF = """
+import torch
+from mmcv.ops import nms
+boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 11., 11.], [20., 20., 30., 30.]])
+assert nms(boxes, torch.tensor([.9, .8, .7]), 0.5)[1].tolist() == [0, 2]
+"""
+
+
+def fail(sentence: str, code: int = 2) -> None:
+    raise SystemExit(_Failure(sentence, code))
+
+
+class _Failure(str):
+    """The sentence of a failure; `main` prints it and exits with its code."""
+
+    def __new__(cls, sentence: str, code: int) -> '_Failure':
+        self = super().__new__(cls, sentence)
+        self.code = code
+        return self
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Ticker:
+    """One line of progress: redrawn on a terminal, printed every 15 s elsewhere."""
+
+    def __init__(self, title: str, usual: str) -> None:
+        self.title, self.usual = title, usual
+        self.tty = sys.stdout.isatty()
+        self.start = self.shown = time.monotonic()
+        say(f'{title} (usually {usual})')
+
+    def update(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.shown < (0.2 if self.tty else 15):
+            return
+        self.shown = now
+        minutes, seconds = divmod(int(now - self.start), 60)
+        line = f'    {minutes}:{seconds:02d}  {text}'[:100]
+        if self.tty:
+            print(f'\r\033[K{line}', end='', flush=True)
+        else:
+            say(line)
+
+    def done(self) -> None:
+        clear = '\r\033[K' if self.tty else ''
+        say(f'{clear}    done in {time.monotonic() - self.start:.0f} s')
+
+
+def progress(line: str) -> str:
+    """What a line of pip's or ninja's output says about how far it is; '' if nothing."""
+    step = re.search(r'\[(\d+)/(\d+)\]', line)  # ninja writes [12/87] before each object
+    if step:
+        return f'{step.group(1)} of {step.group(2)} files compiled'
+    found = re.match(r'\s*(Collecting|Downloading|Using|Installing|Building) .*', line)
+    return found.group().strip() if found else ''
+
+
+def run(
+    title: str, usual: str, command: list, env: dict = None, hint: str = '', check: bool = True
+) -> bool:
+    """Run a command with its output in the log and its progress on one line."""
+    ticker = Ticker(title, usual)
+    last = ''
+    with open(LOG, 'ab', buffering=0) as log:
+        log.write(f'\n$ {" ".join(map(str, command))}\n'.encode())
+        process = subprocess.Popen(
+            [str(c) for c in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})},
+        )
+        output = process.stdout.fileno()
+        rest = ''
+        try:
+            while True:
+                if select.select([output], [], [], 0.2)[0]:
+                    chunk = os.read(output, 65536)
+                    if not chunk:
+                        break
+                    log.write(chunk)
+                    *lines, rest = (rest + chunk.decode(errors='replace')).split('\n')
+                    last = next(filter(None, map(progress, reversed(lines))), last)
+                ticker.update(last)
+            process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode:
+        if not check:
+            return False
+        tail = LOG.read_text(encoding='utf-8', errors='replace').splitlines()[-200:]
+        errors = [line.strip() for line in tail if re.search(r'\b(error|ERROR)\b', line)]
+        cause = errors[-1][:300] if errors else f'exit code {process.returncode}'
+        fail(f'{title.strip()} failed: {cause}. {hint}The whole output is in {LOG}.', 1)
+    ticker.done()
+    return True
+
+
+def fingerprint() -> str:
+    """What the environment was made from; a change of any of it means another run."""
+    digest = hashlib.sha256(f'{sys.version_info[:2]} {ROOT}'.encode())
+    for path in [*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'setup.py', Path(__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def answers(code: str) -> bool:
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return PYTHON.exists() and not subprocess.run([str(PYTHON), '-c', code], **quiet).returncode
+
+
+def ask(code: str) -> str:
+    return subprocess.check_output([str(PYTHON), '-c', code], text=True).strip()
+
+
+def pin(name: str) -> str:
+    """`name==version` as requirements/*.txt has it."""
+    for path in REQUIREMENTS.glob('*.txt'):
+        found = re.search(rf'^{name}==[^\s#]+', path.read_text(), re.MULTILINE)
+        if found:
+            return found.group()
+    raise AssertionError(name)
+
+
+def check_machine() -> None:
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        fail(
+            f'Python {platform.python_version()} at {sys.executable} cannot run mmattn, which needs '
+            '3.10, 3.11 or 3.12. Install one and run: make setup PYTHON=python3.11'
+        )
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < DISK_GB:
+        fail(
+            f'{ROOT} has {free:.1f} GB free, the set-up needs {DISK_GB} GB. '
+            'Free some space and run make setup again.',
+            7,
+        )
+
+
+def check_compiler() -> None:
+    compiler = os.environ.get('CXX', 'c++')
+    if not shutil.which(compiler):
+        fail(
+            f'no C++ compiler: {compiler} is not on PATH, and mmcv has to be compiled once. '
+            'Install one (Debian, Ubuntu: apt-get install g++) and run make setup again.'
+        )
+    header = Path(sysconfig.get_paths()['include']) / 'Python.h'
+    if not header.exists():
+        fail(
+            f'no Python headers: {header} does not exist, and mmcv has to be compiled once. '
+            'Install them (Debian, Ubuntu: apt-get install python3-dev) and run make setup again.'
+        )
+
+
+def make_venv() -> None:
+    if answers('import pip'):
+        version = ask('import sys; print(sys.version_info[:2])')
+        if version == str(tuple(sys.version_info[:2])):
+            return
+        say(f'    .venv has Python {version}: made anew')
+    shutil.rmtree(VENV, ignore_errors=True)
+    try:
+        subprocess.run([sys.executable, '-m', 'venv', str(VENV)], check=True, capture_output=True)
+    except subprocess.CalledProcessError:
+        fail(
+            f'{sys.executable} cannot make a virtual environment: its venv or ensurepip is missing. '
+            'Install it (Debian, Ubuntu: apt-get install python3-venv) and run make setup again.'
+        )
+
+
+def pip(*args: str) -> list:
+    return [PYTHON, '-m', 'pip', '--disable-pip-version-check', *args]
+
+
+def torch_index() -> list:
+    """The small CPU build where there is no GPU; a pip that has an index of its own is left alone."""
+    if shutil.which('nvidia-smi') or sys.platform != 'linux':
+        return []
+    settings = subprocess.run(
+        [str(c) for c in pip('config', 'list')], capture_output=True, text=True
+    ).stdout
+    if re.search(r'index-url|find-links', settings):
+        return []
+    return ['--extra-index-url', TORCH_CPU_INDEX]
+
+
+def mmcv_wheel(build: bool = True) -> Path:
+    """The compiled mmcv of this Python and torch, compiled now if this machine never did."""
+    torch = ask('import torch; print(torch.__version__)')
+    key = f'{pin("onedl-mmcv")}-torch{torch}-{sysconfig.get_platform()}'.replace('==', '-')
+    python = f'cp{sys.version_info[0]}{sys.version_info[1]}'
+    store = CACHE / key
+    found = sorted(store.glob(f'*-{python}-{python}-*.whl'))
+    if found:
+        return found[0]
+    check_compiler()
+    memory_gb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+    jobs = os.environ.get('MAX_JOBS') or max(1, min(os.cpu_count() or 1, int(memory_gb // 2)))
+    part = store / f'part-{os.getpid()}'
+    command = pip('wheel', '-v', '--no-build-isolation', '--no-deps', '-w', part, pin('onedl-mmcv'))
+    try:
+        for attempt in 'pip cache', 'source':
+            run(
+                f'  compiling {pin("onedl-mmcv")} with {jobs} processes',
+                '7 to 13 minutes on 2 cores, seconds where pip has it cached',
+                command,
+                env={'MAX_JOBS': str(jobs), 'MMCV_WITH_OPS': '1'},
+                hint='Run make setup again; with little memory, MAX_JOBS=1 make setup. ',
+            )
+            (wheel,) = part.glob('*.whl')
+            if python in wheel.name:
+                break
+            # pip's cache held a wheel that was built without torch, hence without operators
+            subprocess.run([str(c) for c in pip('cache', 'remove', 'onedl_mmcv')], check=False)
+            wheel.unlink()
+        else:
+            fail(f'mmcv was built without its operators, see {LOG}.', 1)
+        store.mkdir(parents=True, exist_ok=True)
+        return wheel.replace(store / wheel.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def install_mmcv(pinned: list) -> None:
+    if answers(PROOF):
+        return
+    wheel = mmcv_wheel()
+    run(f'  installing {wheel.name}', '5 s', pip('install', *pinned, wheel))
+    if answers(PROOF):
+        return
+    # The wheel was compiled against another torch: pip's cache cannot tell them apart.
+    say('    its operators do not run with this torch: compiling it again')
+    wheel.unlink()
+    subprocess.run([str(c) for c in pip('cache', 'remove', 'onedl_mmcv')], check=False)
+    wheel = mmcv_wheel()
+    reinstall = pip('install', '--no-deps', '--force-reinstall', wheel)
+    run(f'  installing {wheel.name}', '5 s', reinstall)
+    if not answers(PROOF):
+        fail(
+            "mmcv's compiled operators do not run: "
+            f'see the error of {PYTHON} -c "import mmcv.ops", and {LOG}.',
+            1,
+        )
+
+
+def main() -> int:
+    start = time.monotonic()
+    with contextlib.suppress(OSError):
+        if STAMP.read_text() == fingerprint() and PYTHON.exists():
+            say(f'set-up: nothing to do, {VENV.name} is complete')
+            return 0
+    check_machine()
+    say('set-up: .venv with torch, the OpenMMLab packages and mmattn (log: .venv/setup.log)')
+    make_venv()
+    pinned = [a for f in sorted(REQUIREMENTS.glob('*.txt')) for a in ('-c', f) if f.stem != 'mmcv']
+    build = ['-r', REQUIREMENTS / 'build.txt']
+    run('  torch and build tools', '1 to 3 minutes', pip('install', *build, *torch_index()))
+    names = ['onedl', 'runtime', 'dev']
+    rest = [a for name in names for a in ('-r', REQUIREMENTS / f'{name}.txt')]
+    run('  OpenMMLab packages, test tools', '1 to 2 minutes', pip('install', *pinned, *rest))
+    install_mmcv(pinned)
+    editable = pip('install', '--no-deps', '--no-build-isolation', '-e', ROOT)
+    run('  mmattn, editable', '5 s', editable)
+    say("  proving mmcv's compiled operators and the imports")
+    if not answers(PROOF):  # the packages above may have replaced what it was compiled against
+        fail(f"mmcv's compiled operators no longer run, see {LOG}. Remove .venv and run make setup.", 1)
+    if not answers('import mmengine, mmcv, mmdet, mmseg, mmattn'):
+        fail(f'the packages do not import together. Remove {VENV} and run make setup again.', 1)
+    STAMP.write_text(fingerprint())
+    say(f'set-up: done in {time.monotonic() - start:.0f} s')
+    return 0
+
+
+if __name__ == '__main__':
+    try:
+        sys.exit(main())
+    except SystemExit as stop:
+        if isinstance(stop.code, _Failure):
+            print(f'error: {stop.code}', file=sys.stderr)
+            sys.exit(stop.code.code)
+        raise
+    except KeyboardInterrupt:
+        print('\nset-up interrupted; run make setup again to go on', file=sys.stderr)
+        sys.exit(130)
