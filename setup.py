@@ -1,8 +1,10 @@
-"""Packaging: metadata, extras, and the wheel's copy of configs and tools."""
+"""Packaging: metadata, extras, and a wheel that carries configs and tools as OpenMIM expects them."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -13,11 +15,49 @@ def pins(name: str) -> list[str]:
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
 
 
+def version() -> str:
+    """`__version__` of the package, without importing it."""
+    lines = (ROOT / 'mmattn' / '__init__.py').read_text().splitlines()
+    return next(line.split("'")[1] for line in lines if line.startswith('__version__'))
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs and tools into `mmattn/.mim`, where OpenMIM looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for name in 'configs', 'tools':
+            target = Path(self.build_lib) / 'mmattn' / '.mim' / name
+            ignored = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(ROOT / name, target, dirs_exist_ok=True, ignore=ignored)
+
+
 setup(
     name='mmattn',
-    version='0.1.0',
+    version=version(),
     description='Attention for detection and segmentation on the MMCV ecosystem',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmattn', 'mmattn.*']),
+    package_data={'mmattn': ['py.typed']},
+    cmdclass={'build_py': BuildWithConfigs},
+    install_requires=['torch>=2.10', 'numpy', 'pycocotools', 'safetensors'],
+    # Two lines provide the same import names, and pip would install both over each other: hence
+    # extras, never install_requires. See README, "Installing".
+    extras_require={
+        'onedl': [*pins('onedl'), *pins('mmcv'), *pins('runtime')],
+        'openmmlab': [
+            'mmengine>=0.10.4',
+            'mmcv>=2.1,<2.2',
+            'mmdet==3.3.0',
+            'mmsegmentation==1.2.2',
+            'setuptools<82',
+            'numpy<2',
+        ],
+        'dev': pins('dev'),
+    },
 )

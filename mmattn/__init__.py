@@ -1,0 +1,24 @@
+"""Attention for detection and segmentation on the MMCV ecosystem.
+
+Importing this loads neither torch nor any mm* package; the names below do, when first used.
+"""
+
+from importlib import import_module
+
+__version__ = '0.1.0'
+
+_HOME = {
+    'CrissCrossAttention': 'mmattn.blocks',
+    'CCHead': 'mmattn.models',
+}
+__all__ = ['__version__', *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f'module mmattn has no attribute {name}')
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

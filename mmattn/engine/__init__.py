@@ -1,4 +1,5 @@
 """Training, testing and their guarantees."""
 
+from .hooks import CheckpointHook as CheckpointHook
+from .hooks import ComparisonHook as ComparisonHook
 from .hooks import CurvesHook as CurvesHook
-from .hooks import PlainCheckpointHook as PlainCheckpointHook

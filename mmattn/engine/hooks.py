@@ -1,10 +1,16 @@
 """Hooks of every training run."""
 
+import os
+from pathlib import Path
+
+import cv2
 import numpy as np
+from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmattn.registry import HOOKS
+from mmattn.visualization.comparison import compare, save_picture
 from mmattn.visualization.curves import plot_curves
 
 _PLAIN = (bool, int, float, str)
@@ -33,16 +39,16 @@ class CurvesHook(Hook):
 
 
 @HOOKS.register_module()
-class PlainCheckpointHook(Hook):
-    """Keeps checkpoints loadable with `weights_only=True`: no object but tensors and plain types.
+class CheckpointHook(EngineCheckpointHook):
+    """mmengine's hook; its files load with `weights_only=True`, and `best.pth` names the best one.
 
-    mmengine's message hub is the one part that holds others (`HistoryBuffer`, the smoothing windows
-    of the log, which are of no use to a resumed run).
+    mmengine's message hub is the one part that holds other objects (`HistoryBuffer`, the smoothing
+    windows of the log, of no use to a resumed run). Arguments are those of
+    `mmengine.hooks.CheckpointHook`.
     """
 
-    priority = 'LOWEST'  # after every hook that adds to the checkpoint
-
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['meta']['command'] = getattr(runner, 'train_command', '')
         hub = _without_numpy(checkpoint['message_hub'])
         info = {k: v for k, v in hub['runtime_info'].items() if isinstance(v, _PLAIN)}
         keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}
@@ -50,6 +56,41 @@ class PlainCheckpointHook(Hook):
         for name in 'meta', 'param_schedulers', 'optimizer':
             if name in checkpoint:
                 checkpoint[name] = _without_numpy(checkpoint[name])
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        best = getattr(self, 'best_ckpt_path', None)
+        if best and runner.rank == 0:
+            link, part = (os.path.join(os.path.dirname(best), name) for name in ('best.pth', 'best.part'))
+            if os.path.lexists(part):
+                os.remove(part)
+            os.symlink(os.path.basename(best), part)
+            os.replace(part, link)
+
+
+@HOOKS.register_module()
+class ComparisonHook(Hook):
+    """Writes a picture of image, truth and prediction side by side for every test image.
+
+    Args:
+        out_dir: the folder for `<image name>.png`.
+    """
+
+    def __init__(self, out_dir: str) -> None:
+        self.out_dir = Path(out_dir)
+
+    def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for sample in outputs:
+            truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
+            meta = runner.test_dataloader.dataset.metainfo
+            picture = compare(
+                cv2.imread(sample.img_path),
+                truth,
+                sample.pred_sem_seg.data[0].cpu().numpy(),
+                classes=meta['classes'],
+                palette=meta['palette'],
+            )
+            save_picture(self.out_dir / f'{Path(sample.img_path).stem}.png', picture)
 
 
 def _without_numpy(value):

@@ -14,7 +14,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=300, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    checkpoint=dict(
+        type='mmattn.CheckpointHook', by_epoch=False, interval=300, max_keep_ckpts=1),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -1,0 +1,25 @@
+# make demo   set-up if needed, then the main job on generated data
+# make test   set-up if needed, then all tests
+# make setup  make .venv; PYTHON=python3.12 chooses the interpreter
+# make lint   ruff, as CI runs it
+
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: setup demo test lint
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not on PATH. Install Python 3.10 to 3.12 and run: make setup PYTHON=python3.11" >&2; \
+	  exit 2; }
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup
+	@$(RUN) tools/demo.py
+
+test: setup
+	@$(RUN) -m pytest
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .

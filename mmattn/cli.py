@@ -1,0 +1,41 @@
+"""What the command lines of the tools share: argument parsing that loads nothing heavy."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from mmattn.errors import run_tool
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the tool's docstring."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
+    return made
+
+
+def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> None:
+    """Add `--cfg-options`, and `--launcher` with what torchrun and its elders pass along."""
+    args.add_argument(
+        '--cfg-options',
+        nargs='+',
+        metavar='KEY=VALUE',
+        help='change the config, e.g. train_dataloader.batch_size=2',
+    )
+    if launcher:
+        args.add_argument(
+            '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'
+        )
+        args.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+
+
+def run(task: Callable[[], None], args: argparse.Namespace) -> int:
+    """Run a tool's work and return its exit code."""
+    rank = getattr(args, 'local_rank', None)
+    if rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(rank))
+    sys.stdout.reconfigure(line_buffering=True)
+    return run_tool(task, verbose=args.verbose)

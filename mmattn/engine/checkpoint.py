@@ -1,0 +1,90 @@
+"""Reading checkpoints: never executing what is in them, and never loading half of one in silence."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.errors import CheckpointError
+
+_SHOWN = 5  # keys named in an error
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a `.safetensors` or `.pth` file, tensors on the CPU.
+
+    Returns:
+        a dict with `state_dict`, and whatever else the file has (`meta`, `optimizer`, ...).
+
+    Raises:
+        CheckpointError: no such file; not a checkpoint; damaged; holds more than plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
+        hint = f' {path.parent} has: {", ".join(others)}.' if others else ''
+        raise CheckpointError(f'checkpoint {path} does not exist.{hint}')
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file
+
+            return dict(state_dict=load_file(path))
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if 'Unsupported' in str(error) or 'not an allowed global' in str(error):
+            raise CheckpointError(
+                f'checkpoint {path} holds more than tensors and plain values: it is refused, as '
+                'loading it could execute code. Ask its author for safetensors.'
+            ) from error
+        raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
+    except Exception as error:  # the readers raise many kinds, down to IndexError
+        raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint: {error}') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__}, not weights.')
+    if 'state_dict' not in content:
+        content = dict(state_dict=content)
+    weights = content['state_dict']
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f'checkpoint {path} holds no weights.')
+    return content
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        CheckpointError: a key is missing or left over, or a shape differs; the model is unchanged.
+    """
+    weights = {k.removeprefix('module.'): v for k, v in weights.items()}
+    own = model.state_dict()
+    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    missing, unexpected = [k for k in own if k not in weights], [k for k in weights if k not in own]
+    if not set(own) & set(weights):
+        raise CheckpointError(
+            f'checkpoint {source} is of another model: none of its {len(weights)} keys match, e.g. '
+            f'{next(iter(weights), "(empty)")}. Use the config it was trained with.'
+        )
+    parts = [
+        f'{len(shapes)} of another shape: '
+        + ', '.join(f'{k} {tuple(weights[k].shape)}, model {tuple(own[k].shape)}' for k in shapes[:_SHOWN]),
+        f'{len(missing)} missing: ' + ', '.join(missing[:_SHOWN]),
+        f'{len(unexpected)} left over: ' + ', '.join(unexpected[:_SHOWN]),
+    ]
+    wrong = [part for part in parts if not part.startswith('0 ')]
+    if wrong:
+        raise CheckpointError(
+            f'checkpoint {source} does not fit the model: {"; ".join(wrong)}. '
+            'Use the config it was trained with.'
+        )
+    model.load_state_dict(weights)
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, 'rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()

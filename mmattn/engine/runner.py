@@ -1,0 +1,359 @@
+"""The main jobs as functions: train a config, test a checkpoint. The loop itself is mmengine's."""
+
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner as EngineRunner
+from torch import nn
+
+from mmattn.datasets.check import check_classes, check_data
+from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
+
+from .checkpoint import load_weights, read_checkpoint, sha256
+from .config import check_config, load_config, parse_options, replace_type
+
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+class Runner(EngineRunner):
+    """mmengine's runner, with checkpoints read safely and loaded strictly."""
+
+    def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', **_) -> dict:
+        checkpoint = read_checkpoint(filename)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        load_weights(model, checkpoint['state_dict'], filename)
+        self._has_loaded = True
+        self.logger.info(f'loaded {filename}')
+        return checkpoint
+
+    def _init_model_weights(self) -> None:
+        try:
+            super()._init_model_weights()
+        except OSError as error:  # URLError and its kind
+            raise CheckpointError(
+                f'the pretrained weights of the config cannot be had: {error}. Download them elsewhere '
+                'and pass --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
+                'weights with --cfg-options model.backbone.init_cfg=None'
+            ) from error
+
+
+def train(
+    config: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    options: dict | list[str] | None = None,
+    launcher: str = 'none',
+    seed: int | None = None,
+    validate: bool = True,
+) -> Path:
+    """Train a config.
+
+    Args:
+        config: its path.
+        work_dir: where logs and checkpoints go, default `work_dirs/<config name>`.
+        resume: a checkpoint to go on from, 'latest' for the one in `work_dir`, 'auto' for the same
+            or a fresh start if there is none.
+        amp: mixed precision, GPU only.
+        auto_scale_lr: scale the learning rate by the batch size over the config's base batch size.
+        options: changes to the config, dotted keys; a dict or `key=value` strings.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        seed: overrides the config's.
+        validate: off skips validation during training.
+
+    Returns:
+        the work dir.
+
+    Raises:
+        MmattnError: of the kind that fits; nothing has been written then.
+    """
+    options = parse_options(options)
+    cfg = _prepare(config, options, launcher, work_dir)
+    if seed is not None:
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
+    if amp:
+        _use_amp(cfg)
+    if not validate:
+        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    work_dir = Path(cfg.work_dir)
+    if resume:
+        found = _latest(work_dir) if resume in ('latest', 'auto') else Path(resume)
+        if found is None and resume == 'latest':
+            raise CheckpointError(
+                f'nothing to resume in {work_dir}: no checkpoint. Use --resume auto to start fresh.'
+            )
+        if found is None:
+            print_log(f'no checkpoint in {work_dir}, starting at 0')
+        else:
+            read_checkpoint(found)
+            cfg.resume, cfg.load_from = True, str(found)
+    _check_writable(work_dir)
+    if _is_main():
+        for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
+            check_data(cfg[name]['dataset'], name)
+    _scale_lr(cfg, auto_scale_lr)
+    runner = _build(cfg)
+    runner.train_command = _command(config, options, seed, amp, auto_scale_lr)
+    _run(runner.train)
+    return work_dir
+
+
+def test(
+    config: str | Path,
+    checkpoint: str | Path | None,
+    *,
+    work_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    show_dir: str | Path | None = None,
+    options: dict | list[str] | None = None,
+    launcher: str = 'none',
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the test data of a config.
+
+    Args:
+        config: its path.
+        checkpoint: a `.pth` or `.safetensors` file; None evaluates the network as it starts.
+        work_dir: where the log and `metrics/<checkpoint>.json` go, default `work_dirs/<config name>`.
+        out: a `.pkl` to dump all predictions into, or a folder for label maps as PNG.
+        show_dir: a folder for pictures of image, truth and prediction side by side.
+        options: changes to the config, dotted keys; a dict or `key=value` strings.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        the metrics, in percent.
+
+    Raises:
+        MmattnError: of the kind that fits.
+    """
+    options = parse_options(options)
+    cfg = _prepare(config, options, launcher, work_dir)
+    work_dir = Path(cfg.work_dir)
+    cfg.work_dir = str(work_dir / 'test')
+    cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
+    for part in _parts(cfg.model):  # what the checkpoint replaces need not be fetched
+        if checkpoint and part.get('init_cfg'):
+            part['init_cfg'] = None
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if out and str(out).endswith(('.pkl', '.pickle')):
+        evaluators = [*evaluators, dict(type='DumpResults', out_file_path=str(out))]
+    elif out:
+        evaluators[0]['output_dir'] = str(out)
+    cfg.test_evaluator = evaluators
+    cfg.custom_hooks = [h for h in cfg.get('custom_hooks', []) if h['type'] != 'mmattn.CurvesHook']
+    if show_dir:
+        cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
+    for folder in (work_dir, show_dir, Path(out).parent if out else None):
+        if folder:
+            _check_writable(Path(folder))
+    if checkpoint:
+        read_checkpoint(checkpoint)
+    if _is_main():
+        check_data(cfg.test_dataloader['dataset'], 'test_dataloader')
+    runner = _build(cfg)
+    if not checkpoint:
+        runner._init_model_weights()
+    metrics = _run(runner.test)
+    if _is_main() and checkpoint:
+        record = dict(
+            config=Path(config).name,
+            checkpoint=Path(checkpoint).name,
+            sha256=sha256(checkpoint),
+            metrics=metrics,
+            command=f'python tools/test.py {_relative(config)} {_relative(checkpoint)}{_flags(options)}',
+            hardware=hardware(),
+            torch=torch.__version__,
+            date=time.strftime('%Y-%m-%d'),
+        )
+        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + '\n')
+    return metrics
+
+
+def build_model(
+    config: str | Path, checkpoint: str | Path, options: dict | list[str] | None = None
+) -> tuple[nn.Module, Config]:
+    """The network of a config with the weights of a checkpoint, in eval mode on the best device."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    cfg = _prepare(config, parse_options(options), 'none', None)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    for part in _parts(cfg.model):
+        part['init_cfg'] = None
+    model = MODELS.build(cfg.model)
+    content = read_checkpoint(checkpoint)
+    load_weights(model, content['state_dict'], checkpoint)
+    model.cfg = cfg
+    return model.to(get_device()).eval(), cfg
+
+
+def hardware() -> str:
+    """What this run computes on, e.g. 'AMD EPYC, 2 cores, 1 thread'."""
+    if torch.cuda.is_available():
+        return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((x.split(':', 1)[1].strip() for x in lines if x.startswith('model name')), name)
+    return f'{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+
+
+# ---- the steps ---------------------------------------------------------------------------------
+def _prepare(config, options: dict, launcher: str, work_dir) -> Config:
+    """Read and check a config and fit it to this machine."""
+    cfg = load_config(config, options)
+    check_config(cfg, {key.split('.')[0] for key in options})
+    heads = {
+        f'model.{name}.num_classes': part['num_classes']
+        for name, part in cfg.model.items()
+        if isinstance(part, dict) and 'num_classes' in part
+    }
+    for name in _LOADERS:
+        if cfg.get(name):
+            check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(config).stem)
+    cfg.launcher = launcher
+    _use_launcher(cfg, launcher)
+    if not (torch.cuda.is_available() and launcher != 'none'):
+        count = replace_type(cfg.model, 'SyncBN', 'BN')
+        if count:
+            print_log(f'one process: SyncBN replaced by BN in {count} places of the config')
+    return cfg
+
+
+def _use_launcher(cfg: Config, launcher: str) -> None:
+    """mmengine's distributed start-up wants CUDA; on CPUs the process group is ours, by gloo."""
+    if launcher == 'none' or torch.cuda.is_available():
+        return
+    if launcher != 'pytorch':
+        raise UsageError(f'--launcher {launcher} needs CUDA. On CPUs use torchrun and --launcher pytorch.')
+    if 'RANK' not in os.environ:
+        raise UsageError(
+            '--launcher pytorch without torchrun. Run: torchrun --nproc-per-node N tools/train.py ...'
+        )
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.env_cfg['dist_cfg'] = dict(backend='gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+
+
+def _use_amp(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        raise UsageError('--amp needs a GPU: mixed precision is not faster on a CPU. Leave it out.')
+    cfg.optim_wrapper['type'] = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _scale_lr(cfg: Config, enable: bool) -> None:
+    base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
+    if enable and not base:
+        raise UsageError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it.')
+    world = int(os.environ.get('WORLD_SIZE', 1)) if cfg.launcher != 'none' else 1
+    batch = cfg.train_dataloader['batch_size'] * world
+    if enable:
+        cfg.auto_scale_lr['enable'] = True
+    elif base and base != batch:
+        print_log(
+            f'the batch is {batch}, the learning rate of the config is for {base}: '
+            'consider --auto-scale-lr',
+            level=logging.WARNING,
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise WriteError(
+            f'cannot write to {folder}: {reason}. Choose another folder with --work-dir.'
+        ) from error
+
+
+def _latest(work_dir: Path) -> Path | None:
+    """The checkpoint that mmengine's pointer names, else the newest one by its number."""
+    pointer = work_dir / 'last_checkpoint'
+    if pointer.is_file():
+        named = work_dir / Path(pointer.read_text().strip()).name
+        if named.is_file():
+            return named
+    numbered = [p for p in work_dir.glob('*_*.pth') if p.stem.split('_')[0] in ('iter', 'epoch')]
+    return max(numbered, key=lambda p: int(p.stem.split('_')[-1]), default=None)
+
+
+def _build(cfg: Config) -> Runner:
+    try:
+        return Runner.from_cfg(cfg)
+    except (TypeError, KeyError, ValueError, AssertionError) as error:
+        text = str(error.args[0] if error.args else error).strip() or type(error).__name__
+        raise UsageError(f'config {cfg.filename} cannot be built: {text}') from error
+
+
+def _run(job: Callable):
+    """Run a loop; what a data worker raised comes back as the user's error it is."""
+    try:
+        return job()
+    except (AssertionError, AttributeError, ValueError, OSError, RuntimeError) as error:
+        text = str(error)
+        if 'failed to load image' in text or 'cannot identify image' in text:
+            raise DataError(text.strip().splitlines()[-1].split(': ', 1)[-1]) from error
+        raise
+
+
+def _parts(cfg: dict) -> list[dict]:
+    """A model config and every dict in it that builds something."""
+    found = [cfg] if 'type' in cfg else []
+    for value in cfg.values():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, dict):
+                found += _parts(item)
+    return found
+
+
+def _is_main() -> bool:
+    return int(os.environ.get('RANK', 0)) == 0 and get_dist_info()[0] == 0
+
+
+def _relative(path: str | Path) -> str:
+    """A path as one would type it in the project's folder; never one of this machine."""
+    path = Path(path)
+    if path.is_absolute():
+        here = Path.cwd()
+        return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+    return str(path)
+
+
+def _flags(options: dict) -> str:
+    given = ' '.join(f'{k}={v}'.replace(' ', '') for k, v in options.items())
+    return f' --cfg-options {given}' if given else ''
+
+
+def _command(config, options, seed, amp, auto_scale_lr) -> str:
+    command = f'python tools/train.py {_relative(config)}'
+    command += f' --seed {seed}' if seed is not None else ''
+    command += ' --amp' if amp else ''
+    command += ' --auto-scale-lr' if auto_scale_lr else ''
+    return command + _flags(options)

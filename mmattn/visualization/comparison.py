@@ -1,0 +1,94 @@
+"""Image, truth and prediction of a segmentation side by side, with the legend of what is in them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mmattn.errors import WriteError
+
+_GAP = 6  # pixels between panels
+_LINE = 22  # pixels per line of text
+_TEXT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, thickness=1, lineType=cv2.LINE_AA)
+_MIN_WIDTH = 320  # pixels a panel is enlarged to, so that the words fit
+
+
+def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """(H, W) class indices -> (H, W, 3) uint8 BGR; an index that is no class, such as 255, is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.asarray(palette, np.uint8)[:, ::-1]
+    return table[labels.astype(np.uint8)]
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.55
+) -> np.ndarray:
+    """The colours of the classes over the image, (H, W, 3) uint8 BGR."""
+    return cv2.addWeighted(image, 1 - opacity, colourise(labels, palette), opacity, 0)
+
+
+def compare(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+    *,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """One picture: the panels 'image', 'truth' (if given) and 'prediction' above a legend.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        truth: (H, W) class indices, 255 where ignored (black).
+        prediction: (H, W) class indices.
+        classes, palette: names and RGB colours of the class indices.
+
+    Returns:
+        (H', W', 3) uint8 BGR.
+    """
+    panels = {'image': image}
+    if truth is not None:
+        panels['truth'] = colourise(truth, palette)
+    panels['prediction'] = colourise(prediction, palette)
+    scale = max(1.0, _MIN_WIDTH / image.shape[1])
+    columns = []
+    for name, panel in panels.items():
+        if scale > 1:
+            panel = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        title = np.full((_LINE, panel.shape[1], 3), 255, np.uint8)
+        cv2.putText(title, name, (2, _LINE - 7), color=(0, 0, 0), **_TEXT)
+        columns += [np.vstack([title, panel]), np.full((_LINE + panel.shape[0], _GAP, 3), 255, np.uint8)]
+    body = np.hstack(columns[:-1])
+    present = np.unique(prediction if truth is None else np.concatenate([truth.ravel(), prediction.ravel()]))
+    return np.vstack([body, _legend(body.shape[1], present, classes, palette)])
+
+
+def _legend(width: int, present: np.ndarray, classes, palette) -> np.ndarray:
+    """Swatch and name of each class that occurs, in as many lines as it takes."""
+    entries = [(classes[i], palette[i][::-1]) for i in present if i < len(classes)]
+    if any(i >= len(classes) for i in present):
+        entries.append(('ignored', (0, 0, 0)))
+    lines, x = [np.full((_LINE, width, 3), 255, np.uint8)], 2
+    for name, colour in entries:
+        length = 22 + cv2.getTextSize(name, _TEXT['fontFace'], _TEXT['fontScale'], 1)[0][0] + 14
+        if x + length > width and x > 2:
+            lines.append(np.full((_LINE, width, 3), 255, np.uint8))
+            x = 2
+        colour = tuple(int(c) for c in colour)
+        cv2.rectangle(lines[-1], (x, 5), (x + 16, _LINE - 5), colour, -1)
+        cv2.putText(lines[-1], name, (x + 22, _LINE - 7), color=(0, 0, 0), **_TEXT)
+        x += length
+    return np.vstack(lines)
+
+
+def save_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Write a BGR picture, making its folder.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), picture):
+        raise WriteError(f'cannot write {path}. Check the folder and the free space.')

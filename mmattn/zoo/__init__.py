@@ -1,0 +1,1 @@
+"""Published weights: making them and finding them."""

@@ -1,0 +1,148 @@
+"""Publishing: a training checkpoint becomes weights with a hash in their name and a model card."""
+
+import hashlib
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from safetensors.torch import save
+
+from mmattn.engine.checkpoint import load_weights, read_checkpoint, sha256
+from mmattn.engine.runner import build_model
+from mmattn.errors import CheckpointError, WriteError
+from mmattn.visualization.curves import read_scalars
+
+
+def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> dict[str, Path]:
+    """Write the weights of a checkpoint as `.safetensors` and `.pth`, and a model card.
+
+    Names are `<config name>-<first 8 of the file's sha256>`. The same checkpoint gives the same
+    bytes. Both files are read back and compared before this returns.
+
+    Args:
+        config: the config it was trained with; the weights must fit it.
+        checkpoint: what training wrote.
+        out_dir: the folder for the three files.
+
+    Returns:
+        `{'safetensors': path, 'pth': path, 'card': path}`.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the config, or holds nan or inf.
+        WriteError: `out_dir` cannot be written.
+    """
+    model, cfg = build_model(config, checkpoint)
+    content = read_checkpoint(checkpoint)
+    weights = {k: v.cpu().contiguous() for k, v in sorted(model.state_dict().items())}
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            bad = int((~value.isfinite()).sum())
+            raise CheckpointError(f'checkpoint {checkpoint}: {name} holds {bad} non-finite values.')
+    stem, meta = Path(config).stem, content.get('meta', {})
+    names = _names(cfg, meta)
+    notes = dict(format='pt', config=stem, classes=json.dumps(names['classes']))
+    buffer = BytesIO()
+    torch.save(dict(state_dict=weights, meta=dict(config=stem, dataset_meta=names)), buffer)
+    out_dir = Path(out_dir)
+    paths = {
+        'safetensors': _write(out_dir, stem, '.safetensors', save(weights, metadata=notes)),
+        'pth': _write(out_dir, stem, '.pth', buffer.getvalue()),
+    }
+    for path in paths.values():
+        read_back = read_checkpoint(path)['state_dict']
+        load_weights(model, read_back, path)
+        if any(not torch.equal(weights[k], v) for k, v in read_back.items()):
+            raise WriteError(f'{path} does not read back as it was written. Check the disk.')
+    card = _card(stem, cfg, meta, names, Path(checkpoint), paths)
+    paths['card'] = paths['safetensors'].with_suffix('.md')
+    paths['card'].write_text(card, encoding='utf-8')
+    return paths
+
+
+def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    path = folder / f'{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise WriteError(f'cannot write {path}: {reason}. Choose another --out-dir.') from error
+    return path
+
+
+def _names(cfg: Config, meta: dict) -> dict:
+    """Class names and colours, from the checkpoint or else from the data set's class."""
+    from mmengine.registry import DATASETS
+
+    from mmattn.engine.config import dataset_leaves
+
+    leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
+    of_class = DATASETS.get(leaf['type']).METAINFO
+    known = {**of_class, **(leaf.get('metainfo') or {}), **meta.get('dataset_meta', {})}
+    plain = {k: known[k] for k in ('classes', 'palette', 'licence') if known.get(k)}
+    return json.loads(json.dumps(plain))  # tuples and lists alike: the same bytes every time
+
+
+def _measured(checkpoint: Path, stem: str) -> str:
+    """What is known of the checkpoint's quality: a test's record, else the training log."""
+    own = sha256(checkpoint)
+    for folder in checkpoint.parent, Path('work_dirs') / stem:
+        for path in sorted((folder / 'metrics').glob('*.json')):
+            record = json.loads(path.read_text())
+            if record.get('sha256') == own:
+                rows = '\n'.join(f'| {k} | {v} |' for k, v in record['metrics'].items() if '_time' not in k)
+                return (
+                    f'| metric | value |\n|---|---|\n{rows}\n\n'
+                    f'By `{record["command"]}` on {record["hardware"]}, torch {record["torch"]}.'
+                )
+    found = re.search(r'(\d+)$', checkpoint.resolve().stem)
+    logged = read_scalars(checkpoint.resolve().parent).get('mIoU', {})
+    if found and int(found.group()) in logged:
+        return f'mIoU {logged[int(found.group())]} on the validation data, during training.'
+    return 'Not measured: run `tools/test.py` and publish again.'
+
+
+def _card(stem: str, cfg: Config, meta: dict, names: dict, checkpoint: Path, paths: dict) -> str:
+    data = cfg.train_dataloader['dataset']
+    data = data['datasets'][0] if 'datasets' in data else data
+    shown = Config({k: v for k, v in cfg.to_dict().items() if k not in _PRIVATE})
+    files = '\n'.join(f'| `{p.name}` | {p.stat().st_size / 1e6:.1f} MB | `{sha256(p)}` |' for p in paths.values())
+    licence = f'\nLicence of the data: {names["licence"]}.\n' if 'licence' in names else ''
+    return f"""# {stem}
+
+Trained with mmattn, config `configs/{stem}.py`, iteration {meta.get('iter', 'unknown')}.
+
+## Files
+
+| file | size | sha256 |
+|---|---|---|
+{files}
+
+## Metric
+
+{_measured(checkpoint, stem)}
+
+## Data
+
+`{data['type']}` at `{data.get('data_root')}`, {len(names['classes'])} classes: {', '.join(names['classes'])}.
+{licence}
+## Command
+
+```
+{meta.get('command') or 'not recorded'}
+```
+
+Seed {meta.get('seed', 'not recorded')}.
+
+## Config
+
+```python
+{shown.pretty_text.strip()}
+```
+"""
+
+
+_PRIVATE = ('work_dir', 'load_from', 'resume', 'launcher')  # of one machine or one run

@@ -1,0 +1,41 @@
+"""Evaluate a checkpoint on the test data of its config: prints the metrics, and writes them to
+metrics/<checkpoint>.json of the work dir.
+
+Example: python tools/test.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
+"""
+
+import sys
+
+from mmattn.cli import config_options, parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser(__doc__)
+    args.add_argument('config', help='config file')
+    args.add_argument('checkpoint', help='.pth or .safetensors')
+    args.add_argument('--work-dir', help='where the record goes (default: work_dirs/<config name>)')
+    args.add_argument('--out', metavar='PATH', help='a .pkl for all predictions, or a folder for PNGs')
+    args.add_argument('--show-dir', metavar='DIR', help='pictures of image, truth and prediction')
+    config_options(args)
+    args = args.parse_args(argv)
+
+    def task() -> None:
+        from mmattn.engine.runner import test
+
+        metrics = test(
+            args.config,
+            args.checkpoint,
+            work_dir=args.work_dir,
+            out=args.out,
+            show_dir=args.show_dir,
+            options=args.cfg_options,
+            launcher=args.launcher,
+        )
+        for name, value in metrics.items():
+            print(f'{name:24s} {value}')
+
+    return run(task, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Train a config: logs, curves and checkpoints go to the work dir.
+
+Example: python tools/train.py configs/ccnet_r18_street.py
+"""
+
+import sys
+
+from mmattn.cli import config_options, parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser(__doc__)
+    args.add_argument('config', help='config file')
+    args.add_argument('--work-dir', help='where everything goes (default: work_dirs/<config name>)')
+    args.add_argument(
+        '--resume',
+        nargs='?',
+        const='latest',
+        metavar='CHECKPOINT',
+        help="go on from a checkpoint; without a name, the work dir's latest; 'auto': or start fresh",
+    )
+    args.add_argument('--amp', action='store_true', help='mixed precision (GPU)')
+    args.add_argument('--auto-scale-lr', action='store_true', help='learning rate by batch size')
+    args.add_argument('--no-validate', action='store_true', help='no validation during training')
+    args.add_argument('--seed', type=int, help='random seed (default: of the config)')
+    config_options(args)
+    args = args.parse_args(argv)
+
+    def task() -> None:
+        from mmattn.engine.runner import train
+
+        work_dir = train(
+            args.config,
+            work_dir=args.work_dir,
+            resume=args.resume,
+            amp=args.amp,
+            auto_scale_lr=args.auto_scale_lr,
+            options=args.cfg_options,
+            launcher=args.launcher,
+            seed=args.seed,
+            validate=not args.no_validate,
+        )
+        print(f'done: checkpoints, logs and curves.png are in {work_dir}')
+
+    return run(task, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
