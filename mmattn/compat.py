@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 # import name: (distribution of the maintained line, distribution of the original line)
 LINES = {
@@ -35,7 +36,8 @@ def problem() -> str | None:
             )
         if onedl not in found and original not in found and find_spec(module) is None:
             return f'{module} is not installed. Run make setup, or: pip install "mmattn[onedl]"'
-    if find_spec('mmcv._ext') is None:
+    mmcv = Path(find_spec('mmcv').origin).parent
+    if not list(mmcv.glob('_ext.*')):
         return (
             'mmcv was installed without its compiled operators. Run: pip uninstall -y onedl-mmcv mmcv; '
             'pip cache remove onedl_mmcv; pip install --no-build-isolation onedl-mmcv==2.3.6'

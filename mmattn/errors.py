@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 
+from mmattn import compat
+
 
 class Exit(IntEnum):
     """Exit codes of all tools."""
@@ -62,6 +64,8 @@ def explain(error: BaseException) -> tuple[Exit, str] | None:
     """Exit code and sentence of a known failure; None for a bug."""
     if isinstance(error, MmattnError):
         return error.code, str(error)
+    if isinstance(error, ImportError) and compat.problem():
+        return Exit.USAGE, compat.problem()
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, 'interrupted'
     if isinstance(error, OSError) and error.errno in _IO:

@@ -145,9 +145,8 @@ def test(
     work_dir = Path(cfg.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
-    for part in _parts(cfg.model):  # what the checkpoint replaces need not be fetched
-        if checkpoint and part.get('init_cfg'):
-            part['init_cfg'] = None
+    if checkpoint:
+        _drop_pretrained(cfg.model)
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if out and str(out).endswith(('.pkl', '.pickle')):
         evaluators = [*evaluators, dict(type='DumpResults', out_file_path=str(out))]
@@ -193,8 +192,7 @@ def build_model(
 
     cfg = _prepare(config, parse_options(options), 'none', None)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    for part in _parts(cfg.model):
-        part['init_cfg'] = None
+    _drop_pretrained(cfg.model)
     model = MODELS.build(cfg.model)
     content = read_checkpoint(checkpoint)
     load_weights(model, content['state_dict'], checkpoint)
@@ -228,6 +226,8 @@ def _prepare(config, options: dict, launcher: str, work_dir) -> Config:
         if cfg.get(name):
             check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(config).stem)
+    if 'visualizer' in cfg:  # mmengine keeps one per name and process, with the first one's folder
+        cfg.visualizer['name'] = f'{Path(config).stem}_{time.time_ns()}'
     cfg.launcher = launcher
     _use_launcher(cfg, launcher)
     if not (torch.cuda.is_available() and launcher != 'none'):
@@ -323,14 +323,14 @@ def _run(job: Callable):
         raise
 
 
-def _parts(cfg: dict) -> list[dict]:
-    """A model config and every dict in it that builds something."""
-    found = [cfg] if 'type' in cfg else []
+def _drop_pretrained(cfg: dict) -> None:
+    """Fetch no weights that a checkpoint is about to replace."""
     for value in cfg.values():
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, dict):
-                found += _parts(item)
-    return found
+                _drop_pretrained(item)
+    if isinstance(cfg.get('init_cfg'), dict) and cfg['init_cfg'].get('type') == 'Pretrained':
+        cfg['init_cfg'] = None
 
 
 def _is_main() -> bool:

@@ -1,0 +1,67 @@
+"""Tiny data that several tests share, and a seed for everything random."""
+
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).parent / 'golden'
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    """Verdicts on data sets go nowhere that outlives the tests."""
+    from mmattn.datasets import check
+
+    check._CACHE = tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='session')
+def street(tmp_path_factory):
+    """A `street` set of 4 + 2 + 2 scenes of 128x64; shared, so never changed."""
+    from mmattn.datasets.street import generate
+
+    root = tmp_path_factory.mktemp('data') / 'street'
+    generate(root, images=dict(train=4, val=2, test=2), size=(128, 64))
+    return root
+
+
+@pytest.fixture
+def tiny(street):
+    """Options that make a street config run in seconds on the tiny set."""
+    return tiny_options(street)
+
+
+def tiny_options(root) -> dict:
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    options = {f'{name}.dataset.data_root': str(root) for name in loaders}
+    options |= {f'{name}.num_workers': 0 for name in loaders}
+    options |= {f'{name}.persistent_workers': False for name in loaders}
+    return options | {
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': 4,
+        'train_cfg.val_interval': 2,
+        'default_hooks.logger.interval': 1,
+        'default_hooks.checkpoint.interval': 2,
+    }
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Draw every parameter and running statistic at random, zero-initialised ones included."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if not value.is_floating_point():
+                continue
+            noise = torch.randn_like(value)
+            value.copy_(noise.abs() + 0.5 if name.endswith('running_var') else 0.3 * noise)
+    return module
