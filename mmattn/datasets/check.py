@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -72,8 +72,7 @@ def _check_segmentation(dataset, kind: str, where: str) -> None:
     for folder in [Path(dataset.data_root or '.'), *folders.values()]:
         if not folder.is_dir():
             raise DataError(f'data set {kind} ({where}): {folder} does not exist. {remedy}')
-    dataset.full_init()
-    pairs = [(d['img_path'], d['seg_map_path']) for d in map(dataset.get_data_info, range(len(dataset)))]
+    pairs = [(d['img_path'], d['seg_map_path']) for d in dataset.load_data_list()]
     if not pairs:
         raise DataError(
             f'data set {kind} ({where}): no image *{dataset.img_suffix} below {folders["img_path"]}. {remedy}'
@@ -92,8 +91,8 @@ def _check_segmentation(dataset, kind: str, where: str) -> None:
     cache = _CACHE / f'{_fingerprint(pairs, sorted(allowed))}.json'
     if cache.exists():
         return
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        results = pool.map(work, pairs, chunksize=16)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding frees the GIL
+        results = pool.map(work, pairs)
         title = f'checking {folders["img_path"]}'
         problems = [p for p in track(results, total=len(pairs), title=title) if p]
     if problems:

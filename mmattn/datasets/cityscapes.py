@@ -1,7 +1,7 @@
 """Checking a Cityscapes download and making its train ids with cityscapesScripts' class table."""
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,8 @@ def prepare_cityscapes(root: str | Path, say: Callable[[str], None] = print) -> 
     if not counts['train'] or not counts['val']:
         raise DataError(f'Cityscapes: no image in {root}/leftImg8bit. Unpack {PACKAGES} into {root}.')
     if todo:
-        with ProcessPoolExecutor() as pool:
-            for _ in track(pool.map(_make_train_ids, todo, chunksize=8), total=len(todo), title='train ids'):
+        with ThreadPoolExecutor() as pool:  # decoding and encoding free the GIL
+            for _ in track(pool.map(_make_train_ids, todo), total=len(todo), title='train ids'):
                 pass
     return counts
 

@@ -13,6 +13,7 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -502,7 +503,9 @@ def generate(
     mark.write_text(json.dumps(dict(images=images, size=size, seed=seed)) + '\n')
     jobs = [(split, index) for split, count in images.items() for index in range(count)]
     work = partial(_write, str(root), seed, width, height)
-    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), max(len(jobs), 1))) as pool:
+    workers = min(len(os.sched_getaffinity(0)), max(len(jobs), 1))
+    # spawn: a fork of a process that runs threads, as torch does, can hang
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
         done = track(pool.map(work, jobs, chunksize=4), total=len(jobs), title=f'street -> {root}')
         results = dict(zip(jobs, done))
     categories = [dict(id=ID[name], name=name) for name in THINGS]
