@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -33,10 +34,11 @@ def read_checkpoint(path: str | Path) -> dict:
             return dict(state_dict=load_file(path))
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if 'Unsupported' in str(error) or 'not an allowed global' in str(error):
+        code = re.search(r'GLOBAL (\S+)', str(error))
+        if code:
             raise CheckpointError(
-                f'checkpoint {path} holds more than tensors and plain values: it is refused, as '
-                'loading it could execute code. Ask its author for safetensors.'
+                f'checkpoint {path} holds more than tensors and plain values ({code.group(1)}): it is '
+                'refused, as loading it could execute code. Ask its author for safetensors.'
             ) from error
         raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
     except Exception as error:  # the readers raise many kinds, down to IndexError

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import DefaultScope, Registry, root
 from mmengine.runner import LogProcessor, Runner
 from torch.utils.data import DataLoader
@@ -48,6 +49,7 @@ _PLAIN_DICTS = {
 }
 # Keys that the builders take out of a dict before the class sees it.
 _BUILDER_KEYS = {'type', '_scope_', 'priority', 'requires_grad', 'convert_to_iter_based', 'postfix'}
+_SWALLOW = {CheckpointHook}  # accept any keyword and read none of it
 _REGISTRIES = [value for value in vars(root).values() if isinstance(value, Registry)]
 
 
@@ -79,7 +81,7 @@ def parse_options(options: dict | Iterable[str] | None) -> dict:
     Raises:
         UsageError: not of the form key=value.
     """
-    if options is None or isinstance(options, dict):
+    if not options or isinstance(options, dict):
         return options or {}
     for pair in options:
         if not pair.partition('=')[1]:
@@ -183,7 +185,7 @@ def _arguments(cls) -> set[str] | None:
         except ValueError:
             return None
         names |= {p.name for p in parameters}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if base in _SWALLOW or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names
     return None
 

@@ -1,0 +1,85 @@
+import pytest
+
+from mmattn.engine.config import check_config, load_config, parse_options, replace_type
+from mmattn.errors import UsageError
+from tests.conftest import ROOT
+
+CONFIG = ROOT / 'configs' / 'ccnet_r18_street.py'
+
+
+def checked(options=(), path=CONFIG):
+    options = parse_options(list(options))
+    cfg = load_config(path, options)
+    check_config(cfg, {key.split('.')[0] for key in options})
+    return cfg
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
+def test_every_config_is_read_to_the_last_key(path):
+    checked(path=path)
+
+
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        ('optim_wrapper.optimizer.lrr=1', 'optim_wrapper.optimizer.lrr is read by nobody: AdamW .* mean lr?'),
+        ('model.decode_head.recurence=1', 'mmattn.CCHead has no recurence. Did you mean recurrence?'),
+        ('model.decode_head.type=mmattn.CChead', "'mmattn.CChead' is not registered. Did you mean mmattn.CCHead"),
+        ('train_dataloader.batchsize=1', 'train_dataloader has no batchsize. Did you mean batch_size?'),
+        ('train_dataloader.dataset.data_rot=x', 'CityscapesDataset has no data_rot. Did you mean data_root?'),
+        ('train_dataloader.dataset.pipeline.3.cropsize=1', 'RandomCrop has no cropsize. Did you mean crop_size'),
+        ('model.backbone.norm_cfg.epps=1', 'has no epps. Did you mean eps?'),
+        ('val_evaluator.iou_metric=mIoU', 'mmattn.IoUMetric has no iou_metric. Did you mean iou_metrics?'),
+        ('randomness.sed=1', 'randomness has no sed. Did you mean seed?'),
+        ('model.test_cfg.strid=3', 'has no strid. Did you mean stride?'),
+        ('trian_cfg.max_iters=3', 'trian_cfg is read by nobody. Did you mean train_cfg?'),
+        ('crop_size=3', 'crop_size is read by nobody. It is a variable of the file'),
+        ('data_root=elsewhere', 'data_root is read by nobody. It is a variable of the file'),
+        ('default_hooks.checkpoint.save_bst=mIoU', 'has no save_bst. Did you mean save_best?'),
+        ('param_scheduler.1.powr=2', 'PolyLR has no powr. Did you mean power?'),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused(option, message):
+    with pytest.raises(UsageError, match=message):
+        checked([option])
+
+
+def test_a_misspelled_variable_in_a_file(tmp_path):
+    text = CONFIG.read_text().replace("'_base_/", f"'{ROOT}/configs/_base_/")
+    (tmp_path / 'a.py').write_text(text + '\nmax_itres = 3\n')
+    with pytest.raises(UsageError, match='max_itres is read by nobody'):
+        checked(path=tmp_path / 'a.py')
+
+
+def test_a_parents_variable_set_again_is_refused(tmp_path):
+    text = CONFIG.read_text().replace("'_base_/", f"'{ROOT}/configs/_base_/")
+    (tmp_path / 'a.py').write_text(text + "\ndata_root = 'elsewhere'\n")
+    with pytest.raises(UsageError, match='data_root is read by nobody'):
+        checked(path=tmp_path / 'a.py')
+
+
+def test_missing_file_names_the_nearest():
+    with pytest.raises(UsageError, match='does not exist. Did you mean ccnet_r18_street?'):
+        load_config(CONFIG.with_name('ccnet_r18_stret.py'))
+
+
+def test_a_file_that_does_not_parse(tmp_path):
+    (tmp_path / 'a.py').write_text('model = dict(\n')
+    with pytest.raises(UsageError, match='a.py cannot be read'):
+        load_config(tmp_path / 'a.py')
+
+
+def test_options_are_never_executed(tmp_path):
+    marker = tmp_path / 'marker'
+    code = f'__import__("pathlib").Path("{marker}").touch()'
+    assert checked([f'train_dataloader.dataset.data_root={code}'])
+    assert not marker.exists()
+    with pytest.raises(UsageError, match='--cfg-options lr: write key=value'):
+        parse_options(['lr'])
+
+
+def test_replace_type_reaches_every_depth():
+    cfg = load_config(CONFIG)
+    assert replace_type(cfg.model, 'SyncBN', 'BN') == 3
+    assert replace_type(cfg.model, 'SyncBN', 'BN') == 0
+    assert cfg.model.decode_head.norm_cfg.type == 'BN'

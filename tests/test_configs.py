@@ -1,0 +1,99 @@
+"""Every config trains and tests one step of its real network on tiny data."""
+
+import pytest
+
+from mmattn.engine.runner import test as evaluate
+from mmattn.engine.runner import train
+from tests.conftest import ROOT, tiny_options
+
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+STEP = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1}
+
+
+def step_options(path, root) -> dict:
+    options = tiny_options(root) | STEP | {'default_hooks.checkpoint.interval': 1}
+    size = (65, 65)
+    options['model.data_preprocessor.size'] = size
+    for name, value in {'crop_size': size}.items():
+        options[f'train_dataloader.dataset.pipeline.3.{name}'] = value
+    options['train_dataloader.dataset.pipeline.2.scale'] = (128, 64)
+    if 'r18' not in path.stem:
+        options['model.backbone.init_cfg'] = None
+        options['model.test_cfg.crop_size'] = size
+        options['model.test_cfg.stride'] = (43, 43)
+    return options
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_trains_and_tests_a_step(path, street, tmp_path, camvid_like):
+    options = step_options(path, street)
+    if path.stem.endswith('camvid'):
+        options = camvid_like(options)
+    work_dir = train(path, work_dir=tmp_path, options=options)
+    metrics = evaluate(path, work_dir / 'iter_1.pth', work_dir=tmp_path, options=options)
+    assert 0 <= metrics['mIoU'] <= 100
+    assert (work_dir / 'curves.png').stat().st_size > 10_000
+
+
+@pytest.fixture
+def camvid_like(tmp_path):
+    """The tiny options for the two-part CamVid config, on two generated images a split."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    root = tmp_path / 'camvid'
+    for split in 'train', 'val', 'test':
+        for kind, mode in ('images', (90, 120, 3)), ('labels', (90, 120)):
+            (root / kind / split).mkdir(parents=True)
+            for stem in 'a', 'b':
+                values = rng.integers(0, 11 if kind == 'labels' else 256, mode, np.uint8)
+                suffix = 'png' if kind == 'labels' else 'jpg'
+                Image.fromarray(values).save(root / kind / split / f'{stem}.{suffix}')
+
+    def adapt(options):
+        changed = {}
+        for key, value in options.items():
+            if key.startswith('train_dataloader.dataset.'):
+                for part in 0, 1:
+                    changed[key.replace('.dataset.', f'.dataset.datasets.{part}.')] = value
+            else:
+                changed[key] = value
+        return {k: str(root) if k.endswith('data_root') else v for k, v in changed.items()}
+
+    return adapt
+
+
+def test_configs_are_one_step_from_their_parents():
+    import ast
+
+    for path in CONFIGS:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        assert path.stem.isidentifier()
+    for path in (ROOT / 'configs' / '_base_').rglob('*.py'):
+        assert '_base_' not in {
+            t.id for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign) for t in n.targets
+        }
+
+
+def test_ccnet_and_its_baseline_differ_in_the_head_alone():
+    from mmengine.config import Config
+
+    for data in 'street', 'camvid':
+        ccnet, fcn = (Config.fromfile(ROOT / f'configs/{m}_r18_{data}.py').to_dict() for m in ('ccnet', 'fcn'))
+        heads = [cfg['model'].pop('decode_head') for cfg in (ccnet, fcn)]
+        assert ccnet == fcn
+        assert heads[0].pop('type') == 'mmattn.CCHead' and heads[0].pop('recurrence') == 2
+        assert heads[1].pop('type') == 'FCNHead'
+        assert heads[0] == heads[1]
+
+
+def test_no_config_pairs_class_weight_with_avg_non_ignore():
+    """onedl-mmsegmentation 1.4.2 raises an IndexError for the pair."""
+    from mmengine.config import Config
+
+    for path in CONFIGS:
+        model = Config.fromfile(path).model
+        for head in model.decode_head, model.auxiliary_head:
+            assert not (head.loss_decode.get('class_weight') and head.loss_decode.get('avg_non_ignore'))
