@@ -9,7 +9,7 @@ from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 from mmattn.visualization.comparison import overlay, save_picture
 
-from .runner import _check_writable, build_model
+from .runner import build_model, check_writable, dataset_meta
 
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 
@@ -44,11 +44,11 @@ def infer(
 
     source, out_dir = Path(source), Path(out_dir)
     images = _images(source)
-    _check_writable(out_dir)
+    check_writable(out_dir)
     model, cfg = build_model(config, checkpoint, options)
     if not hasattr(model, 'decode_head'):
         raise UsageError(f'{config} is no segmentor: tools/infer.py shows segmentation.')
-    palette = _palette(cfg)
+    palette = dataset_meta(cfg)['palette']
     written, unreadable = [], []
     for path in track(images, total=len(images), title=f'infer -> {out_dir}'):
         image = cv2.imread(str(path))
@@ -80,11 +80,3 @@ def _images(source: Path) -> list[Path]:
         raise DataError(f'image {source} does not exist.')
     return [source]
 
-
-def _palette(cfg) -> list:
-    from mmengine.registry import DATASETS
-
-    from .config import dataset_leaves
-
-    leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
-    return DATASETS.build(dict(leaf, lazy_init=True, pipeline=[])).metainfo['palette']

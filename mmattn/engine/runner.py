@@ -22,7 +22,7 @@ from mmattn.datasets.check import check_classes, check_data
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 
 from .checkpoint import load_weights, read_checkpoint, sha256
-from .config import check_config, load_config, parse_options, replace_type
+from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -102,7 +102,7 @@ def train(
         else:
             read_checkpoint(found)
             cfg.resume, cfg.load_from = True, str(found)
-    _check_writable(work_dir)
+    check_writable(work_dir)
     if _is_main():
         for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
             check_data(cfg[name]['dataset'], name)
@@ -158,7 +158,7 @@ def test(
         cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
     for folder in (work_dir, show_dir, Path(out).parent if out else None):
         if folder:
-            _check_writable(Path(folder))
+            check_writable(Path(folder))
     if checkpoint:
         read_checkpoint(checkpoint)
     if _is_main():
@@ -198,6 +198,14 @@ def build_model(
     load_weights(model, content['state_dict'], checkpoint)
     model.cfg = cfg
     return model.to(get_device()).eval(), cfg
+
+
+def dataset_meta(cfg: Config) -> dict:
+    """Classes, palette and whatever else the test data of a config say about themselves."""
+    from mmengine.registry import DATASETS
+
+    leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
+    return DATASETS.build(dict(leaf, lazy_init=True, pipeline=[])).metainfo
 
 
 def hardware() -> str:
@@ -281,7 +289,12 @@ def _scale_lr(cfg: Config, enable: bool) -> None:
         )
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Make a folder and see that it can be written to.
+
+    Raises:
+        WriteError: it cannot.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):

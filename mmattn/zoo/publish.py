@@ -11,7 +11,7 @@ from mmengine.config import Config
 from safetensors.torch import save
 
 from mmattn.engine.checkpoint import load_weights, read_checkpoint, sha256
-from mmattn.engine.runner import build_model
+from mmattn.engine.runner import build_model, dataset_meta
 from mmattn.errors import CheckpointError, WriteError
 from mmattn.visualization.curves import read_scalars
 
@@ -43,7 +43,8 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
             raise CheckpointError(f'checkpoint {checkpoint}: {name} holds {bad} non-finite values.')
     stem, meta = Path(config).stem, content.get('meta', {})
     names = _names(cfg, meta)
-    notes = dict(format='pt', config=stem, classes=json.dumps(names['classes']))
+    # one entry: safetensors writes several in an order that changes from process to process
+    notes = dict(mmattn=json.dumps(dict(config=stem, dataset_meta=names), sort_keys=True))
     buffer = BytesIO()
     torch.save(dict(state_dict=weights, meta=dict(config=stem, dataset_meta=names)), buffer)
     out_dir = Path(out_dir)
@@ -74,14 +75,8 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
 
 
 def _names(cfg: Config, meta: dict) -> dict:
-    """Class names and colours, from the checkpoint or else from the data set's class."""
-    from mmengine.registry import DATASETS
-
-    from mmattn.engine.config import dataset_leaves
-
-    leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
-    of_class = DATASETS.get(leaf['type']).METAINFO
-    known = {**of_class, **(leaf.get('metainfo') or {}), **meta.get('dataset_meta', {})}
+    """Class names and colours, from the checkpoint or else from the data of the config."""
+    known = {**dataset_meta(cfg), **meta.get('dataset_meta', {})}
     plain = {k: known[k] for k in ('classes', 'palette', 'licence') if known.get(k)}
     return json.loads(json.dumps(plain))  # tuples and lists alike: the same bytes every time
 
