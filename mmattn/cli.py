@@ -26,9 +26,7 @@ def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> N
         help='change the config, e.g. train_dataloader.batch_size=2',
     )
     if launcher:
-        args.add_argument(
-            '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'
-        )
+        args.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
         args.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
 
 

@@ -77,16 +77,24 @@ def demo(
     _stack(pictures[:_SHOWN], overview)
 
     minutes = (time.monotonic() - start) / 60
-    table = Table(title=f'street, {len(pictures)} test scenes; {hardware()}; {minutes:.1f} min in all')
+    table = Table(
+        title=f'street, {len(pictures)} test scenes; {hardware()}; {minutes:.1f} min in all'
+    )
     for column in 'network', 'mIoU (%)', 'training (s)':
         table.add_column(column, justify='left' if column == 'network' else 'right')
-    table.add_row('CCNet, ResNet-18 (ccnet_r18_street)', f'{scores["ccnet"]:.2f}', f'{seconds["ccnet"]:.0f}')
-    table.add_row('FCN, ResNet-18 (fcn_r18_street)', f'{scores["fcn"]:.2f}', f'{seconds["fcn"]:.0f}')
+    table.add_row(
+        'CCNet, ResNet-18 (ccnet_r18_street)', f'{scores["ccnet"]:.2f}', f'{seconds["ccnet"]:.0f}'
+    )
+    table.add_row(
+        'FCN, ResNet-18 (fcn_r18_street)', f'{scores["fcn"]:.2f}', f'{seconds["fcn"]:.0f}'
+    )
     table.add_row('CCNet before training', f'{scores["untrained"]:.2f}', '')
     console.print(table)
     lies = Table(show_header=False, box=None)
     lies.add_row('scenes', str(data))
-    lies.add_row('logs, curves, checkpoints', ', '.join(f'{out_dir / c.stem}' for c in configs.values()))
+    lies.add_row(
+        'logs, curves, checkpoints', ', '.join(f'{out_dir / c.stem}' for c in configs.values())
+    )
     lies.add_row('published weights and card', '\n'.join(str(p) for p in files.values()))
     lies.add_row('image, truth, prediction', f'{overview} and {out_dir / "pictures"}')
     console.print(lies)

@@ -73,7 +73,10 @@ def test_configs_are_one_step_from_their_parents():
         assert path.stem.isidentifier()
     for path in (ROOT / 'configs' / '_base_').rglob('*.py'):
         assert '_base_' not in {
-            t.id for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign) for t in n.targets
+            t.id
+            for n in ast.parse(path.read_text()).body
+            if isinstance(n, ast.Assign)
+            for t in n.targets
         }
 
 
@@ -81,7 +84,9 @@ def test_ccnet_and_its_baseline_differ_in_the_head_alone():
     from mmengine.config import Config
 
     for data in 'street', 'camvid':
-        ccnet, fcn = (Config.fromfile(ROOT / f'configs/{m}_r18_{data}.py').to_dict() for m in ('ccnet', 'fcn'))
+        ccnet, fcn = (
+            Config.fromfile(ROOT / f'configs/{m}_r18_{data}.py').to_dict() for m in ('ccnet', 'fcn')
+        )
         heads = [cfg['model'].pop('decode_head') for cfg in (ccnet, fcn)]
         assert ccnet == fcn
         assert heads[0].pop('type') == 'mmattn.CCHead' and heads[0].pop('recurrence') == 2
@@ -96,4 +101,6 @@ def test_no_config_pairs_class_weight_with_avg_non_ignore():
     for path in CONFIGS:
         model = Config.fromfile(path).model
         for head in model.decode_head, model.auxiliary_head:
-            assert not (head.loss_decode.get('class_weight') and head.loss_decode.get('avg_non_ignore'))
+            assert not (
+                head.loss_decode.get('class_weight') and head.loss_decode.get('avg_non_ignore')
+            )

@@ -56,7 +56,9 @@ def test_training_leaves_all_that_a_user_needs(trained):
     assert list(work_dir.glob('*/*.log')) and list(work_dir.rglob('events.out.tfevents*'))
     content = torch.load(work_dir / 'iter_4.pth', weights_only=True)
     assert content['meta']['seed'] == 3 and content['meta']['iter'] == 4
-    assert content['meta']['command'].startswith(f'python tools/train.py {CONFIG} --seed 3 --cfg-options ')
+    assert content['meta']['command'].startswith(
+        f'python tools/train.py {CONFIG} --seed 3 --cfg-options '
+    )
 
 
 def test_test_writes_metrics_predictions_and_pictures(trained, tmp_path, capsys):
@@ -79,7 +81,9 @@ def test_infer_on_an_image_and_a_folder(trained, street, tmp_path):
     work_dir, options = trained
     folder = street / 'leftImg8bit' / 'test'
     checkpoint = str(work_dir / 'best.pth')
-    assert tool('infer')([CONFIG, checkpoint, str(folder), '--out-dir', str(tmp_path), *options]) == 0
+    assert (
+        tool('infer')([CONFIG, checkpoint, str(folder), '--out-dir', str(tmp_path), *options]) == 0
+    )
     found = sorted((tmp_path / 'overlay').rglob('*.png'))
     assert len(found) == 2
     labels = cv2.imread(str(found[0]).replace('overlay', 'labels'), cv2.IMREAD_UNCHANGED)
@@ -95,7 +99,13 @@ def test_infer_names_what_it_cannot_read_and_does_the_rest(trained, street, tmp_
     folder = tmp_path / 'photos'
     shutil.copytree(street / 'leftImg8bit' / 'test' / 'street', folder)
     (folder / 'broken.jpg').write_bytes(b'\xff\xd8nothing')
-    arguments = [CONFIG, str(work_dir / 'best.pth'), str(folder), '--out-dir', str(tmp_path / 'out')]
+    arguments = [
+        CONFIG,
+        str(work_dir / 'best.pth'),
+        str(folder),
+        '--out-dir',
+        str(tmp_path / 'out'),
+    ]
     assert tool('infer')([*arguments, *options]) == 3
     assert '1 of 3 images cannot be read' in capsys.readouterr().err
     assert len(list((tmp_path / 'out' / 'overlay').glob('*.png'))) == 2
@@ -140,7 +150,9 @@ def refused(capsys, code, pattern, name, *arguments):
 
 
 def test_no_data_is_exit_3(tmp_path, capsys):
-    missing = [f'{x}_dataloader.dataset.data_root={tmp_path}/none' for x in ('train', 'val', 'test')]
+    missing = [
+        f'{x}_dataloader.dataset.data_root={tmp_path}/none' for x in ('train', 'val', 'test')
+    ]
     refused(
         capsys, 3, 'none does not exist. .*prepare_data.py cityscapes --root DIR',
         'train', 'configs/ccnet_r101_cityscapes.py', '--work-dir', tmp_path / 'w', '--cfg-options', *missing,
@@ -150,10 +162,18 @@ def test_no_data_is_exit_3(tmp_path, capsys):
 @pytest.mark.parametrize(
     'option, code, pattern',
     [
-        ('model.decode_head.num_classes=7', 2, r'model.decode_head.num_classes=7 does not fit the data'),
+        (
+            'model.decode_head.num_classes=7',
+            2,
+            r'model.decode_head.num_classes=7 does not fit the data',
+        ),
         ('optim_wrapper.optimizer.lrr=1', 2, 'lrr is read by nobody'),
         ('model.decode_head.channels=4', 2, 'cannot be built: .*in_channels=4, allowed 8'),
-        ('train_dataloader.dataset.data_prefix.seg_map_path=gtFine/nowhere', 3, 'gtFine/nowhere does not exist'),
+        (
+            'train_dataloader.dataset.data_prefix.seg_map_path=gtFine/nowhere',
+            3,
+            'gtFine/nowhere does not exist',
+        ),
     ],
 )
 def test_wrong_options(tiny, tmp_path, capsys, option, code, pattern):
@@ -177,7 +197,16 @@ def test_damaged_image_is_named_before_training(street, tmp_path, capsys):
     image = sorted((root / 'leftImg8bit' / 'train').rglob('*.png'))[2]
     image.write_bytes(image.read_bytes()[:-40])
     options = flags(tiny_options(root))
-    refused(capsys, 3, f'image .*{image.name} is cut short', 'train', CONFIG, '--work-dir', tmp_path / 'w', *options)
+    refused(
+        capsys,
+        3,
+        f'image .*{image.name} is cut short',
+        'train',
+        CONFIG,
+        '--work-dir',
+        tmp_path / 'w',
+        *options,
+    )
 
 
 def test_image_damaged_inside_is_named_in_training(street, tmp_path, capsys):
@@ -188,7 +217,16 @@ def test_image_damaged_inside_is_named_in_training(street, tmp_path, capsys):
         data[33:-60] = bytes(len(data) - 93)  # header and end are sound
         image.write_bytes(data)
     options = flags(tiny_options(root) | {'train_dataloader.num_workers': 1})
-    refused(capsys, 3, r'image .*_leftImg8bit.png', 'train', CONFIG, '--work-dir', tmp_path / 'w', *options)
+    refused(
+        capsys,
+        3,
+        r'image .*_leftImg8bit.png',
+        'train',
+        CONFIG,
+        '--work-dir',
+        tmp_path / 'w',
+        *options,
+    )
 
 
 @pytest.mark.parametrize('name', ['test', 'infer', 'publish'])
@@ -301,7 +339,9 @@ def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path
     image = cv2.imread(str(next((street / 'leftImg8bit').rglob('*.png'))))
     mine, other = (inference_model(m, image).seg_logits.data for m in (ours, theirs))
     assert np.isfinite(other).all()
-    torch.testing.assert_close(mine / other.abs().max(), other / other.abs().max(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        mine / other.abs().max(), other / other.abs().max(), rtol=0, atol=1e-5
+    )
 
 
 def test_the_whole_demo(tmp_path, capsys):

@@ -131,7 +131,7 @@ def run(
         if not check:
             return False
         tail = LOG.read_text(encoding='utf-8', errors='replace').splitlines()[-200:]
-        errors = [line.strip() for line in tail if re.search(r'\b(error|ERROR)\b', line)]
+        errors = [line.strip() for line in tail if re.search(r'(\w*Error|ERROR|error): ', line)]
         cause = errors[-1][:300] if errors else f'exit code {process.returncode}'
         fail(f'{title.strip()} failed: {cause}. {hint}The whole output is in {LOG}.', 1)
     ticker.done()
@@ -305,7 +305,10 @@ def main() -> int:
     run('  mmattn, editable', '5 s', editable)
     say("  proving mmcv's compiled operators and the imports")
     if not answers(PROOF):  # the packages above may have replaced what it was compiled against
-        fail(f"mmcv's compiled operators no longer run, see {LOG}. Remove .venv and run make setup.", 1)
+        fail(
+            f"mmcv's compiled operators no longer run, see {LOG}. Remove .venv and run make setup.",
+            1,
+        )
     if not answers('import mmengine, mmcv, mmdet, mmseg, mmattn'):
         fail(f'the packages do not import together. Remove {VENV} and run make setup again.', 1)
     STAMP.write_text(fingerprint())

@@ -76,7 +76,10 @@ def prepare_camvid(
 
 
 def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    layouts = (root / 'images' / split, root / 'labels' / split), (root / split, root / f'{split}annot')
+    layouts = (
+        (root / 'images' / split, root / 'labels' / split),
+        (root / split, root / f'{split}annot'),
+    )
     images, labels = next((pair for pair in layouts if pair[0].is_dir()), (None, None))
     if images is None:
         raise DataError(
@@ -105,7 +108,9 @@ def _copy(image: Path, label: Path, out: Path, split: str) -> None:
     values[values == _VOID] = 255
     wrong = sorted(set(np.unique(values)) - set(range(len(CLASSES))) - {255})
     if values.ndim != 2 or wrong:
-        raise DataError(f'label {wrong[0] if wrong else "map"} in {label} is none of CamVid (0..11).')
+        raise DataError(
+            f'label {wrong[0] if wrong else "map"} in {label} is none of CamVid (0..11).'
+        )
     Image.fromarray(values).save(out / 'labels' / split / label.name)
     target = out / 'images' / split / f'{image.stem}.jpg'
     if image.suffix == '.jpg':

@@ -51,7 +51,9 @@ def prepare_cityscapes(root: str | Path, say: Callable[[str], None] = print) -> 
         note = '' if len(images) == expected else f' (the original set has {expected})'
         say(f'{split}: {len(images)} images{note}')
     if not counts['train'] or not counts['val']:
-        raise DataError(f'Cityscapes: no image in {root}/leftImg8bit. Unpack {PACKAGES} into {root}.')
+        raise DataError(
+            f'Cityscapes: no image in {root}/leftImg8bit. Unpack {PACKAGES} into {root}.'
+        )
     if todo:
         with ThreadPoolExecutor() as pool:  # decoding and encoding free the GIL
             for _ in track(pool.map(_make_train_ids, todo), total=len(todo), title='train ids'):
@@ -68,7 +70,7 @@ def _make_train_ids(path: str) -> None:
 
     table = np.full(256, 255, np.uint8)
     for label in labels:
-        if 0 <= label.id and 0 <= label.trainId:
+        if label.id >= 0 and label.trainId >= 0:
             table[label.id] = label.trainId
     try:
         with Image.open(path) as image:

@@ -70,9 +70,13 @@ class Scene:
 
     def tint(self, colour: np.ndarray, z: float, shade: float = 1.0) -> tuple:
         mix = 1 - np.exp(-max(z, 0) / self.sight)
-        return tuple(float(v) for v in np.clip((1 - mix) * shade * colour + mix * self.haze, 0, 255))
+        return tuple(
+            float(v) for v in np.clip((1 - mix) * shade * colour + mix * self.haze, 0, 255)
+        )
 
-    def polygons(self, corners: np.ndarray, colour, ident: int, z: float, shade: float = 1.0) -> None:
+    def polygons(
+        self, corners: np.ndarray, colour, ident: int, z: float, shade: float = 1.0
+    ) -> None:
         """Fill polygons given by (K, P, 3) world corners."""
         self.fill(self.project(corners), self.tint(colour, z, shade), ident)
 
@@ -139,7 +143,9 @@ class Scene:
                 cv2.ellipse(target, centre, (int(half), int(2 * up)), 0, 0, 360, value, -1)
 
     def paint_sky(self) -> None:
-        top = np.array([self.rng.uniform(150, 250), self.rng.uniform(120, 200), self.rng.uniform(90, 190)])
+        top = np.array(
+            [self.rng.uniform(150, 250), self.rng.uniform(120, 200), self.rng.uniform(90, 190)]
+        )
         if self.rng.random() < 0.4:  # overcast
             top[:] = self.rng.uniform(130, 230)
         ramp = np.linspace(0, 1, self.height)[:, None, None] ** 0.7
@@ -177,7 +183,10 @@ class Scene:
         for _ in range(rng.integers(0, 6)):  # shadows and patches on the road
             x, z = rng.uniform(-self.road, self.road), rng.uniform(3, 40)
             u, v = self.project(np.array([x, 0, z]))
-            axes = (int(rng.uniform(0.5, 2.5) * self.focal / z), max(1, int(0.5 * self.focal / z**1.5)))
+            axes = (
+                int(rng.uniform(0.5, 2.5) * self.focal / z),
+                max(1, int(0.5 * self.focal / z**1.5)),
+            )
             patch = np.zeros(self.ids.shape, np.uint8)
             cv2.ellipse(patch, (int(u), int(v)), axes, 0, 0, 360, 1, -1)
             dark = (patch > 0) & (self.ids == ID['road'])
@@ -204,13 +213,19 @@ class Scene:
             for z in np.arange(z1, z0, -3.5):
                 self.tree(x + np.sign(x) * rng.uniform(0, 3), z, rng.uniform(4, 11))
             return
-        height = dict(building=rng.uniform(5, 22), wall=rng.uniform(1.2, 3), fence=rng.uniform(1, 2.2))[kind]
+        height = dict(
+            building=rng.uniform(5, 22), wall=rng.uniform(1.2, 3), fence=rng.uniform(1, 2.2)
+        )[kind]
         colour = self.colour(50, 220, 35)
         quad = [[x, 0, z0], [x, 0, z1], [x, height, z1], [x, height, z0]]
         if kind == 'fence':
             posts = np.arange(z0, z1, 0.45)
-            bars = [[[x, 0, z], [x, 0, z + 0.25], [x, height, z + 0.25], [x, height, z]] for z in posts]
-            self.fill(self.project(np.array([quad])), self.tint(colour * 0.6, z0, shade), ID['fence'])
+            bars = [
+                [[x, 0, z], [x, 0, z + 0.25], [x, height, z + 0.25], [x, height, z]] for z in posts
+            ]
+            self.fill(
+                self.project(np.array([quad])), self.tint(colour * 0.6, z0, shade), ID['fence']
+            )
             self.polygons(np.array(bars), colour, ID['fence'], z0, shade)
             return
         self.polygons(np.array([quad]), colour, ID[kind], (z0 + z1) / 2, shade)
@@ -240,7 +255,16 @@ class Scene:
             dx, dy = rng.normal(0, 0.16 * height), rng.normal(0, 0.13 * height)
             radius = height * rng.uniform(0.10, 0.22)
             shade = rng.uniform(0.6, 1.15)
-            self.ellipse(x + dx, 0.7 * height + dy, z, radius, radius * rng.uniform(0.7, 1.1), green, ID['vegetation'], shade)
+            self.ellipse(
+                x + dx,
+                0.7 * height + dy,
+                z,
+                radius,
+                radius * rng.uniform(0.7, 1.1),
+                green,
+                ID['vegetation'],
+                shade,
+            )
 
     def furniture(self, side: int) -> list:
         """Trees, poles, lights, signs and pedestrians on one side."""
@@ -253,14 +277,20 @@ class Scene:
             out.append((z, partial(self.pole, x, z, rng.choice(['lamp', 'light', 'sign', 'sign']))))
         for _ in range(rng.integers(1, 7)):
             on_walk = rng.random() < 0.85
-            x = side * rng.uniform(self.road + 0.4, self.walk) if on_walk else rng.uniform(-1, 1) * self.road
+            x = (
+                side * rng.uniform(self.road + 0.4, self.walk)
+                if on_walk
+                else rng.uniform(-1, 1) * self.road
+            )
             z = rng.uniform(3.5, 35)
             out.append((z, partial(self.person, x, z)))
         return out
 
     def pole(self, x: float, z: float, kind: str) -> None:
         rng = self.rng
-        height = dict(lamp=rng.uniform(5, 8), light=rng.uniform(2.8, 4), sign=rng.uniform(2.0, 3.0))[kind]
+        height = dict(
+            lamp=rng.uniform(5, 8), light=rng.uniform(2.8, 4), sign=rng.uniform(2.0, 3.0)
+        )[kind]
         grey = self.colour(50, 160, 12)
         self.stroke([[x, 0], [x, height]], z, rng.uniform(0.09, 0.16), grey, ID['pole'])
         if kind == 'lamp':
@@ -268,7 +298,12 @@ class Scene:
             self.stroke([[x, height], [arm, height + 0.2]], z, 0.1, grey, ID['pole'])
         elif kind == 'light':
             at = dict(ident=ID['light'], z=z)
-            body = [[x - 0.2, height - 1], [x + 0.2, height - 1], [x + 0.2, height], [x - 0.2, height]]
+            body = [
+                [x - 0.2, height - 1],
+                [x + 0.2, height - 1],
+                [x + 0.2, height],
+                [x - 0.2, height],
+            ]
             shape = np.column_stack([body, np.full(4, z)])[None]
             self.polygons(shape, np.full(3, 25.0), ID['light'], z)
             lamp = rng.integers(3)
@@ -276,11 +311,16 @@ class Scene:
             self.ellipse(x, height - 0.2 - 0.3 * lamp, rx=0.11, ry=0.11, colour=glow, **at)
         else:
             radius = rng.uniform(0.28, 0.45)
-            paint = np.array([[30, 30, 210], [200, 90, 30], [40, 200, 230], [230, 230, 230]][rng.integers(4)], float)
+            paint = np.array(
+                [[30, 30, 210], [200, 90, 30], [40, 200, 230], [230, 230, 230]][rng.integers(4)],
+                float,
+            )
             corners = rng.choice([3, 4, 24])
             for r, c in ((radius, paint), (0.65 * radius, np.full(3, rng.choice([20.0, 235.0])))):
                 a = 2 * np.pi * (np.arange(corners) / corners) + np.pi / 2
-                shape = np.column_stack([x + r * np.cos(a), height + r * np.sin(a), np.full(corners, z)])
+                shape = np.column_stack(
+                    [x + r * np.cos(a), height + r * np.sin(a), np.full(corners, z)]
+                )
                 self.polygons(shape[None], c, ID['sign'], z)
 
     def person(self, x: float, z: float, ident: int | None = None, seat: float = 0.0) -> None:
@@ -295,7 +335,9 @@ class Scene:
         for foot in -step, step:
             ground = 0.0 if not seat else seat - 0.42 * tall
             self.stroke([[x, hip], [x + foot, ground + 0.05]], z, 0.16, trousers, ident)
-        self.stroke([[x, hip], [x + rng.uniform(-0.08, 0.08), neck]], z, rng.uniform(0.32, 0.5), top, ident)
+        self.stroke(
+            [[x, hip], [x + rng.uniform(-0.08, 0.08), neck]], z, rng.uniform(0.32, 0.5), top, ident
+        )
         for arm in -1, 1:
             hand = [x + arm * rng.uniform(0.2, 0.4), hip + rng.uniform(-0.05, 0.35)]
             self.stroke([[x + 0.16 * arm, neck - 0.05], hand], z, 0.1, top, ident, 0.9)
@@ -314,7 +356,9 @@ class Scene:
             if any(abs(x - a) < 2.2 and abs(z - b) < 5 for a, b in taken):
                 continue
             taken.append((x, z))
-            draw = partial(self.cycle, x, z) if kind == 'cycle' else partial(self.vehicle, kind, x, z)
+            draw = (
+                partial(self.cycle, x, z) if kind == 'cycle' else partial(self.vehicle, kind, x, z)
+            )
             out.append((z, draw))
         return out
 
@@ -331,7 +375,9 @@ class Scene:
         shadow = [[left - 0.15, 0, z - 0.2], [right + 0.15, 0, z - 0.2]]
         shadow += [[right + 0.15, 0, z + length], [left - 0.15, 0, z + length]]
         spot = self.project(np.array([shadow]))
-        cv2.fillPoly(self.canvas, list(spot), self.tint(np.full(3, 28.0), z))  # keeps the road's label
+        cv2.fillPoly(
+            self.canvas, list(spot), self.tint(np.full(3, 28.0), z)
+        )  # keeps the road's label
         for wheel in left + 0.15, right - 0.15:
             self.ellipse(wheel, 0.3, z + 0.4, 0.16, 0.33, np.full(3, 18.0), ident)
         bonnet = 0.25 if kind != 'train' else 0.1
@@ -415,7 +461,9 @@ class Scene:
         return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def render(seed: int, split: str, index: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    seed: int, split: str, index: int, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) uint8 BGR and Cityscapes instance ids (H, W) int32 of one scene."""
     scene = Scene(np.random.default_rng([seed, SPLITS.index(split), index]), width, height)
     return scene.image, scene.ids
@@ -444,7 +492,9 @@ def annotations(ids: np.ndarray) -> list[dict]:
     return found
 
 
-def _write(root: str, seed: int, width: int, height: int, job: tuple[str, int]) -> tuple[dict, list]:
+def _write(
+    root: str, seed: int, width: int, height: int, job: tuple[str, int]
+) -> tuple[dict, list]:
     """Render one scene and write its four files; returns its COCO entries."""
     split, index = job
     cv2.setNumThreads(1)

@@ -42,7 +42,9 @@ def read_checkpoint(path: str | Path) -> dict:
             ) from error
         raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
     except Exception as error:  # the readers raise many kinds, down to IndexError
-        raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint: {error}') from error
+        raise CheckpointError(
+            f'checkpoint {path} is damaged or is no checkpoint: {error}'
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__}, not weights.')
     if 'state_dict' not in content:
@@ -70,7 +72,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Pat
         )
     parts = [
         f'{len(shapes)} of another shape: '
-        + ', '.join(f'{k} {tuple(weights[k].shape)}, model {tuple(own[k].shape)}' for k in shapes[:_SHOWN]),
+        + ', '.join(
+            f'{k} {tuple(weights[k].shape)}, model {tuple(own[k].shape)}' for k in shapes[:_SHOWN]
+        ),
         f'{len(missing)} missing: ' + ', '.join(missing[:_SHOWN]),
         f'{len(unexpected)} left over: ' + ', '.join(unexpected[:_SHOWN]),
     ]

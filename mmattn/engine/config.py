@@ -193,7 +193,9 @@ def _arguments(cls) -> set[str] | None:
 def _variables(path: Path) -> set[str]:
     """Top-level names of a config file and its parents that the files themselves read."""
     tree = ast.parse(path.read_text(encoding='utf-8'))
-    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    names = {
+        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
     names |= {
         n.attr
         for n in ast.walk(tree)

@@ -61,7 +61,9 @@ class CheckpointHook(EngineCheckpointHook):
         super()._save_best_checkpoint(runner, metrics)
         best = getattr(self, 'best_ckpt_path', None)
         if best and runner.rank == 0:
-            link, part = (os.path.join(os.path.dirname(best), name) for name in ('best.pth', 'best.part'))
+            link, part = (
+                os.path.join(os.path.dirname(best), name) for name in ('best.pth', 'best.part')
+            )
             if os.path.lexists(part):
                 os.remove(part)
             os.symlink(os.path.basename(best), part)

@@ -79,4 +79,3 @@ def _images(source: Path) -> list[Path]:
     if not source.is_file():
         raise DataError(f'image {source} does not exist.')
     return [source]
-

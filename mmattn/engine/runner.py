@@ -147,7 +147,9 @@ def test(
     cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
     if checkpoint:
         _drop_pretrained(cfg.model)
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    evaluators = (
+        cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    )
     if out and str(out).endswith(('.pkl', '.pickle')):
         evaluators = [*evaluators, dict(type='DumpResults', out_file_path=str(out))]
     elif out:
@@ -250,7 +252,9 @@ def _use_launcher(cfg: Config, launcher: str) -> None:
     if launcher == 'none' or torch.cuda.is_available():
         return
     if launcher != 'pytorch':
-        raise UsageError(f'--launcher {launcher} needs CUDA. On CPUs use torchrun and --launcher pytorch.')
+        raise UsageError(
+            f'--launcher {launcher} needs CUDA. On CPUs use torchrun and --launcher pytorch.'
+        )
     if 'RANK' not in os.environ:
         raise UsageError(
             '--launcher pytorch without torchrun. Run: torchrun --nproc-per-node N tools/train.py ...'
@@ -276,7 +280,9 @@ def _use_amp(cfg: Config) -> None:
 def _scale_lr(cfg: Config, enable: bool) -> None:
     base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
     if enable and not base:
-        raise UsageError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it.')
+        raise UsageError(
+            '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it.'
+        )
     world = int(os.environ.get('WORLD_SIZE', 1)) if cfg.launcher != 'none' else 1
     batch = cfg.train_dataloader['batch_size'] * world
     if enable:

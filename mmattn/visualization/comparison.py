@@ -58,9 +58,14 @@ def compare(
             panel = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
         title = np.full((_LINE, panel.shape[1], 3), 255, np.uint8)
         cv2.putText(title, name, (2, _LINE - 7), color=(0, 0, 0), **_TEXT)
-        columns += [np.vstack([title, panel]), np.full((_LINE + panel.shape[0], _GAP, 3), 255, np.uint8)]
+        columns += [
+            np.vstack([title, panel]),
+            np.full((_LINE + panel.shape[0], _GAP, 3), 255, np.uint8),
+        ]
     body = np.hstack(columns[:-1])
-    present = np.unique(prediction if truth is None else np.concatenate([truth.ravel(), prediction.ravel()]))
+    present = np.unique(
+        prediction if truth is None else np.concatenate([truth.ravel(), prediction.ravel()])
+    )
     return np.vstack([body, _legend(body.shape[1], present, classes, palette)])
 
 

@@ -36,7 +36,9 @@ def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
         values = scalars[metric]
         bottom.plot(list(values), list(values.values()), marker='o', color='tab:green')
         for step, value in values.items():
-            bottom.annotate(f'{value:.1f}', (step, value), (0, 6), textcoords='offset points', ha='center')
+            bottom.annotate(
+                f'{value:.1f}', (step, value), (0, 6), textcoords='offset points', ha='center'
+            )
         bottom.margins(y=0.2)
     bottom.set(xlabel='iteration', ylabel=f'validation {metric} (%)')
     for axes in top, bottom:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from safetensors.torch import save
 
 from mmattn.engine.checkpoint import load_weights, read_checkpoint, sha256
+from mmattn.engine.config import load_config
 from mmattn.engine.runner import build_model, dataset_meta
 from mmattn.errors import CheckpointError, WriteError
 from mmattn.visualization.curves import read_scalars
@@ -57,7 +58,7 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         load_weights(model, read_back, path)
         if any(not torch.equal(weights[k], v) for k, v in read_back.items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
-    card = _card(stem, cfg, meta, names, Path(checkpoint), paths)
+    card = _card(stem, load_config(config), meta, names, Path(checkpoint), paths)
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths
@@ -88,7 +89,9 @@ def _measured(checkpoint: Path, stem: str) -> str:
         for path in sorted((folder / 'metrics').glob('*.json')):
             record = json.loads(path.read_text())
             if record.get('sha256') == own:
-                rows = '\n'.join(f'| {k} | {v} |' for k, v in record['metrics'].items() if '_time' not in k)
+                rows = '\n'.join(
+                    f'| {k} | {v} |' for k, v in record['metrics'].items() if '_time' not in k
+                )
                 return (
                     f'| metric | value |\n|---|---|\n{rows}\n\n'
                     f'By `{record["command"]}` on {record["hardware"]}, torch {record["torch"]}.'
@@ -104,7 +107,9 @@ def _card(stem: str, cfg: Config, meta: dict, names: dict, checkpoint: Path, pat
     data = cfg.train_dataloader['dataset']
     data = data['datasets'][0] if 'datasets' in data else data
     shown = Config({k: v for k, v in cfg.to_dict().items() if k not in _PRIVATE})
-    files = '\n'.join(f'| `{p.name}` | {p.stat().st_size / 1e6:.1f} MB | `{sha256(p)}` |' for p in paths.values())
+    files = '\n'.join(
+        f'| `{p.name}` | {p.stat().st_size / 1e6:.1f} MB | `{sha256(p)}` |' for p in paths.values()
+    )
     licence = f'\nLicence of the data: {names["licence"]}.\n' if 'licence' in names else ''
     return f"""# {stem}
 

@@ -19,9 +19,7 @@ def golden(name):
     return arrays, own
 
 
-@pytest.mark.parametrize(
-    'name, recurrence', [('ccnet_c32', 1), ('ccnet_c32_recurrence2', 2)]
-)
+@pytest.mark.parametrize('name, recurrence', [('ccnet_c32', 1), ('ccnet_c32_recurrence2', 2)])
 def test_authors_code(name, recurrence):
     arrays, weights = golden(name)
     block = CrissCrossAttention(32, recurrence=recurrence).double()
@@ -46,7 +44,9 @@ def test_mmcv(dtype, tolerance):
     ours = CrissCrossAttention(16).to(dtype)
     ours.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
-    x, y = (t.requires_grad_() for t in torch.randn(1, 2, 16, 5, 7, dtype=dtype).repeat(2, 1, 1, 1, 1))
+    x, y = (
+        t.requires_grad_() for t in torch.randn(1, 2, 16, 5, 7, dtype=dtype).repeat(2, 1, 1, 1, 1)
+    )
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     mine, other = ours(x), theirs(y)
     torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)

@@ -61,7 +61,9 @@ def test_label_out_of_range(broken):
     values = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
     values[3, 4] = 33
     cv2.imwrite(str(label), values)
-    with pytest.raises(DataError, match=rf'label 33 in .*{label.name} is no class \(allowed 0..18 and 255'):
+    with pytest.raises(
+        DataError, match=rf'label 33 in .*{label.name} is no class \(allowed 0..18 and 255'
+    ):
         check()
 
 
@@ -106,5 +108,7 @@ def test_number_of_classes(broken):
     root, *_ = broken
     leaf = dict(type='CityscapesDataset', data_root=str(root))
     check_classes(leaf, {'model.decode_head.num_classes': 19}, 'train_dataloader')
-    with pytest.raises(UsageError, match='model.decode_head.num_classes=7 does not fit .* 19 classes'):
+    with pytest.raises(
+        UsageError, match='model.decode_head.num_classes=7 does not fit .* 19 classes'
+    ):
         check_classes(leaf, {'model.decode_head.num_classes': 7}, 'train_dataloader')

@@ -28,7 +28,9 @@ def test_train_ids_are_those_of_cityscapesscripts(cityscapes):
     assert len(made) == 8
     for path in made:
         ids = cv2.imread(str(path).replace('labelTrainIds', 'labelIds'), cv2.IMREAD_UNCHANGED)
-        expected = np.vectorize(lambda i: max(id2label[i].trainId, 0) if id2label[i].trainId != -1 else 255)(ids)
+        expected = np.vectorize(
+            lambda i: max(id2label[i].trainId, 0) if id2label[i].trainId != -1 else 255
+        )(ids)
         assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), expected)
 
 
@@ -42,7 +44,9 @@ def test_a_second_run_changes_nothing(cityscapes):
 @pytest.mark.parametrize('gone', ['.', 'leftImg8bit', 'gtFine'])
 def test_cityscapes_missing_folder_is_named(cityscapes, gone):
     shutil.rmtree(cityscapes / gone)
-    with pytest.raises(DataError, match=rf'{cityscapes / gone} does not exist. Unpack .*gtFine_trainvaltest'):
+    with pytest.raises(
+        DataError, match=rf'{cityscapes / gone} does not exist. Unpack .*gtFine_trainvaltest'
+    ):
         prepare_cityscapes(cityscapes, str)
 
 

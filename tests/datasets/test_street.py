@@ -42,8 +42,12 @@ def test_class_table_is_cityscapes():
         label = named['ego vehicle' if name == 'ego' else name]
         assert ident == label.id
     for label in labels:
-        assert TRAIN_ID[label.id if label.id >= 0 else 255] == (label.trainId if 0 <= label.trainId < 19 else 255)
-    assert module.THINGS == tuple(x.name for x in labels if x.hasInstances and x.trainId not in (-1, 255))
+        assert TRAIN_ID[label.id if label.id >= 0 else 255] == (
+            label.trainId if 0 <= label.trainId < 19 else 255
+        )
+    assert tuple(
+        x.name for x in labels if x.hasInstances and x.trainId not in (-1, 255)
+    ) == module.THINGS
 
 
 def test_layout_and_label_maps_agree(street):
@@ -51,7 +55,13 @@ def test_layout_and_label_maps_agree(street):
         images = sorted((street / 'leftImg8bit' / split).glob('*/*.png'))
         assert len(images) == count
         for path in images:
-            base = street / 'gtFine' / split / 'street' / path.name.replace('_leftImg8bit.png', '_gtFine')
+            base = (
+                street
+                / 'gtFine'
+                / split
+                / 'street'
+                / path.name.replace('_leftImg8bit.png', '_gtFine')
+            )
             ids, train, instances = (
                 cv2.imread(f'{base}_{kind}.png', cv2.IMREAD_UNCHANGED)
                 for kind in ('labelIds', 'labelTrainIds', 'instanceIds')

@@ -66,9 +66,15 @@ def test_every_form_of_weights_reads(tmp_path):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda w: {f'x.{k}': v for k, v in w.items()}, 'of another model: none of its 2 keys match'),
+        (
+            lambda w: {f'x.{k}': v for k, v in w.items()},
+            'of another model: none of its 2 keys match',
+        ),
         (lambda w: {}, 'of another model'),
-        (lambda w: dict(w, weight=w['weight'][:1]), r'1 of another shape: weight \(1, 3\), model \(2, 3\)'),
+        (
+            lambda w: dict(w, weight=w['weight'][:1]),
+            r'1 of another shape: weight \(1, 3\), model \(2, 3\)',
+        ),
         (lambda w: dict(weight=w['weight']), '1 missing: bias'),
         (lambda w: dict(w, more=w['bias']), '1 left over: more'),
     ],

@@ -22,14 +22,35 @@ def test_every_config_is_read_to_the_last_key(path):
 @pytest.mark.parametrize(
     'option, message',
     [
-        ('optim_wrapper.optimizer.lrr=1', 'optim_wrapper.optimizer.lrr is read by nobody: AdamW .* mean lr?'),
-        ('model.decode_head.recurence=1', 'mmattn.CCHead has no recurence. Did you mean recurrence?'),
-        ('model.decode_head.type=mmattn.CChead', "'mmattn.CChead' is not registered. Did you mean mmattn.CCHead"),
-        ('train_dataloader.batchsize=1', 'train_dataloader has no batchsize. Did you mean batch_size?'),
-        ('train_dataloader.dataset.data_rot=x', 'CityscapesDataset has no data_rot. Did you mean data_root?'),
-        ('train_dataloader.dataset.pipeline.3.cropsize=1', 'RandomCrop has no cropsize. Did you mean crop_size'),
+        (
+            'optim_wrapper.optimizer.lrr=1',
+            'optim_wrapper.optimizer.lrr is read by nobody: AdamW .* mean lr?',
+        ),
+        (
+            'model.decode_head.recurence=1',
+            'mmattn.CCHead has no recurence. Did you mean recurrence?',
+        ),
+        (
+            'model.decode_head.type=mmattn.CChead',
+            "'mmattn.CChead' is not registered. Did you mean mmattn.CCHead",
+        ),
+        (
+            'train_dataloader.batchsize=1',
+            'train_dataloader has no batchsize. Did you mean batch_size?',
+        ),
+        (
+            'train_dataloader.dataset.data_rot=x',
+            'CityscapesDataset has no data_rot. Did you mean data_root?',
+        ),
+        (
+            'train_dataloader.dataset.pipeline.3.cropsize=1',
+            'RandomCrop has no cropsize. Did you mean crop_size',
+        ),
         ('model.backbone.norm_cfg.epps=1', 'has no epps. Did you mean eps?'),
-        ('val_evaluator.iou_metric=mIoU', 'mmattn.IoUMetric has no iou_metric. Did you mean iou_metrics?'),
+        (
+            'val_evaluator.iou_metric=mIoU',
+            'mmattn.IoUMetric has no iou_metric. Did you mean iou_metrics?',
+        ),
         ('randomness.sed=1', 'randomness has no sed. Did you mean seed?'),
         ('model.test_cfg.strid=3', 'has no strid. Did you mean stride?'),
         ('trian_cfg.max_iters=3', 'trian_cfg is read by nobody. Did you mean train_cfg?'),

@@ -19,7 +19,9 @@ def heads(dtype, **changes):
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('changes', [{}, dict(recurrence=1), dict(concat_input=False), dict(norm_cfg=None)])
+@pytest.mark.parametrize(
+    'changes', [{}, dict(recurrence=1), dict(concat_input=False), dict(norm_cfg=None)]
+)
 def test_equals_mmsegmentation(dtype, tolerance, training, changes):
     ours, theirs = (head.train(training) for head in heads(dtype, **changes))
     features = torch.randn(2, 24, 9, 6, dtype=dtype)
@@ -38,7 +40,9 @@ def test_equals_mmsegmentation(dtype, tolerance, training, changes):
         if name == 'cca.key_conv.bias':  # zero in exact arithmetic: both hold rounding noise
             continue
         scale = other.grad.abs().max().clamp(min=1)
-        torch.testing.assert_close(mine.grad / scale, other.grad / scale, rtol=0, atol=tolerance, msg=name)
+        torch.testing.assert_close(
+            mine.grad / scale, other.grad / scale, rtol=0, atol=tolerance, msg=name
+        )
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

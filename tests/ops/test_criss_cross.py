@@ -64,7 +64,9 @@ def test_half_precision_follows_float64(dtype):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_large_logits_do_not_overflow(dtype, autocast):
-    q, k, v = (1e3 * t for t in draw(1, 4, 6, torch.float32, e=64))  # logits of 1e7, fp16 ends at 6e4
+    q, k, v = (
+        1e3 * t for t in draw(1, 4, 6, torch.float32, e=64)
+    )  # logits of 1e7, fp16 ends at 6e4
     q, k, v = (t.to(torch.float32 if autocast else dtype).requires_grad_() for t in (q, k, v))
     with torch.autocast('cpu', dtype, enabled=autocast):
         out = criss_cross(q, k, v)
