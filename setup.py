@@ -1,4 +1,4 @@
-"""Packaging: metadata, extras, and a wheel that carries configs and tools as OpenMIM expects them."""
+"""Packaging: metadata, extras, and a wheel that carries configs and tools for OpenMIM."""
 
 import shutil
 from pathlib import Path

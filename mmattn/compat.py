@@ -26,7 +26,7 @@ def installed() -> dict[str, str]:
 
 
 def problem() -> str | None:
-    """What is wrong with the installation as one sentence that says what to do; None if it is fine."""
+    """What is wrong with the installation and what to do, in one sentence; None if nothing is."""
     found = installed()
     for module, (onedl, original) in LINES.items():
         if onedl in found and original in found:
@@ -39,7 +39,7 @@ def problem() -> str | None:
     mmcv = Path(find_spec('mmcv').origin).parent
     if not list(mmcv.glob('_ext.*')):
         return (
-            'mmcv was installed without its compiled operators. Run: pip uninstall -y onedl-mmcv mmcv; '
-            'pip cache remove onedl_mmcv; pip install --no-build-isolation onedl-mmcv==2.3.6'
+            'mmcv was installed without its compiled operators. Run: pip uninstall -y onedl-mmcv '
+            'mmcv; pip cache remove onedl_mmcv; pip install --no-build-isolation onedl-mmcv==2.3.6'
         )
     return None

@@ -91,8 +91,8 @@ def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
                 raise
             traceback.print_exc()
             print(
-                f'error: unexpected {type(error).__name__}: this is a bug of mmattn, please report it '
-                'with the lines above.',
+                f'error: unexpected {type(error).__name__}: this is a bug of mmattn, please report '
+                'it with the lines above.',
                 file=sys.stderr,
             )
             return Exit.BUG

@@ -1,4 +1,4 @@
-"""A progress bar with time left for loops of the tools; lines instead where there is no terminal."""
+"""A progress bar with time left for loops of the tools; lines where there is no terminal."""
 
 import sys
 import time

@@ -26,10 +26,14 @@ def sentence(call, *arguments) -> str:
     return str(stop.value.code)
 
 
-def test_nothing_to_do_takes_no_time_and_changes_nothing():
-    command = [sys.executable, ROOT / 'tools' / 'setup_env.py']
-    done = subprocess.run(command, capture_output=True, text=True, cwd='/')
-    assert done.returncode == 0 and 'nothing to do' in done.stdout
+def test_nothing_is_done_while_nothing_changes(setup_env, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(setup_env, 'STAMP', tmp_path / 'stamp')
+    monkeypatch.setattr(setup_env, 'check_machine', lambda: setup_env.fail('at work'))
+    setup_env.STAMP.write_text(setup_env.fingerprint())
+    assert setup_env.main() == 0
+    assert 'nothing to do' in capsys.readouterr().out
+    setup_env.STAMP.write_text('made from other requirements')
+    assert sentence(setup_env.main) == 'at work'
 
 
 def test_wrong_python(setup_env, monkeypatch):

@@ -1,5 +1,5 @@
-"""Turn a training checkpoint into weights to give away: .safetensors and .pth named by their sha256,
-and a model card with config, metric, data and command.
+"""Turn a training checkpoint into weights to give away: .safetensors and .pth named by their
+sha256, and a model card with config, metric, data and command.
 
 Example: python tools/publish.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
 """

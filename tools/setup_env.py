@@ -96,7 +96,12 @@ def progress(line: str) -> str:
 
 
 def run(
-    title: str, usual: str, command: list, env: dict = None, hint: str = '', check: bool = True
+    title: str,
+    usual: str,
+    command: list,
+    env: dict | None = None,
+    hint: str = '',
+    check: bool = True,
 ) -> bool:
     """Run a command with its output in the log and its progress on one line."""
     ticker = Ticker(title, usual)
@@ -167,8 +172,8 @@ def pin(name: str) -> str:
 def check_machine() -> None:
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         fail(
-            f'Python {platform.python_version()} at {sys.executable} cannot run mmattn, which needs '
-            '3.10, 3.11 or 3.12. Install one and run: make setup PYTHON=python3.11'
+            f'Python {platform.python_version()} at {sys.executable} cannot run mmattn, which '
+            'needs 3.10, 3.11 or 3.12. Install one and run: make setup PYTHON=python3.11'
         )
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < DISK_GB:
@@ -205,8 +210,9 @@ def make_venv() -> None:
         subprocess.run([sys.executable, '-m', 'venv', str(VENV)], check=True, capture_output=True)
     except subprocess.CalledProcessError:
         fail(
-            f'{sys.executable} cannot make a virtual environment: its venv or ensurepip is missing. '
-            'Install it (Debian, Ubuntu: apt-get install python3-venv) and run make setup again.'
+            f'{sys.executable} cannot make a virtual environment: its venv or ensurepip is '
+            'missing. Install it (Debian, Ubuntu: apt-get install python3-venv) and run make setup '
+            'again.'
         )
 
 
@@ -215,7 +221,7 @@ def pip(*args: str) -> list:
 
 
 def torch_index() -> list:
-    """The small CPU build where there is no GPU; a pip that has an index of its own is left alone."""
+    """The small CPU build where there is no GPU; a pip with an index of its own is left alone."""
     if shutil.which('nvidia-smi') or sys.platform != 'linux':
         return []
     settings = subprocess.run(
@@ -241,7 +247,7 @@ def mmcv_wheel(build: bool = True) -> Path:
     part = store / f'part-{os.getpid()}'
     command = pip('wheel', '-v', '--no-build-isolation', '--no-deps', '-w', part, pin('onedl-mmcv'))
     try:
-        for attempt in 'pip cache', 'source':
+        for _source in 'pip cache', 'source':
             run(
                 f'  compiling {pin("onedl-mmcv")} with {jobs} processes',
                 '7 to 13 minutes on 2 cores, seconds where pip has it cached',

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs='?',
         const='latest',
         metavar='CHECKPOINT',
-        help="go on from a checkpoint; without a name, the work dir's latest; 'auto': or start fresh",
+        help="go on from a checkpoint, by default the latest; 'auto': or start fresh",
     )
     args.add_argument('--amp', action='store_true', help='mixed precision (GPU)')
     args.add_argument('--auto-scale-lr', action='store_true', help='learning rate by batch size')

@@ -7,6 +7,7 @@ Source: G. Brostow et al., Semantic object classes in video, Pattern Recognition
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from mmseg.datasets import BaseSegDataset
@@ -38,7 +39,7 @@ class CamVidDataset(BaseSegDataset):
     Arguments are those of `mmseg.datasets.BaseSegDataset`.
     """
 
-    METAINFO = dict(
+    METAINFO: ClassVar[dict] = dict(
         classes=CLASSES,
         palette=PALETTE,
         licence='CC BY-NC 4.0; weights trained on it are for research use only',

@@ -29,8 +29,8 @@ _HOW_TO_MAKE_STREET = 'Make it with: python tools/prepare_data.py street'
 def check_data(cfg: dict, where: str) -> None:
     """Check every segmentation data set of a dataloader config.
 
-    All files are looked at once: both exist, neither is cut short, sizes agree, every label value is
-    a class or ignored. The verdict is cached by names, sizes and times of the files.
+    All files are looked at once: both exist, neither is cut short, sizes agree, every label value
+    is a class or ignored. The verdict is cached by names, sizes and times of the files.
 
     Args:
         cfg: a dataset config, wrappers included.
@@ -59,8 +59,8 @@ def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
         for key, count in heads.items():
             if count != len(classes):
                 raise UsageError(
-                    f'config key {key}={count} does not fit the data: {leaf["type"]} of {where} has '
-                    f'{len(classes)} classes. Set {key}={len(classes)}.'
+                    f'config key {key}={count} does not fit the data: {leaf["type"]} of {where} '
+                    f'has {len(classes)} classes. Set {key}={len(classes)}.'
                 )
 
 
@@ -75,7 +75,8 @@ def _check_segmentation(dataset, kind: str, where: str) -> None:
     pairs = [(d['img_path'], d['seg_map_path']) for d in dataset.load_data_list()]
     if not pairs:
         raise DataError(
-            f'data set {kind} ({where}): no image *{dataset.img_suffix} below {folders["img_path"]}. {remedy}'
+            f'data set {kind} ({where}): no image *{dataset.img_suffix} below '
+            f'{folders["img_path"]}. {remedy}'
         )
     missing = [image for image, label in pairs if not os.path.isfile(label)]
     if missing:
@@ -138,7 +139,8 @@ def _check_pair(pair: tuple[str, str], allowed: frozenset[int]) -> str | None:
     except (OSError, SyntaxError):
         return f'label map {label} cannot be read: it is damaged or no image'
     if values.shape[::-1] != size:
-        return f'label map {label} is {values.shape[1]}x{values.shape[0]}, its image {size[0]}x{size[1]}'
+        height, width = values.shape
+        return f'label map {label} is {width}x{height}, its image {size[0]}x{size[1]}'
     present = np.flatnonzero(np.bincount(values.reshape(-1).astype(np.uint8), minlength=256))
     wrong = [int(v) for v in present if v not in allowed]
     if wrong:

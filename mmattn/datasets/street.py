@@ -1,9 +1,10 @@
 """`street`: generated street scenes in the Cityscapes layout and as COCO JSON.
 
 A scene is a small 3-D world (a road between rows of houses, people, vehicles, trees, poles) seen by
-a pinhole camera and painted from far to near, so that perspective, occlusion and scale are those of
-a photograph; haze, light, texture, blur and noise follow. Every image is a function of (seed, split,
-index) alone: same seed, same bytes, in whatever order and on however many processes it is made.
+a pinhole camera and painted from far to near, so that perspective, occlusion and scale are those
+of a photograph; haze, light, texture, blur and noise follow. Every image is a function of (seed,
+split, index) alone: same seed, same bytes, in whatever order and on however many processes it is
+made.
 
 Lengths in metres, X to the right, Y up from the ground, Z forward; image coordinates in pixels.
 """
@@ -470,7 +471,7 @@ def render(
 
 
 def annotations(ids: np.ndarray) -> list[dict]:
-    """The things of a scene as COCO annotations: polygons of the visible part, boxes xywh in pixels."""
+    """The things of a scene as COCO annotations: polygons and boxes xywh of what is visible."""
     found = []
     for ident in np.unique(ids[ids >= 1000]):
         mask = (ids == ident).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Reading checkpoints: never executing what is in them, and never loading half of one in silence."""
+"""Reading checkpoints: never executing what is in them, never loading half of one in silence."""
 
 import hashlib
 import pickle
@@ -37,8 +37,8 @@ def read_checkpoint(path: str | Path) -> dict:
         code = re.search(r'GLOBAL (\S+)', str(error))
         if code:
             raise CheckpointError(
-                f'checkpoint {path} holds more than tensors and plain values ({code.group(1)}): it is '
-                'refused, as loading it could execute code. Ask its author for safetensors.'
+                f'checkpoint {path} holds more than tensors and plain values ({code.group(1)}): it '
+                'is refused, as loading it could execute code. Ask its author for safetensors.'
             ) from error
         raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
     except Exception as error:  # the readers raise many kinds, down to IndexError

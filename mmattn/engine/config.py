@@ -106,7 +106,7 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
     for name in sorted(unread - variables | {o for o in options if o in unread}):
         hint = _nearest(name, _RUNNER_KEYS)
         if name in variables:
-            hint = ' It is a variable of the file, used up while the file was read; set the keys that use it.'
+            hint = ' It is a variable of the file, used up when that was read; set what uses it.'
         raise UsageError(f'config key {name} is read by nobody.{hint}')
     scope = cfg.get('default_scope', 'mmengine')
     DefaultScope.get_instance(f'check_{id(cfg)}', scope_name=scope)
@@ -171,7 +171,7 @@ def _known(scope: str) -> set[str]:
 
 
 def _arguments(cls) -> set[str] | None:
-    """The names a class or function accepts; None if it passes others on to what is not its base."""
+    """The names a class or function accepts; None if it passes others on beyond its bases."""
     if not inspect.isclass(cls):
         parameters = inspect.signature(cls).parameters.values()
         open_end = any(p.kind is p.VAR_KEYWORD for p in parameters)

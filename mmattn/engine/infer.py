@@ -64,8 +64,8 @@ def infer(
     if unreadable:
         names = ', '.join(str(p) for p in unreadable[:5])
         raise DataError(
-            f'{len(unreadable)} of {len(images)} images cannot be read: {names}. Replace or remove them; '
-            'the others are done.'
+            f'{len(unreadable)} of {len(images)} images cannot be read: {names}. Replace or '
+            'remove them; the others are done.'
         )
     return written
 

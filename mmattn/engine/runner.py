@@ -44,9 +44,9 @@ class Runner(EngineRunner):
             super()._init_model_weights()
         except OSError as error:  # URLError and its kind
             raise CheckpointError(
-                f'the pretrained weights of the config cannot be had: {error}. Download them elsewhere '
-                'and pass --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
-                'weights with --cfg-options model.backbone.init_cfg=None'
+                f'the pretrained weights of the config cannot be had: {error}. Download '
+                'them elsewhere and pass --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start '
+                'from random weights with --cfg-options model.backbone.init_cfg=None'
             ) from error
 
 
@@ -128,7 +128,7 @@ def test(
     Args:
         config: its path.
         checkpoint: a `.pth` or `.safetensors` file; None evaluates the network as it starts.
-        work_dir: where the log and `metrics/<checkpoint>.json` go, default `work_dirs/<config name>`.
+        work_dir: where log and `metrics/<checkpoint>.json` go, default `work_dirs/<config name>`.
         out: a `.pkl` to dump all predictions into, or a folder for label maps as PNG.
         show_dir: a folder for pictures of image, truth and prediction side by side.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
@@ -175,7 +175,8 @@ def test(
             checkpoint=Path(checkpoint).name,
             sha256=sha256(checkpoint),
             metrics=metrics,
-            command=f'python tools/test.py {_relative(config)} {_relative(checkpoint)}{_flags(options)}',
+            command=f'python tools/test.py {_relative(config)} {_relative(checkpoint)}'
+            + _flags(options),
             hardware=hardware(),
             torch=torch.__version__,
             date=time.strftime('%Y-%m-%d'),
@@ -257,7 +258,8 @@ def _use_launcher(cfg: Config, launcher: str) -> None:
         )
     if 'RANK' not in os.environ:
         raise UsageError(
-            '--launcher pytorch without torchrun. Run: torchrun --nproc-per-node N tools/train.py ...'
+            '--launcher pytorch without torchrun. '
+            'Run: torchrun --nproc-per-node N tools/train.py ...'
         )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')

@@ -1,6 +1,7 @@
 """Criss-cross attention: every pixel looks at its own row and its own column.
 
-Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019, arXiv 1811.11721, eq. 1-2.
+Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019,
+    arXiv 1811.11721, eq. 1-2.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """o[i, j] = sum over the H + W - 1 pixels p of row i and column j of softmax_p(q[i, j] . k[p]) v[p].
+    """o[i, j] = sum_p softmax_p(q[i, j] . k[p]) v[p], p the H + W - 1 pixels of row i and column j.
 
     The pixel itself is counted once. The logits are not scaled. Logits and softmax are computed in
     fp32 or wider whatever the inputs are, so half precision does not overflow; under autocast too.

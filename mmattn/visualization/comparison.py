@@ -1,4 +1,4 @@
-"""Image, truth and prediction of a segmentation side by side, with the legend of what is in them."""
+"""Image, truth and prediction of a segmentation side by side, above a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _MIN_WIDTH = 320  # pixels a panel is enlarged to, so that the words fit
 
 
 def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """(H, W) class indices -> (H, W, 3) uint8 BGR; an index that is no class, such as 255, is black."""
+    """(H, W) class indices -> (H, W, 3) uint8 BGR; what is no class, such as 255, is black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.asarray(palette, np.uint8)[:, ::-1]
     return table[labels.astype(np.uint8)]

@@ -1,4 +1,4 @@
-"""The course of a training run as one picture: losses and validation metric against the iteration."""
+"""The course of a training run as one picture: losses and validation metric by iteration."""
 
 import json
 from pathlib import Path

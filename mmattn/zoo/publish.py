@@ -127,7 +127,8 @@ Trained with mmattn, config `configs/{stem}.py`, iteration {meta.get('iter', 'un
 
 ## Data
 
-`{data['type']}` at `{data.get('data_root')}`, {len(names['classes'])} classes: {', '.join(names['classes'])}.
+`{data['type']}` at `{data.get('data_root')}`, {len(names['classes'])} classes:
+{', '.join(names['classes'])}.
 {licence}
 ## Command
 

@@ -45,9 +45,10 @@ def test_class_table_is_cityscapes():
         assert TRAIN_ID[label.id if label.id >= 0 else 255] == (
             label.trainId if 0 <= label.trainId < 19 else 255
         )
-    assert tuple(
-        x.name for x in labels if x.hasInstances and x.trainId not in (-1, 255)
-    ) == module.THINGS
+    assert (
+        tuple(x.name for x in labels if x.hasInstances and x.trainId not in (-1, 255))
+        == module.THINGS
+    )
 
 
 def test_layout_and_label_maps_agree(street):
