@@ -168,6 +168,8 @@ def test_no_data_is_exit_3(tmp_path, capsys):
             r'model.decode_head.num_classes=7 does not fit the data',
         ),
         ('optim_wrapper.optimizer.lrr=1', 2, 'lrr is read by nobody'),
+        ('train_dataloader.dataset.pipeline.3.crop_size=9,9,9', 2, 'cannot be built: .*crop_size'),
+        ('optim_wrapper.optimizer.lr=-1', 2, 'cannot be built: Invalid learning rate'),
         ('model.decode_head.channels=4', 2, 'cannot be built: .*in_channels=4, allowed 8'),
         (
             'train_dataloader.dataset.data_prefix.seg_map_path=gtFine/nowhere',

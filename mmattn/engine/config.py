@@ -68,11 +68,23 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error
+    options = {key: _as_before(cfg, key, value) for key, value in (options or {}).items()}
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except (KeyError, TypeError, IndexError) as error:
         raise UsageError(f'--cfg-options does not fit {path}: {error.args[0]}') from error
     return cfg
+
+
+def _as_before(cfg: Config, key: str, value):
+    """A list given on the command line becomes a tuple where the config has one: classes insist."""
+    old = cfg
+    for part in key.split('.'):
+        try:
+            old = old[int(part)] if isinstance(old, list | tuple) else old[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return value
+    return tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
 
 
 def parse_options(options: dict | Iterable[str] | None) -> dict:

@@ -45,8 +45,8 @@ class Runner(EngineRunner):
         except OSError as error:  # URLError and its kind
             raise CheckpointError(
                 f'the pretrained weights of the config cannot be had: {error}. Download '
-                'them elsewhere and pass --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start '
-                'from random weights with --cfg-options model.backbone.init_cfg=None'
+                'them elsewhere and pass --cfg-options model.backbone.init_cfg.checkpoint=FILE, '
+                'or start from random weights with --cfg-options model.backbone.init_cfg=None'
             ) from error
 
 
@@ -107,7 +107,7 @@ def train(
         for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
             check_data(cfg[name]['dataset'], name)
     _scale_lr(cfg, auto_scale_lr)
-    runner = _build(cfg)
+    runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
     runner.train_command = _command(config, options, seed, amp, auto_scale_lr)
     _run(runner.train)
     return work_dir
@@ -165,7 +165,7 @@ def test(
         read_checkpoint(checkpoint)
     if _is_main():
         check_data(cfg.test_dataloader['dataset'], 'test_dataloader')
-    runner = _build(cfg)
+    runner = _build(cfg, 'test_loop')
     if not checkpoint:
         runner._init_model_weights()
     metrics = _run(runner.test)
@@ -244,7 +244,7 @@ def _prepare(config, options: dict, launcher: str, work_dir) -> Config:
     if not (torch.cuda.is_available() and launcher != 'none'):
         count = replace_type(cfg.model, 'SyncBN', 'BN')
         if count:
-            print_log(f'one process: SyncBN replaced by BN in {count} places of the config')
+            print_log(f'SyncBN needs several GPUs: replaced by BN in {count} places of the config')
     return cfg
 
 
@@ -325,9 +325,15 @@ def _latest(work_dir: Path) -> Path | None:
     return max(numbered, key=lambda p: int(p.stem.split('_')[-1]), default=None)
 
 
-def _build(cfg: Config) -> Runner:
+def _build(cfg: Config, *loops: str) -> Runner:
+    """A runner with what it otherwise builds on first use: the data of its loops, the optimizer."""
     try:
-        return Runner.from_cfg(cfg)
+        runner = Runner.from_cfg(cfg)
+        for loop in loops:
+            getattr(runner, loop)
+        if 'train_loop' in loops:
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        return runner
     except (TypeError, KeyError, ValueError, AssertionError) as error:
         text = str(error.args[0] if error.args else error).strip() or type(error).__name__
         raise UsageError(f'config {cfg.filename} cannot be built: {text}') from error
