@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from mmseg.evaluation import IoUMetric as SegIoUMetric
 
 from mmattn.registry import METRICS
@@ -26,4 +25,4 @@ class IoUMetric(SegIoUMetric):
             intersection, union = (sum(area).numpy() for area in list(zip(*results))[:2])
             for name, i, u in zip(self.dataset_meta['classes'], intersection, union):
                 metrics[f'IoU.{name}'] = round(100 * i / u, 2) if u else float('nan')
-        return {name: np.asarray(value).item() for name, value in metrics.items()}
+        return {name: round(float(value), 2) for name, value in metrics.items()}

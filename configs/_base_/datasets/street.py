@@ -1,10 +1,10 @@
 """street, generated scenes of 512x256 with the 19 classes of Cityscapes (tools/prepare_data.py street)."""
 data_root = 'data/street'
-crop_size = (160, 256)
+crop_size = (128, 256)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(512, 256), ratio_range=(0.6, 1.2), keep_ratio=True),
+    dict(type='RandomResize', scale=(512, 256), ratio_range=(0.5, 1.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
