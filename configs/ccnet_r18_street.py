@@ -1,11 +1,11 @@
 """CCNet on ResNet-18, street: criss-cross attention (R = 2) in the head of fcn_r18_street.py.
 
-300 iterations of batch 8, crop 128x256, from random weights.
+440 iterations of batch 4, crop 128x256, from random weights.
 """
 _base_ = [
     '_base_/models/segmentor_r18.py',
     '_base_/datasets/street.py',
-    '_base_/schedules/adamw_300.py',
+    '_base_/schedules/adamw_440.py',
     '_base_/runtime.py',
 ]
 model = dict(

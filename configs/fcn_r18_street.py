@@ -1,11 +1,11 @@
 """FCN on ResNet-18, street: the plain baseline of ccnet_r18_street.py, same seed and schedule.
 
-300 iterations of batch 8, crop 128x256, from random weights.
+440 iterations of batch 4, crop 128x256, from random weights.
 """
 _base_ = [
     '_base_/models/segmentor_r18.py',
     '_base_/datasets/street.py',
-    '_base_/schedules/adamw_300.py',
+    '_base_/schedules/adamw_440.py',
     '_base_/runtime.py',
 ]
 model = dict(data_preprocessor=dict(size=_base_.crop_size))

@@ -2,9 +2,11 @@
 
 import argparse
 import ast
+import contextlib
 import difflib
 import inspect
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
@@ -161,9 +163,10 @@ def _check(value, where: str, scope: str) -> None:
 
 
 def _find(name: str, scope: str):
+    with contextlib.suppress(ImportError):
+        import_module(f'{scope}.registry')  # puts the children of that scope in place
     for registry in _REGISTRIES:
-        with registry.switch_scope_and_registry(scope) as local:
-            found = local.get(name)
+        found = registry.children.get(scope, registry).get(name)
         if found is not None:
             return found
     return None

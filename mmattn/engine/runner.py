@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as EngineRunner
 from torch import nn
@@ -38,6 +38,13 @@ class Runner(EngineRunner):
         self._has_loaded = True
         self.logger.info(f'loaded {filename}')
         return checkpoint
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_brief)
+        return logger
 
     def _init_model_weights(self) -> None:
         try:
@@ -221,6 +228,12 @@ def hardware() -> str:
         lines = cpuinfo.read_text().splitlines()
         name = next((x.split(':', 1)[1].strip() for x in lines if x.startswith('model name')), name)
     return f'{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
+
+
+def _brief(record: logging.LogRecord) -> bool:
+    """The screen is spared the pages that only the log file needs."""
+    long = ('System environment', 'Config:', 'Hooks will be executed')
+    return not record.getMessage().lstrip('\n- ').startswith(long)
 
 
 # ---- the steps ---------------------------------------------------------------------------------

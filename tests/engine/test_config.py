@@ -100,7 +100,9 @@ def test_options_are_never_executed(tmp_path):
 
 
 def test_a_list_becomes_a_tuple_where_the_config_has_one():
-    cfg = checked(['train_dataloader.dataset.pipeline.3.crop_size=[64,96]', 'model.test_cfg.mode=whole'])
+    cfg = checked(
+        ['train_dataloader.dataset.pipeline.3.crop_size=[64,96]', 'model.test_cfg.mode=whole']
+    )
     assert cfg.train_dataloader.dataset.pipeline[3].crop_size == (64, 96)
     assert checked(['val_evaluator.iou_metrics=[mDice]']).val_evaluator.iou_metrics == ['mDice']
 

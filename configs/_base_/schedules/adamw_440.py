@@ -1,5 +1,5 @@
-"""300 iterations of AdamW with warm-up and poly decay: a network of random weights in minutes on a CPU."""
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=300, val_interval=150)
+"""440 iterations of AdamW with warm-up and poly decay: a network of random weights in minutes on a CPU."""
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=440, val_interval=220)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -7,8 +7,8 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=1.0))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', eta_min=0, power=0.9, by_epoch=False, begin=30, end=300),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
+    dict(type='PolyLR', eta_min=0, power=0.9, by_epoch=False, begin=40, end=440),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -17,8 +17,8 @@ default_hooks = dict(
     checkpoint=dict(
         type='mmattn.CheckpointHook',
         by_epoch=False,
-        interval=150,
+        interval=220,
         max_keep_ckpts=1,
         save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+auto_scale_lr = dict(enable=False, base_batch_size=4)
