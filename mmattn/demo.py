@@ -16,7 +16,7 @@ from mmattn.zoo.publish import publish
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 IMAGES = (400, 40, 60)  # scenes for train, val, test
-_SHOWN = 4  # scenes in the overview picture
+_SHOWN = 3  # scenes in the overview picture
 
 
 def demo(
@@ -73,7 +73,7 @@ def demo(
     best = out_dir / configs['ccnet'].stem / 'best.pth'
     files = publish(configs['ccnet'], best, out_dir / 'published')
     pictures = sorted((out_dir / 'pictures').glob('*.png'))
-    overview = out_dir / 'overview.png'
+    overview = out_dir / 'overview.jpg'
     _stack(pictures[:_SHOWN], overview)
 
     minutes = (time.monotonic() - start) / 60
@@ -91,6 +91,8 @@ def demo(
     table.add_row('CCNet before training', f'{scores["untrained"]:.2f}', '')
     console.print(table)
     lies = Table(show_header=False, box=None)
+    lies.add_column(no_wrap=True)
+    lies.add_column(overflow='fold')  # a path that is cut is of no use
     lies.add_row('scenes', str(data))
     lies.add_row(
         'logs, curves, checkpoints', ', '.join(f'{out_dir / c.stem}' for c in configs.values())

@@ -125,6 +125,12 @@ def test_resume_goes_on_where_it_stopped(trained, tmp_path, capsys):
     assert sorted(read_scalars(copy)['mIoU']) == [2, 4, 6]
 
 
+def test_the_config_in_the_work_dir_can_be_used_again(trained, tmp_path):
+    work_dir, _ = trained
+    written, best = work_dir / 'ccnet_r18_street.py', work_dir / 'best.pth'
+    assert tool('test')([str(written), str(best), '--work-dir', str(tmp_path)]) == 0
+
+
 def test_resume_with_nothing_there(tiny, tmp_path, capsys):
     arguments = [CONFIG, '--work-dir', str(tmp_path), *flags(tiny)]
     assert tool('train')([*arguments, '--resume']) == 4
@@ -355,7 +361,7 @@ def test_the_whole_demo(tmp_path, capsys):
     shown = capsys.readouterr().out
     for name, score in scores.items():
         assert f'{score:.2f}' in shown, name
-    assert cv2.imread(str(tmp_path / 'out' / 'overview.png')) is not None
+    assert cv2.imread(str(tmp_path / 'out' / 'overview.jpg')) is not None
     assert len(list((tmp_path / 'out' / 'published').iterdir())) == 3
     for name in 'ccnet', 'fcn':
         assert (tmp_path / 'out' / f'{name}_r18_street' / 'curves.png').is_file()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import DefaultScope, Registry, root
+from mmengine.registry import Registry, init_default_scope, root
 from mmengine.runner import LogProcessor, Runner
 from torch.utils.data import DataLoader
 
@@ -21,6 +21,7 @@ _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cf
     'model_wrapper_cfg',
     'tta_model',
     'tta_pipeline',
+    'test_pipeline',  # of mmseg.apis
 }
 # Keys of dicts that have no `type`, by the name under which they stand.
 _DATALOADER = set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | {
@@ -106,7 +107,7 @@ def parse_options(options: dict | Iterable[str] | None) -> dict:
 
 
 def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
-    """Refuse a key that nobody reads and a type that nobody registered.
+    """Refuse a key that nobody reads and a type that nobody registered; drop used-up variables.
 
     Args:
         cfg: a config made by `load_config`.
@@ -122,9 +123,11 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
         if name in variables:
             hint = ' It is a variable of the file, used up when that was read; set what uses it.'
         raise UsageError(f'config key {name} is read by nobody.{hint}')
+    for name in unread:  # the config that a run writes down can be read again
+        cfg.pop(name)
     scope = cfg.get('default_scope', 'mmengine')
-    DefaultScope.get_instance(f'check_{id(cfg)}', scope_name=scope)
-    for name in sorted(set(cfg.keys()) & _RUNNER_KEYS):
+    init_default_scope(scope)
+    for name in sorted(cfg.keys()):
         _check(cfg[name], name, scope)
 
 

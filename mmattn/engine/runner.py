@@ -198,10 +198,9 @@ def build_model(
     config: str | Path, checkpoint: str | Path, options: dict | list[str] | None = None
 ) -> tuple[nn.Module, Config]:
     """The network of a config with the weights of a checkpoint, in eval mode on the best device."""
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import MODELS
 
     cfg = _prepare(config, parse_options(options), 'none', None)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
     _drop_pretrained(cfg.model)
     model = MODELS.build(cfg.model)
     content = read_checkpoint(checkpoint)
