@@ -5,6 +5,7 @@ import ast
 import contextlib
 import difflib
 import inspect
+import io
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -127,6 +128,9 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
         cfg.pop(name)
     scope = cfg.get('default_scope', 'mmengine')
     init_default_scope(scope)
+    # puts the registries of that scope in place; the fork prints about an optional package
+    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
+        import_module(f'{scope}.datasets')
     for name in sorted(cfg.keys()):
         _check(cfg[name], name, scope)
 
@@ -166,8 +170,6 @@ def _check(value, where: str, scope: str) -> None:
 
 
 def _find(name: str, scope: str):
-    with contextlib.suppress(ImportError):
-        import_module(f'{scope}.registry')  # puts the children of that scope in place
     for registry in _REGISTRIES:
         found = registry.children.get(scope, registry).get(name)
         if found is not None:

@@ -202,6 +202,7 @@ def build_model(
 
     cfg = _prepare(config, parse_options(options), 'none', None)
     _drop_pretrained(cfg.model)
+    _fit_norm(cfg)
     model = MODELS.build(cfg.model)
     content = read_checkpoint(checkpoint)
     load_weights(model, content['state_dict'], checkpoint)
@@ -253,11 +254,14 @@ def _prepare(config, options: dict, launcher: str, work_dir) -> Config:
         cfg.visualizer['name'] = f'{Path(config).stem}_{time.time_ns()}'
     cfg.launcher = launcher
     _use_launcher(cfg, launcher)
-    if not (torch.cuda.is_available() and launcher != 'none'):
-        count = replace_type(cfg.model, 'SyncBN', 'BN')
-        if count:
-            print_log(f'SyncBN needs several GPUs: replaced by BN in {count} places of the config')
     return cfg
+
+
+def _fit_norm(cfg: Config) -> int:
+    """SyncBN wants several GPUs; elsewhere plain BN, of the same weights, takes its place."""
+    if torch.cuda.is_available() and cfg.launcher != 'none':
+        return 0
+    return replace_type(cfg.model, 'SyncBN', 'BN')
 
 
 def _use_launcher(cfg: Config, launcher: str) -> None:
@@ -339,6 +343,9 @@ def _latest(work_dir: Path) -> Path | None:
 
 def _build(cfg: Config, *loops: str) -> Runner:
     """A runner with what it otherwise builds on first use: the data of its loops, the optimizer."""
+    count = _fit_norm(cfg)
+    if count and _is_main():
+        print_log(f'SyncBN needs several GPUs: BN in {count} places of the config instead')
     try:
         runner = Runner.from_cfg(cfg)
         for loop in loops:
