@@ -15,13 +15,14 @@ from mmattn.visualization.comparison import save_picture
 from mmattn.zoo.publish import publish
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+_HOME = Path('data/street')  # where the configs look for the scenes
 IMAGES = (400, 40, 60)  # scenes for train, val, test
 _SHOWN = 3  # scenes in the overview picture
 
 
 def demo(
     out_dir: str | Path = 'work_dirs/demo',
-    data: str | Path = 'data/street',
+    data: str | Path = _HOME,
     images: tuple[int, int, int] = IMAGES,
     options: dict | None = None,
 ) -> dict[str, float]:
@@ -43,11 +44,10 @@ def demo(
     start = time.monotonic()
     if not (data / 'street.json').exists():
         generate(data, images=dict(zip(SPLITS, images)))
-    where = {
-        f'{loader}.dataset.data_root': str(data)
-        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
-    }
-    options = {**where, **(options or {})}
+    options = dict(options or {})
+    if data != _HOME:
+        for loader in 'train_dataloader', 'val_dataloader', 'test_dataloader':
+            options[f'{loader}.dataset.data_root'] = str(data)
     configs = {name: CONFIGS / f'{name}_r18_street.py' for name in ('ccnet', 'fcn')}
     scores, seconds = {}, {}
     for name, config in configs.items():

@@ -22,6 +22,8 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         CheckpointError: no such file; not a checkpoint; damaged; holds more than plain data.
     """
+    if '://' in str(path):
+        raise CheckpointError(f'checkpoint {path} is an address. Download it and name the file.')
     path = Path(path)
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []

@@ -87,7 +87,8 @@ def train(
         the work dir.
 
     Raises:
-        MmattnError: of the kind that fits; nothing has been written then.
+        MmattnError: of the kind that fits; what is wrong with config, data or checkpoint is
+            raised before a file is written.
     """
     options = parse_options(options)
     cfg = _prepare(config, options, launcher, work_dir)
