@@ -32,6 +32,7 @@ class BuildWithConfigs(build_py):
             target = Path(self.build_lib) / 'mmattn' / '.mim' / name
             ignored = shutil.ignore_patterns('__pycache__')
             shutil.copytree(ROOT / name, target, dirs_exist_ok=True, ignore=ignored)
+        shutil.copy(ROOT / 'model-index.yml', target.parent)
 
 
 setup(

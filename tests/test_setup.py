@@ -32,6 +32,9 @@ def test_nothing_is_done_while_nothing_changes(setup_env, monkeypatch, tmp_path,
     setup_env.STAMP.write_text(setup_env.fingerprint())
     assert setup_env.main() == 0
     assert 'nothing to do' in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(setup_env, 'distributions', lambda path: [])  # as if packages were removed
+        assert sentence(setup_env.main) == 'at work'
     setup_env.STAMP.write_text('made from other requirements')
     assert sentence(setup_env.main) == 'at work'
 

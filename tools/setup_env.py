@@ -20,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,6 +150,19 @@ def fingerprint() -> str:
     for path in [*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'setup.py', Path(__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def complete() -> bool:
+    """Whether .venv still has every pinned package, and mmcv its operators; looks, imports nothing."""
+    sites = [str(path) for path in VENV.glob('lib/python*/site-packages')]
+    found = {d.metadata['Name'].lower(): d.version for d in distributions(path=sites)}
+    pins = re.findall(
+        r'^([\w-]+)==([^\s#]+)',
+        '\n'.join(path.read_text() for path in REQUIREMENTS.glob('*.txt')),
+        re.MULTILINE,
+    )
+    present = all(found.get(name.lower(), '').split('+')[0] == version for name, version in pins)
+    return present and any(VENV.glob('lib/python*/site-packages/mmcv/_ext.*'))
 
 
 def answers(code: str) -> bool:
@@ -294,7 +308,7 @@ def install_mmcv(pinned: list) -> None:
 def main() -> int:
     start = time.monotonic()
     with contextlib.suppress(OSError):
-        if STAMP.read_text() == fingerprint() and PYTHON.exists():
+        if STAMP.read_text() == fingerprint() and complete():
             say(f'set-up: nothing to do, {VENV.name} is complete')
             return 0
     check_machine()
