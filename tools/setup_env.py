@@ -153,16 +153,18 @@ def fingerprint() -> str:
 
 
 def complete() -> bool:
-    """Whether .venv still has every pinned package, and mmcv its operators; looks, imports nothing."""
+    """Whether .venv has every pinned package, and mmcv its operators; looks, imports nothing."""
     sites = [str(path) for path in VENV.glob('lib/python*/site-packages')]
-    found = {d.metadata['Name'].lower(): d.version for d in distributions(path=sites)}
-    pins = re.findall(
-        r'^([\w-]+)==([^\s#]+)',
-        '\n'.join(path.read_text() for path in REQUIREMENTS.glob('*.txt')),
-        re.MULTILINE,
-    )
-    present = all(found.get(name.lower(), '').split('+')[0] == version for name, version in pins)
+    found = {plain(d.metadata['Name']): d.version for d in distributions(path=sites)}
+    lines = '\n'.join(path.read_text() for path in REQUIREMENTS.glob('*.txt'))
+    pins = re.findall(r'^([\w-]+)==([^\s#]+)', lines, re.MULTILINE)
+    present = all(found.get(plain(name), '').split('+')[0] == version for name, version in pins)
     return present and any(VENV.glob('lib/python*/site-packages/mmcv/_ext.*'))
+
+
+def plain(name: str) -> str:
+    """A package name as pip compares it."""
+    return re.sub('[-_.]+', '-', name).lower()
 
 
 def answers(code: str) -> bool:
