@@ -252,6 +252,14 @@ def test_checkpoint_of_another_model(trained, street, tmp_path, capsys, name):
     )  # fmt: skip
 
 
+def test_infer_with_an_option_that_cannot_be_built(trained, street, tmp_path, capsys):
+    work_dir, options = trained
+    refused(
+        capsys, 2, 'cannot be built: .*in_channels=4, allowed 8', 'infer', CONFIG,
+        work_dir / 'best.pth', street, '--out-dir', tmp_path, *options, 'model.decode_head.channels=4',
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize('name', ['test', 'infer', 'publish'])
 def test_checkpoint_with_code_in_it(street, tiny, tmp_path, capsys, name):
     from tests.engine.test_checkpoint import Payload
@@ -305,6 +313,7 @@ def test_publish_twice_gives_the_same_bytes_and_a_card(trained, tmp_path, capsys
     ):
         assert text in card
     assert str(work_dir) not in card
+    assert str(work_dir.parent.parent) not in card  # the data lie there: given as an absolute path
     assert tool('test')([CONFIG, str(safe), '--work-dir', str(tmp_path / 'w'), *options]) == 0
     again = json.loads((tmp_path / 'w' / 'metrics' / f'{safe.stem}.json').read_text())
     assert again['metrics']['mIoU'] == record['metrics']['mIoU']

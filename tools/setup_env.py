@@ -32,7 +32,7 @@ STAMP = VENV / 'setup.sha256'
 REQUIREMENTS = ROOT / 'requirements'
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn' / 'wheels'
 
-DISK_GB = 5  # .venv of the CPU build is 2.1 GB; the rest is room for the mmcv build
+DISK_GB = 5  # .venv of the CPU build is 2.0 GB (du -sh); the rest is room for the mmcv build
 TORCH_CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 # An operator that lives in the compiled extension, run on numbers whose answer is known: of two
 # boxes that overlap by 81/119 only the better one survives.

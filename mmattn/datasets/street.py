@@ -26,7 +26,7 @@ from mmattn.progress import track
 SPLITS = ('train', 'val', 'test')
 # Names and ids are those of the Cityscapes label table; things get instance ids 1000 * id + k.
 ID = dict(
-    ego=1, static=4, road=7, sidewalk=8, building=11, wall=12, fence=13, pole=17, light=19, sign=20,
+    ego=1, road=7, sidewalk=8, building=11, wall=12, fence=13, pole=17, light=19, sign=20,
     vegetation=21, terrain=22, sky=23, person=24, rider=25, car=26, truck=27, bus=28, train=31,
     motorcycle=32, bicycle=33,
 )  # fmt: skip
@@ -534,12 +534,14 @@ def generate(
         overwrite: replace a `street` set that is there already.
 
     Raises:
-        UsageError: sizes out of range; `root` holds something and `overwrite` is off, or holds
-            something that is not a `street` set.
+        UsageError: size or number of scenes out of range; `root` holds something and `overwrite`
+            is off, or holds something that is not a `street` set.
     """
     root, (width, height) = Path(root), size
     if width < 64 or height < 32:
         raise UsageError(f'street: size {width}x{height} is too small. Use 64x32 or more.')
+    if min(images.values()) < 0 or not any(images.values()):
+        raise UsageError(f'street: {images} scenes. Use 0 or more of each, and one at least.')
     mark = root / 'street.json'
     if root.exists() and any(root.iterdir()):
         if not mark.exists():

@@ -44,8 +44,9 @@ def read_checkpoint(path: str | Path) -> dict:
             ) from error
         raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
     except Exception as error:  # the readers raise many kinds, down to IndexError
+        reason = f': {error}' if str(error) else ''
         raise CheckpointError(
-            f'checkpoint {path} is damaged or is no checkpoint: {error}'
+            f'checkpoint {path} is damaged or is no checkpoint{reason}.'
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__}, not weights.')

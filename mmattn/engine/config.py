@@ -22,6 +22,7 @@ _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cf
     'model_wrapper_cfg',
     'tta_model',
     'tta_pipeline',
+    'find_unused_parameters',
     'test_pipeline',  # of mmseg.apis
 }
 # Keys of dicts that have no `type`, by the name under which they stand.

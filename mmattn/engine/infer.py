@@ -44,7 +44,7 @@ def infer(
 
     source, out_dir = Path(source), Path(out_dir)
     images = _images(source)
-    check_writable(out_dir)
+    check_writable(out_dir, '--out-dir')
     model, cfg = build_model(config, checkpoint, options)
     if not hasattr(model, 'decode_head'):
         raise UsageError(f'{config} is no segmentor: tools/infer.py shows segmentation.')

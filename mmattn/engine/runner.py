@@ -1,5 +1,6 @@
 """The main jobs as functions: train a config, test a checkpoint. The loop itself is mmengine's."""
 
+import contextlib
 import json
 import logging
 import os
@@ -166,9 +167,11 @@ def test(
     cfg.custom_hooks = [h for h in cfg.get('custom_hooks', []) if h['type'] != 'mmattn.CurvesHook']
     if show_dir:
         cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
-    for folder in (work_dir, show_dir, Path(out).parent if out else None):
-        if folder:
-            check_writable(Path(folder))
+    check_writable(work_dir)
+    if show_dir:
+        check_writable(Path(show_dir), '--show-dir')
+    if out:
+        check_writable(Path(out).parent, '--out')
     if checkpoint:
         read_checkpoint(checkpoint)
     if _is_main():
@@ -204,7 +207,8 @@ def build_model(
     cfg = _prepare(config, parse_options(options), 'none', None)
     _drop_pretrained(cfg.model)
     _fit_norm(cfg)
-    model = MODELS.build(cfg.model)
+    with _building(cfg):
+        model = MODELS.build(cfg.model)
     content = read_checkpoint(checkpoint)
     load_weights(model, content['state_dict'], checkpoint)
     model.cfg = cfg
@@ -220,7 +224,7 @@ def dataset_meta(cfg: Config) -> dict:
 
 
 def hardware() -> str:
-    """What this run computes on, e.g. 'AMD EPYC, 2 cores, 1 thread'."""
+    """What this run computes on, e.g. 'AMD EPYC, 2 cores, 2 threads'."""
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     name = platform.processor() or platform.machine()
@@ -302,7 +306,8 @@ def _scale_lr(cfg: Config, enable: bool) -> None:
         raise UsageError(
             '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it.'
         )
-    world = int(os.environ.get('WORLD_SIZE', 1)) if cfg.launcher != 'none' else 1
+    counts = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
+    world = int(os.environ.get(counts.get(cfg.launcher, ''), 1))
     batch = cfg.train_dataloader['batch_size'] * world
     if enable:
         cfg.auto_scale_lr['enable'] = True
@@ -314,8 +319,8 @@ def _scale_lr(cfg: Config, enable: bool) -> None:
         )
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder and see that it can be written to.
+def check_writable(folder: Path, flag: str = '--work-dir') -> None:
+    """Make a folder and see that it can be written to; `flag` is what chose it.
 
     Raises:
         WriteError: it cannot.
@@ -327,7 +332,7 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise WriteError(
-            f'cannot write to {folder}: {reason}. Choose another folder with --work-dir.'
+            f'cannot write to {folder}: {reason}. Choose another folder with {flag}.'
         ) from error
 
 
@@ -347,13 +352,20 @@ def _build(cfg: Config, *loops: str) -> Runner:
     count = _fit_norm(cfg)
     if count and _is_main():
         print_log(f'SyncBN needs several GPUs: BN in {count} places of the config instead')
-    try:
+    with _building(cfg):
         runner = Runner.from_cfg(cfg)
         for loop in loops:
             getattr(runner, loop)
         if 'train_loop' in loops:
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        return runner
+    return runner
+
+
+@contextlib.contextmanager
+def _building(cfg: Config):
+    """What a class says against its arguments is the config's error."""
+    try:
+        yield
     except (TypeError, KeyError, ValueError, AssertionError) as error:
         text = str(error.args[0] if error.args else error).strip() or type(error).__name__
         raise UsageError(f'config {cfg.filename} cannot be built: {text}') from error
@@ -394,7 +406,8 @@ def _relative(path: str | Path) -> str:
 
 
 def _flags(options: dict) -> str:
-    given = ' '.join(f'{k}={v}'.replace(' ', '') for k, v in options.items())
+    shown = {k: _relative(v) if isinstance(v, str | Path) else v for k, v in options.items()}
+    given = ' '.join(f'{k}={v}'.replace(' ', '') for k, v in shown.items())
     return f' --cfg-options {given}' if given else ''
 
 

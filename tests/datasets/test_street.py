@@ -100,7 +100,7 @@ def test_every_class_and_several_scales_occur():
         _, ids = render(0, 'train', index, 256, 128)
         classes |= set(np.unique(np.where(ids >= 1000, ids // 1000, ids)).tolist())
         areas += [a['area'] for a in annotations(ids)]
-    assert set(ID.values()) - {ID['static']} <= classes
+    assert set(ID.values()) <= classes
     assert min(areas) < 50 and max(areas) > 3000
 
 
@@ -128,6 +128,10 @@ def test_overwrite_replaces_the_whole_set(tmp_path):
     assert json.loads((tmp_path / 's' / 'street.json').read_text())['seed'] == 5
 
 
-def test_refused_size(tmp_path):
+def test_refused_size_and_number(tmp_path):
     with pytest.raises(UsageError, match='32x16 is too small'):
         generate(tmp_path / 's', images=dict(train=1), size=(32, 16))
+    for images in dict(train=-1, val=2), dict(train=0, val=0):
+        with pytest.raises(UsageError, match='Use 0 or more of each, and one at least'):
+            generate(tmp_path / 's', images=images)
+    assert not (tmp_path / 's').exists()
