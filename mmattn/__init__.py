@@ -8,8 +8,27 @@ from importlib import import_module
 __version__ = '0.1.0'
 
 _HOME = {
+    'AFNB': 'mmattn.blocks',
+    'APNB': 'mmattn.blocks',
+    'BAM': 'mmattn.blocks',
+    'CAM': 'mmattn.blocks',
+    'CBAM': 'mmattn.blocks',
+    'CMPESE': 'mmattn.blocks',
+    'ContextBlock': 'mmattn.blocks',
     'CrissCrossAttention': 'mmattn.blocks',
+    'DualAttention': 'mmattn.blocks',
+    'NonLocal2d': 'mmattn.blocks',
+    'PAM': 'mmattn.blocks',
+    'ResidualAttention': 'mmattn.blocks',
+    'SCSE': 'mmattn.blocks',
+    'SE': 'mmattn.blocks',
+    'SGE': 'mmattn.blocks',
+    'SKConv2d': 'mmattn.blocks',
+    'ShuffleAttention': 'mmattn.blocks',
+    'SimplifiedNonLocal': 'mmattn.blocks',
+    'SpatialTransformer': 'mmattn.blocks',
     'CCHead': 'mmattn.models',
+    'DAHead': 'mmattn.models',
 }
 __all__ = ['__version__', *_HOME]
 

@@ -7,19 +7,19 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
     precision; at least 8 channels are demanded instead of failing in forward.
 """
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmattn.ops import criss_cross
+from mmattn.ops import criss_cross, criss_cross_map
 from mmattn.registry import MODELS
 
+from .base import AttentionBlock, recorded
 from .scale import Scale
 
 _REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
 
 
 @MODELS.register_module()
-class CrissCrossAttention(BaseModule):
+class CrissCrossAttention(AttentionBlock):
     """x <- gamma * criss_cross(W_q x, W_k x, W_v x) + x, `recurrence` times with the same weights.
 
     (N, C, H, W) -> same shape and dtype; N, H, W >= 1. `gamma` starts at 0, so a fresh block
@@ -35,43 +35,32 @@ class CrissCrossAttention(BaseModule):
     """
 
     _abbr_ = 'criss_cross_attention'
+    kind = 'pairwise, row and column'
+    examples = (dict(in_channels=16), dict(in_channels=8, recurrence=2))
+    without_effect = ('key_conv.bias',)  # adds the same to all logits of a query
 
     def __init__(self, in_channels: int, *, recurrence: int = 1, init: str = 'paper') -> None:
-        super().__init__()
-        if in_channels < _REDUCTION:
-            raise ValueError(f'CrissCrossAttention: {in_channels=}, allowed {_REDUCTION} and more')
-        if recurrence < 1:
-            raise ValueError(f'CrissCrossAttention: {recurrence=}, allowed 1 and more')
-        if init not in ('paper', 'identity'):
-            raise ValueError(f"CrissCrossAttention: {init=}, allowed 'paper', 'identity'")
-        self.in_channels, self.recurrence, self.init = in_channels, recurrence, init
+        super().__init__(in_channels, init)
+        self._check(in_channels >= _REDUCTION, f'{in_channels=}, allowed {_REDUCTION} and more')
+        self._check_whole(recurrence=recurrence)
+        self.recurrence = recurrence
         self.query_conv = nn.Conv2d(in_channels, in_channels // _REDUCTION, 1)
         self.key_conv = nn.Conv2d(in_channels, in_channels // _REDUCTION, 1)
         self.value_conv = nn.Conv2d(in_channels, in_channels, 1)
         self.gamma = Scale(0)
 
-    def reset_parameters(self) -> None:
-        for part in self.query_conv, self.key_conv, self.value_conv, self.gamma:
-            part.reset_parameters()
+    @recorded('pairwise', by='attention_map')
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The context of each pixel, before gamma."""
+        return criss_cross(q, k, v)
 
-    def init_weights(self) -> None:
-        first = not self.is_init
-        super().init_weights()
-        if first:  # the parent's initialisation has just run over ours
-            self.reset_parameters()
-
-    def attend(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the context of each pixel, (N, C, H, W), before gamma."""
-        return criss_cross(self.query_conv(x), self.key_conv(x), self.value_conv(x))
+    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
+        return criss_cross_map(q, k, queries)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'CrissCrossAttention: {tuple(x.shape)}, not (N, {self.in_channels}, H, W)'
-            )
+        self._check_input(x)
         for _ in range(self.recurrence):
-            x = self.gamma(self.attend(x)).to(x.dtype) + x
+            context = self.attend(self.query_conv(x), self.key_conv(x), self.value_conv(x))
+            x = self.gamma(context).to(x.dtype) + x
         return x
-
-    def extra_repr(self) -> str:
-        return f'in_channels={self.in_channels}, recurrence={self.recurrence}'

@@ -1,3 +1,19 @@
 """Floor 1: the maths of attention as pure functions on tensors; torch alone."""
 
+from .affine import affine_sample as affine_sample
+from .channel import channel_attention as channel_attention
+from .channel import channel_shuffle as channel_shuffle
+from .channel import context_pool as context_pool
+from .channel import global_pool as global_pool
+from .channel import group_similarity as group_similarity
 from .criss_cross import criss_cross as criss_cross
+from .criss_cross import criss_cross_map as criss_cross_map
+from .deform_conv import deform_conv as deform_conv
+from .non_local import concatenation_attention as concatenation_attention
+from .non_local import concatenation_weights as concatenation_weights
+from .non_local import dot_product_attention as dot_product_attention
+from .non_local import softmax_attention as softmax_attention
+from .non_local import softmax_weights as softmax_weights
+from .precision import widen as widen
+from .precision import without_autocast as without_autocast
+from .pyramid import pyramid_pool as pyramid_pool

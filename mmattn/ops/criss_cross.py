@@ -4,10 +4,10 @@ Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019,
     arXiv 1811.11721, eq. 1-2.
 """
 
-import contextlib
-
 import torch
 from torch import Tensor
+
+from .precision import widen, without_autocast
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -32,12 +32,11 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             f'criss_cross: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; '
             'expected (N, E, H, W), (N, E, H, W), (N, C, H, W)'
         )
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q_row, k_row = q.permute(0, 2, 3, 1).to(wide), k.permute(0, 2, 3, 1).to(wide)  # (N, H, W, E)
+    q_row, k_row = widen(q).permute(0, 2, 3, 1), widen(k).permute(0, 2, 3, 1)  # (N, H, W, E)
     v_row = v.permute(0, 2, 3, 1)  # (N, H, W, C)
     q_col, k_col, v_col = q_row.transpose(1, 2), k_row.transpose(1, 2), v_row.transpose(1, 2)
 
-    with _without_autocast(q.device.type):
+    with without_autocast(q):
         row = q_row @ k_row.mT  # (N, H, W, W): logits of pixel (h, w) to (h, :)
         col = q_col @ k_col.mT  # (N, W, H, H): logits of pixel (h, w) to (:, w), stored at [w, h]
         at = torch.arange(q.shape[2], device=q.device)
@@ -54,7 +53,22 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
+def criss_cross_map(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:
+    """The weights that `criss_cross` gives to every pixel, for chosen queries alone.
+
+    Args:
+        q: (N, E, H, W) queries.
+        k: (N, E, H, W) keys.
+        queries: (Q,) positions row * W + column.
+
+    Returns:
+        (N, Q, H, W), each map sums to 1 and is zero off the row and the column of its query.
+    """
+    height, width = q.shape[2:]
+    with without_autocast(q):
+        chosen = widen(q).flatten(2)[..., queries]  # (N, E, Q)
+        logits = torch.einsum('neq,nehw->nqhw', chosen, widen(k))
+        row = torch.arange(height, device=q.device)[:, None] == (queries // width)[:, None, None]
+        column = torch.arange(width, device=q.device) == (queries % width)[:, None, None]
+        logits = logits.masked_fill(~(row | column), float('-inf'))
+        return logits.flatten(2).softmax(-1).reshape_as(logits)

@@ -138,7 +138,7 @@ def test_compile_and_export():
     'arguments, message',
     [
         (dict(in_channels=7), 'in_channels=7, allowed 8'),
-        (dict(in_channels=16, recurrence=0), 'recurrence=0, allowed 1'),
+        (dict(in_channels=16, recurrence=0), 'recurrence=0, allowed whole numbers from 1'),
         (dict(in_channels=16, init='zero'), "init='zero', allowed 'paper'"),
     ],
 )
@@ -148,7 +148,7 @@ def test_refused_arguments(arguments, message):
 
 
 def test_refused_input():
-    with pytest.raises(ValueError, match=r'\(1, 8, 3, 3\), not \(N, 16, H, W\)'):
+    with pytest.raises(ValueError, match=r'\(1, 8, 3, 3\), allowed \(N, 16, H, W\)'):
         CrissCrossAttention(16)(torch.randn(1, 8, 3, 3))
 
 

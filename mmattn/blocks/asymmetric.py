@@ -1,0 +1,171 @@
+"""One stage of asymmetric non-local attention: all positions look at pooled keys and values.
+
+Source: Asymmetric Non-local Neural Networks for Semantic Segmentation, ICCV 2019,
+    arXiv 1908.07678, eq. 5-8.
+Reference code: open-mmlab/mmsegmentation, mmseg/models/decode_heads/ann_head.py. Differs from it
+    in: a query scale above 1 works; there the context is interpolated back to the size of the map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmattn.ops import pyramid_pool, softmax_attention, softmax_weights
+
+from .base import AttentionBlock, recorded, zero
+from .conv_norm_act import ConvNormAct
+from .scale import Scale
+
+
+class AsymmetricStage(nn.Module):
+    """W_o softmax(q^T pool(k) / sqrt(d)) pool(v), keys as MMSegmentation's `SelfAttentionBlock`.
+
+    Args:
+        low_in_channels, high_in_channels: of the map that gives keys and values, and queries.
+        channels: d, of queries, keys and values.
+        out_channels: of the context.
+        share_key_query: one projection for both; it is in the state dict under both names.
+        query_scale: queries are max-pooled by it.
+        key_pool_scales: n of the n x n grids of pooled keys and values.
+        conv_cfg, norm_cfg, act_cfg: of the key and query projections.
+    """
+
+    def __init__(
+        self,
+        low_in_channels: int,
+        high_in_channels: int,
+        channels: int,
+        out_channels: int,
+        share_key_query: bool,
+        query_scale: int,
+        key_pool_scales: Sequence[int],
+        conv_cfg: dict | None,
+        norm_cfg: dict | None,
+        act_cfg: dict | None,
+    ) -> None:
+        super().__init__()
+        options = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.query_scale, self.key_pool_scales = query_scale, key_pool_scales
+        self.scale = channels**-0.5
+        self.key_project = ConvNormAct(low_in_channels, channels, 1, **options)
+        self.query_project = (
+            self.key_project
+            if share_key_query
+            else ConvNormAct(high_in_channels, channels, 1, **options)
+        )
+        self.value_project = nn.Conv2d(low_in_channels, channels, 1)
+        self.out_project = nn.Conv2d(channels, out_channels, 1)
+
+    def project(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> queries (N, d, H, W), keys and values (N, d, S)."""
+        q = self.query_project(high)
+        if self.query_scale > 1:
+            q = F.max_pool2d(q, self.query_scale)
+        scales = self.key_pool_scales
+        k, v = self.key_project(low), self.value_project(low)
+        return q, pyramid_pool(k, scales), pyramid_pool(v, scales)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """-> (N, d, H, W), the grid of the queries."""
+        return softmax_attention(q.flatten(2), k, v, self.scale).unflatten(2, q.shape[2:])
+
+
+class AsymmetricBlock(AttentionBlock):
+    """What APNB and AFNB share: stages whose contexts are summed, and the 1x1 bottleneck."""
+
+    kind = 'pairwise, pooled keys'
+    share_key_query: bool
+    bottleneck_act: bool
+
+    def __init__(
+        self,
+        low_in_channels: int,
+        high_in_channels: int,
+        channels: int,
+        out_channels: int,
+        query_scales: Sequence[int],
+        key_pool_scales: Sequence[int],
+        conv_cfg: dict | None,
+        norm_cfg: dict | None,
+        act_cfg: dict | None,
+        init: str,
+    ) -> None:
+        super().__init__(low_in_channels, init)
+        self._check_whole(
+            high_in_channels=high_in_channels, channels=channels, out_channels=out_channels
+        )
+        for name, scales in ('query_scales', query_scales), ('key_pool_scales', key_pool_scales):
+            self._check(len(scales) > 0, f'{name}={scales!r}, allowed at least one')
+            for scale in scales:
+                self._check_whole(**{name: scale})
+        self._check(
+            init == 'paper' or out_channels == high_in_channels,
+            f"{out_channels=} with init='identity', allowed the channels of the input, "
+            f'{high_in_channels}',
+        )
+        options = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        self.high_in_channels = high_in_channels
+        self.stages = nn.ModuleList(
+            AsymmetricStage(
+                low_in_channels,
+                high_in_channels,
+                channels,
+                out_channels,
+                self.share_key_query,
+                scale,
+                tuple(key_pool_scales),
+                act_cfg=act_cfg,
+                **options,
+            )
+            for scale in query_scales
+        )
+        self.bottleneck = ConvNormAct(
+            out_channels + high_in_channels,
+            out_channels,
+            1,
+            act_cfg=act_cfg if self.bottleneck_act else None,
+            **options,
+        )
+        if init == 'identity':
+            self.rho = Scale(0)
+        self.start()
+
+    def start(self) -> None:
+        for stage in self.stages:
+            zero(stage.out_project)
+
+    @recorded('pairwise', by='attention_map')
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage) -> Tensor:
+        return stage.attend(q, k, v)
+
+    def attention_map(
+        self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage
+    ) -> Tensor:
+        """The weights of the pooled keys for chosen queries, (Q,) positions -> (N, Q, S)."""
+        return softmax_weights(q.flatten(2)[..., queries], k, stage.scale)
+
+    def fuse(self, high: Tensor, low: Tensor) -> Tensor:
+        """bottleneck([sum of the contexts ; high])."""
+        size, context = high.shape[2:], 0
+        for stage in self.stages:
+            if min(size) < stage.query_scale:
+                self._check(
+                    False,
+                    f'input {tuple(high.shape)} with query scale {stage.query_scale}, '
+                    f'allowed H, W from {stage.query_scale}',
+                )
+            norms = [stage.query_project.norm, stage.key_project.norm, self.bottleneck.norm]
+            for norm, seen in zip(norms, (high, low, high), strict=True):
+                self._check_batch(norm, seen, 'a batch norm')
+            prior = self.attend(*stage.project(high, low), stage)
+            if stage.query_scale > 1:
+                prior = F.interpolate(prior, size=size, mode='bilinear', align_corners=False)
+            context = context + stage.out_project(prior)
+        y = self.bottleneck(_cat(context, high))
+        return high + self.rho(y).to(high.dtype) if self.init == 'identity' else y.to(high.dtype)
+
+
+def _cat(context: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([context.to(x.dtype), x], 1)

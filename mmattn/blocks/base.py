@@ -1,0 +1,170 @@
+"""What every attention block has: checks, two starts that last, declared limits, recording."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+PROMISES = {
+    'sizes': 'any H and W from 1, any batch size, in eval',
+    'train_batch_1': 'training on one image, also of one pixel',
+    'half': 'fp16 and bf16, alone and under autocast, finite for |x| up to 1000',
+    'gradcheck': 'gradients equal finite differences in fp64',
+    'compile': 'torch.compile(fullgraph=True)',
+    'export': 'torch.export with dynamic H and W',
+    'onnx': 'ONNX with dynamic H and W, equal in onnxruntime',
+    'identity': "init='identity' starts bit-exactly as the identity",
+    'plugin': 'a plugin of the stock ResNets at after_conv1, after_conv2, after_conv3',
+}
+
+
+def recorded(name: str, by: str | None = None) -> Callable:
+    """Mark the method that computes an attention map, so that `visualization.record` can watch it.
+
+    Args:
+        name: what the map is called in a recording.
+        by: a method that gives the map for chosen queries; called with the recorder's queries and
+            the arguments of the marked one. If None, what the marked method returns is the map.
+    """
+
+    def decorate(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def watched(self, *args):
+            out = method(self, *args)
+            if self._recorder is not None:
+                self._recorder(self, name, out if by is None else getattr(self, by), args)
+            return out
+
+        return watched
+
+    return decorate
+
+
+class AttentionBlock(BaseModule):
+    """Base of all blocks.
+
+    A block checks its arguments, builds its layers, and ends `__init__` with `self.start()`, where
+    it sets what differs from PyTorch's initialisation. `self.arguments` has all constructor
+    arguments, defaults included.
+
+    Args:
+        in_channels: C of the (first) input.
+        init: 'paper', the authors' start, or 'identity'.
+    """
+
+    _abbr_: ClassVar[str]  # the attribute name as a plugin, so part of checkpoint keys
+    kind: ClassVar[str]  # what the weights run over: channel, spatial, pairwise, ...
+    limits: ClassVar[dict[str, str]] = {}  # promise that cannot be kept: why
+    typical: ClassVar[dict[str, Any]] = {}  # the authors' arguments where there is no default
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (dict(in_channels=64),)  # what tests build
+    without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by the maths
+    _recorder: Callable | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'AttentionBlock':
+        block = super().__new__(cls)
+        # partial: copying and unpickling call this without arguments
+        bound = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
+        bound.apply_defaults()
+        block.__dict__['arguments'] = dict(list(bound.arguments.items())[1:])
+        return block
+
+    def __init__(self, in_channels: int, init: str) -> None:
+        super().__init__()
+        self._check_whole(in_channels=in_channels)
+        self._check_choice('init', init, ('paper', 'identity'))
+        self.in_channels, self.init = in_channels, init
+
+    @classmethod
+    def build(cls, in_channels: int = 256, **arguments: Any) -> 'AttentionBlock':
+        """The block with the authors' arguments where none are given."""
+        return cls(in_channels, **(cls.typical | arguments))
+
+    def start(self) -> None:
+        """Set what differs from PyTorch's initialisation; draws nothing where nothing does."""
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as a fresh block has them."""
+        _reset(self)
+        self.start()
+
+    def init_weights(self) -> None:
+        """Restore the start, once: the initialisation of the parent has just run over it."""
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            self.reset_parameters()
+
+    def identity(self, *inputs: Tensor) -> Tensor:
+        """What a fresh block with init='identity' returns for these inputs."""
+        return inputs[0]
+
+    def input_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
+        """Shapes of the arguments of `forward`."""
+        return [(batch, self.in_channels, height, width)]
+
+    def extra_repr(self) -> str:
+        return ', '.join(f'{name}={value!r}' for name, value in self.arguments.items())
+
+    def _sigmoid(self, z: Tensor) -> Tensor:
+        """The gate of blocks that only scale: 1 at z = 0 where the start is the identity."""
+        return 2 * z.sigmoid() if self.init == 'identity' else z.sigmoid()
+
+    def _check(self, ok: bool, message: str) -> None:
+        if not ok:
+            raise ValueError(f'{type(self).__name__}: {message}')
+
+    def _check_whole(self, **values: Any) -> None:
+        for name, value in values.items():
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            self._check(whole, f'{name}={value!r}, allowed whole numbers from 1')
+
+    def _check_reduction(self, reduction: int, in_channels: int) -> None:
+        self._check_whole(reduction=reduction)
+        self._check(reduction <= in_channels, f'{reduction=}, allowed 1..{in_channels=}')
+
+    def _check_groups(self, groups: int, times: int = 1, **channels: int) -> None:
+        self._check_whole(groups=groups)
+        what = 'groups' if times == 1 else f'{times} * groups'
+        for name, count in channels.items():
+            if count % (times * groups):
+                allowed = [n for n in range(1, count + 1) if count % (times * n) == 0]
+                some = ', '.join(map(str, allowed[-6:])) or 'none: the channels are odd'
+                self._check(
+                    False, f'{groups=}, but {what} must divide {name}={count}; allowed {some}'
+                )
+
+    def _check_choice(self, name: str, value: Any, allowed: tuple) -> None:
+        options = ', '.join(repr(option) for option in allowed)
+        self._check(value in allowed, f'{name}={value!r}, allowed {options}')
+
+    def _check_input(self, x: Tensor, channels: int | None = None, name: str = 'input') -> None:
+        channels = channels or self.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            self._check(False, f'{name} {tuple(x.shape)}, allowed (N, {channels}, H, W)')
+
+    def _check_batch(self, norm: nn.Module, x: Tensor, name: str) -> None:
+        """A batch norm in training needs two values per channel; SyncBN counts all processes."""
+        alone = isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.training
+        if alone and x.shape[0] * x.shape[2:].numel() == 1:
+            self._check(
+                False,
+                f'{name} sees batch size {x.shape[0]} with one value per channel in training, '
+                'allowed 2 and more; or use SyncBN over several processes, or .eval()',
+            )
+
+
+def zero(layer: nn.Module) -> None:
+    """Set weight and bias to 0."""
+    for value in layer.parameters(recurse=False):
+        nn.init.zeros_(value)
+
+
+def _reset(module: nn.Module) -> None:
+    for child in module.children():
+        if hasattr(child, 'reset_parameters'):
+            child.reset_parameters()
+        else:
+            _reset(child)

@@ -1,0 +1,30 @@
+"""The two fully connected layers of channel gates."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmattn.ops import widen, without_autocast
+
+
+def excite(z: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    """W2 relu(W1 z + b1) + b2, (N, C) -> (N, C'), in fp32 or wider: it is N vectors, not maps."""
+    with without_autocast(z):
+        return wide_linear(wide_linear(z, fc1).relu(), fc2)
+
+
+def wide_linear(z: Tensor, layer: nn.Linear) -> Tensor:
+    """The layer in fp32 or wider whatever its weights are."""
+    bias = None if layer.bias is None else widen(layer.bias)
+    return F.linear(widen(z), widen(layer.weight), bias)
+
+
+class ChannelMLP(nn.Module):
+    """`excite` with its own layers: keys `fc1.*` (hidden, C) and `fc2.*` (C, hidden)."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return excite(z, self.fc1, self.fc2)

@@ -1,0 +1,139 @@
+"""Convolution, norm and activation with the keys of MMCV's `ConvModule`, without MMCV."""
+
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import nn
+
+_CONVS = {'Conv2d': nn.Conv2d, 'Conv': nn.Conv2d}
+_NORMS = {  # type: layer, name in the state dict
+    'BN': (nn.BatchNorm2d, 'bn'),
+    'BN2d': (nn.BatchNorm2d, 'bn'),
+    'SyncBN': (nn.SyncBatchNorm, 'bn'),
+    'GN': (nn.GroupNorm, 'gn'),
+    'IN': (nn.InstanceNorm2d, 'in'),
+    'IN2d': (nn.InstanceNorm2d, 'in'),
+}
+_INPLACE = ('ReLU', 'LeakyReLU', 'RReLU', 'ReLU6', 'ELU', 'SiLU', 'Hardswish')
+
+
+class ConvNormAct(nn.Sequential):
+    """act(norm(conv(x))); keys `conv.*` and `bn.*`, `gn.*` or `in.*`, the activation has none.
+
+    The convolution has a bias where there is no norm. It starts as MMCV's does: Kaiming normal over
+    fan-out, biases 0, norm weight 1.
+
+    Args:
+        in_channels, out_channels, kernel_size: of the convolution; others by keyword.
+        conv_cfg: None or `dict(type='Conv2d')`, or any layer registered with mmengine.
+        norm_cfg: None or a dict with `type` 'BN', 'SyncBN', 'GN' (with `num_groups`), 'IN', or any
+            registered, and optionally `requires_grad`.
+        act_cfg: None or a dict with `type` a class name of `torch.nn`, or any registered.
+        bias: None for the rule above.
+
+    Raises:
+        ValueError: a type that is not known.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        bias: bool | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        extra = dict(conv_cfg or dict(type='Conv2d'))
+        kind = extra.pop('type')
+        conv = _CONVS.get(kind) or _find('conv_cfg', kind, _CONVS)
+        options['bias'] = norm_cfg is None if bias is None else bias
+        self.add_module('conv', conv(in_channels, out_channels, kernel_size, **options, **extra))
+        self.norm_name = None
+        if norm_cfg is not None:
+            self.norm_name, norm = _norm(norm_cfg, out_channels)
+            self.add_module(self.norm_name, norm)
+        if act_cfg is not None:
+            extra = dict(act_cfg)
+            kind = extra.pop('type')
+            act = getattr(nn, kind, None) or _find('act_cfg', kind, ['ReLU and others of torch.nn'])
+            if kind in _INPLACE:
+                extra.setdefault('inplace', True)
+            self.add_module('activate', act(**extra))
+        self.slope = act_cfg.get('negative_slope', 0.01) if _leaky(act_cfg) else 0.0
+        self.reset_parameters()
+
+    @property
+    def norm(self) -> nn.Module | None:
+        return self.get_submodule(self.norm_name) if self.norm_name else None
+
+    def reset_parameters(self) -> None:
+        if hasattr(self.conv, 'init_weights'):  # a registered layer with a start of its own
+            self.conv.init_weights()
+        else:
+            kind = 'leaky_relu' if self.slope else 'relu'
+            nn.init.kaiming_normal_(self.conv.weight, self.slope, 'fan_out', kind)
+            if self.conv.bias is not None:
+                nn.init.zeros_(self.conv.bias)
+        if self.norm is not None and hasattr(self.norm, 'reset_parameters'):
+            self.norm.reset_parameters()
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """One number for both axes, or a number for each."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def kaiming_normal(conv: nn.Conv2d, mode: str = 'fan_out') -> None:
+    """The start of convolutions in ResNet codes: normal with variance 2 / fan, bias 0."""
+    nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity='relu')
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def _leaky(act_cfg: dict | None) -> bool:
+    return bool(act_cfg) and act_cfg['type'] == 'LeakyReLU'
+
+
+def _norm(norm_cfg: dict, channels: int) -> tuple[str, nn.Module]:
+    extra = dict(norm_cfg)
+    kind, learn = extra.pop('type'), extra.pop('requires_grad', True)
+    extra.setdefault('eps', 1e-5)
+    if kind in _NORMS:
+        layer, name = _NORMS[kind]
+    else:
+        layer = _find('norm_cfg', kind, _NORMS)
+        name = getattr(layer, '_abbr_', None) or _norm_name(layer)
+    if layer is nn.GroupNorm:
+        groups = extra.get('num_groups')
+        if not groups or channels % groups:
+            some = [n for n in range(1, channels + 1) if channels % n == 0][-6:]
+            raise ValueError(f'norm_cfg: GN with num_groups={groups}, allowed e.g. {some}')
+        norm = layer(num_channels=channels, **extra)
+    else:
+        norm = layer(channels, **extra)
+    for value in norm.parameters():
+        value.requires_grad = learn
+    return name, norm
+
+
+def _norm_name(layer: type) -> str:
+    """The name that MMCV infers for a norm class."""
+    for base, name in (nn.InstanceNorm2d, 'in'), (nn.modules.batchnorm._BatchNorm, 'bn'):
+        if issubclass(layer, base):
+            return name
+    for word, name in ('batch', 'bn'), ('group', 'gn'), ('layer', 'ln'), ('instance', 'in'):
+        if word in layer.__name__.lower():
+            return name
+    return 'norm_layer'
+
+
+def _find(argument: str, kind: str, known: Any) -> type:
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ValueError(f'{argument}: type={kind!r}, allowed {", ".join(known)}, or a registered')
+    return found

@@ -1,0 +1,77 @@
+"""Shuffle attention: half of each channel group gets a channel gate, half a spatial one.
+
+Source: SA-Net: Shuffle Attention for Deep Convolutional Neural Networks, ICASSP 2021,
+    arXiv 2102.00240, section 3.
+Reference code: wofmanaf/SA-Net, models/sa_resnet.py. Differs from it in: channels that the groups
+    do not divide are refused; with init='identity' the channels are not shuffled.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.ops import channel_shuffle
+from mmattn.registry import MODELS
+
+from .base import AttentionBlock, recorded
+
+
+@MODELS.register_module()
+class ShuffleAttention(AttentionBlock):
+    """y = shuffle([x0 * sigmoid(cw mean_hw(x0) + cb) ; x1 * sigmoid(sw GN(x1) + sb)]).
+
+    x0 and x1 are the halves of each of G contiguous channel groups, k = C / 2G channels each; GN
+    standardises each channel. All groups share the parameters. The shuffle deals the two halves of
+    the C channels out in turn.
+
+    (N, C, H, W) -> same shape and dtype.
+
+    Args:
+        in_channels: C, a multiple of 2 groups.
+        groups: G.
+        init: 'paper' (cw = sw = 0, cb = sb = 1: gates 0.731) or 'identity' (all four 0, gates 2
+            sigmoid, no shuffle).
+
+    Raises:
+        ValueError: an argument out of range; an input other than (N, in_channels, H, W).
+    """
+
+    _abbr_ = 'shuffle_attention'
+    kind = 'channel, spatial'
+    examples = (dict(in_channels=128), dict(in_channels=16, groups=2))
+
+    def __init__(self, in_channels: int, *, groups: int = 64, init: str = 'paper') -> None:
+        super().__init__(in_channels, init)
+        self._check_groups(groups, times=2, in_channels=in_channels)
+        self.groups = groups
+        width = in_channels // (2 * groups)
+        for name in 'cweight', 'cbias', 'sweight', 'sbias':
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, width, 1, 1)))
+        self.gn = nn.GroupNorm(width, width)
+        self.start()
+
+    def start(self) -> None:
+        for weight, bias in (self.cweight, self.cbias), (self.sweight, self.sbias):
+            nn.init.zeros_(weight)
+            nn.init.constant_(bias, 0 if self.init == 'identity' else 1)
+
+    @recorded('channel')
+    def channel_gate(self, x0: Tensor) -> Tensor:
+        """(N G, k, H, W) -> (N G, k, 1, 1)."""
+        return self._sigmoid(self.cweight * x0.mean((2, 3), keepdim=True) + self.cbias)
+
+    @recorded('spatial')
+    def spatial_gate(self, x1: Tensor) -> Tensor:
+        """(N G, k, H, W) -> same shape."""
+        gn = self.gn  # called below its module, which refuses a single value
+        return self._sigmoid(
+            self.sweight * torch.group_norm(x1, gn.num_groups, gn.weight, gn.bias, gn.eps)
+            + self.sbias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        parts = x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (N G, 2 k, H, W)
+        x0, x1 = parts.chunk(2, dim=1)
+        y0, y1 = x0 * self.channel_gate(x0).to(x.dtype), x1 * self.spatial_gate(x1).to(x.dtype)
+        y = torch.cat([y0, y1], 1).reshape(x.shape)
+        return y if self.init == 'identity' else channel_shuffle(y, 2)
