@@ -61,7 +61,9 @@ class AFNB(AsymmetricBlock):
         *,
         init: str = 'paper',
     ) -> None:
+        self._check_whole(low_in_channels=low_in_channels)
         high = low_in_channels if high_in_channels is None else high_in_channels
+        self._check_whole(high_in_channels=high)
         super().__init__(
             low_in_channels,
             high,

@@ -59,6 +59,7 @@ class APNB(AsymmetricBlock):
         *,
         init: str = 'paper',
     ) -> None:
+        self._check_whole(in_channels=in_channels)
         super().__init__(
             in_channels,
             in_channels,

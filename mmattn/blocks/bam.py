@@ -91,14 +91,14 @@ class BAM(AttentionBlock):
             if self.fusion == 'add':
                 zero(self.channel.fc2)
 
-    @recorded('channel')
+    @recorded('channel logits')
     def channel_logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C)."""
         self._check_batch(self.channel.bn, x[:, :, :1, :1], 'the batch norm of the channel branch')
         hidden = self.channel.bn(wide_linear(x.mean((2, 3)), self.channel.fc1).to(x.dtype))
         return wide_linear(hidden.relu(), self.channel.fc2).to(x.dtype)
 
-    @recorded('spatial')
+    @recorded('spatial logits')
     def spatial_logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W)."""
         return self.spatial.final(self.spatial.convs(self.spatial.reduce(x))).to(x.dtype)

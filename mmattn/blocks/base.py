@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 PROMISES = {
     'sizes': 'any H and W from 1, any batch size, in eval',
-    'train_batch_1': 'training on one image, also of one pixel',
+    'train_batch_1': 'training on one image',
     'half': 'fp16 and bf16, alone and under autocast, finite for |x| up to 1000',
     'gradcheck': 'gradients equal finite differences in fp64',
     'compile': 'torch.compile(fullgraph=True)',
@@ -21,13 +21,15 @@ PROMISES = {
 }
 
 
-def recorded(name: str, by: str | None = None) -> Callable:
+def recorded(name: str, by: str | None = None, view: str | None = None) -> Callable:
     """Mark the method that computes an attention map, so that `visualization.record` can watch it.
 
     Args:
         name: what the map is called in a recording.
-        by: a method that gives the map for chosen queries; called with the recorder's queries and
-            the arguments of the marked one. If None, what the marked method returns is the map.
+        by: a method that gives the map for chosen queries; called with their positions and the
+            arguments of the marked one, the first of which has the grid of the queries in its last
+            two axes. If None, what the marked method returns is the map.
+        view: a method that brings the map into the shape in which it is recorded.
     """
 
     def decorate(method: Callable) -> Callable:
@@ -35,7 +37,8 @@ def recorded(name: str, by: str | None = None) -> Callable:
         def watched(self, *args):
             out = method(self, *args)
             if self._recorder is not None:
-                self._recorder(self, name, out if by is None else getattr(self, by), args)
+                result = out if view is None else getattr(self, view)(out)
+                self._recorder(self, name, result if by is None else getattr(self, by), args)
             return out
 
         return watched
@@ -60,6 +63,7 @@ class AttentionBlock(BaseModule):
     limits: ClassVar[dict[str, str]] = {}  # promise that cannot be kept: why
     typical: ClassVar[dict[str, Any]] = {}  # the authors' arguments where there is no default
     examples: ClassVar[tuple[dict[str, Any], ...]] = (dict(in_channels=64),)  # what tests build
+    dynamic_from: ClassVar[int] = 2  # the least H and W of a program exported with dynamic ones
     without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by the maths
     _recorder: Callable | None = None
 

@@ -54,7 +54,6 @@ class NonLocal2d(AttentionBlock):
 
     _abbr_ = 'nonlocal_block'
     kind = 'pairwise'
-    limits = dict(sizes='with sub_sample, H and W from 2: pooling by 2 leaves no key of 1')
     examples = (
         dict(in_channels=8),
         dict(in_channels=8, mode='gaussian', reduction=1),
@@ -102,6 +101,16 @@ class NonLocal2d(AttentionBlock):
             self.g = nn.Sequential(self.g, pool)
             self.phi = nn.Sequential(self.phi, pool) if mode != 'gaussian' else pool
         self.start()
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """Pooling by 2 leaves no key on a map of one row or column."""
+        return dict(sizes='with sub_sample, H and W from 2') if self.sub_sample else {}
+
+    @property
+    def dynamic_from(self) -> int:
+        """Exporters fix the size of a map that pooling leaves with one pixel."""
+        return 4 if self.sub_sample else 2
 
     @property
     def without_effect(self) -> tuple[str, ...]:

@@ -88,7 +88,6 @@ class ResidualAttention(AttentionBlock):
 
     _abbr_ = 'residual_attention'
     kind = 'spatial and channel'
-    limits = dict(train_batch_1='a norm sees one value per channel where pooling leaves one pixel')
     typical = dict(depth=1)
     examples = (
         dict(in_channels=8, depth=1, t=1),
@@ -127,6 +126,11 @@ class ResidualAttention(AttentionBlock):
             self.rho = Scale(0)
         self.start()
 
+    @property
+    def dynamic_from(self) -> int:
+        """Exporters fix the size of a map that pooling leaves with one pixel."""
+        return 2**self.depth + 1
+
     def start(self) -> None:
         if self.init == 'identity':
             for unit in (*self.pre, *self.trunk, *self.post):
@@ -137,14 +141,17 @@ class ResidualAttention(AttentionBlock):
         """(N, C, H, W) -> same shape, in (0, 1)."""
         levels, e = [x], x  # the maps whose sizes the way back takes
         for down in self.down:
-            e = down(_pool(e))
+            e = down(self._pool(e))
             levels.append(e)
-        e = _pool(e)
-        self._check_batch(self.gate.bn1, e, f'a batch norm after {self.depth} poolings')
-        b = self.bottom(e)
+        b = self.bottom(self._pool(e))
         for k in range(self.depth - 1, 0, -1):
             b = self.up[k - 1](_resize(b, levels[k]) + self.skip[k - 1](levels[k]))
         return self.gate(_resize(b, x)).sigmoid()
+
+    def _pool(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(x, 3, 2, 1)
+        self._check_batch(self.gate.bn1, x, 'a batch norm of the pooled map')
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -154,10 +161,6 @@ class ResidualAttention(AttentionBlock):
         if self.init == 'identity':
             mask = self.rho(mask)
         return self.post((1 + mask) * self.trunk(start)).to(x.dtype)
-
-
-def _pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, 2, 1)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class ShuffleAttention(AttentionBlock):
     standardises each channel. All groups share the parameters. The shuffle deals the two halves of
     the C channels out in turn.
 
-    (N, C, H, W) -> same shape and dtype.
+    (N, C, H, W) -> same shape and dtype. Recorded are the gates of both halves, (N, C / 2)
+    and (N, C / 2, H, W).
 
     Args:
         in_channels: C, a multiple of 2 groups.
@@ -54,12 +55,12 @@ class ShuffleAttention(AttentionBlock):
             nn.init.zeros_(weight)
             nn.init.constant_(bias, 0 if self.init == 'identity' else 1)
 
-    @recorded('channel')
+    @recorded('channel', view='by_image')
     def channel_gate(self, x0: Tensor) -> Tensor:
         """(N G, k, H, W) -> (N G, k, 1, 1)."""
         return self._sigmoid(self.cweight * x0.mean((2, 3), keepdim=True) + self.cbias)
 
-    @recorded('spatial')
+    @recorded('spatial', view='by_image')
     def spatial_gate(self, x1: Tensor) -> Tensor:
         """(N G, k, H, W) -> same shape."""
         gn = self.gn  # called below its module, which refuses a single value
@@ -67,6 +68,11 @@ class ShuffleAttention(AttentionBlock):
             self.sweight * torch.group_norm(x1, gn.num_groups, gn.weight, gn.bias, gn.eps)
             + self.sbias
         )
+
+    def by_image(self, gate: Tensor) -> Tensor:
+        """(N G, k, ...) -> (N, C / 2), or (N, C / 2, H, W) of a map."""
+        gate = gate.unflatten(0, (-1, self.groups)).flatten(1, 2)
+        return gate.flatten(1) if gate.shape[2:].numel() == 1 else gate
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

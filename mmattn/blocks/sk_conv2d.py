@@ -114,6 +114,11 @@ class SKConv2d(AttentionBlock):
             self.rho = Scale(0)
         self.start()
 
+    @property
+    def dynamic_from(self) -> int:
+        """Exporters fix the size of a map that strides leave with one pixel."""
+        return max(self.convs[0][0].stride) + 1
+
     def start(self) -> None:
         for branch in self.convs:
             kaiming_normal(branch[0])

@@ -1,5 +1,6 @@
-"""Pictures of what a network learned and predicts."""
+"""Pictures of what a network learned and predicts, and recordings of where it looks."""
 
+from .attention import record as record
 from .comparison import colourise as colourise
 from .comparison import compare as compare
 from .comparison import overlay as overlay

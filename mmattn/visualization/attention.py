@@ -1,0 +1,75 @@
+"""Recording the attention that blocks used, while a model runs as it always does."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.blocks import AttentionBlock
+
+_CENTRE = ((0.5, 0.5),)
+
+
+@contextmanager
+def record(
+    model: nn.Module, queries: Sequence[tuple[float, float]] = _CENTRE
+) -> Iterator[dict[str, dict[str, list[Tensor]]]]:
+    """Record the attention maps of every block in a model.
+
+    Example:
+        with record(model, queries=[(0.5, 0.5)]) as maps:
+            model(images)
+        maps['backbone.layer1.0.cbam']['channel'][0]  # (N, C)
+
+    Args:
+        model: any module that has blocks of mmattn below it, or is one.
+        queries: for pairwise blocks, the places whose maps are computed: row and column as
+            fractions of height and width, from 0 to below 1, so that they mean the same place in
+            maps of any size.
+
+    Yields:
+        a dict that fills as the model runs: path of the block ('' for the model itself) -> name of
+        the map -> one tensor per use, detached, in the order of use. Gates: 'channel' (N, C),
+        'spatial' (N, 1, H, W), 'group' (N, G, H, W), 'mask' (N, C, H, W); BAM, which adds before
+        the sigmoid, has 'channel logits' and 'spatial logits'; `ShuffleAttention` has C / 2 of
+        them in both. Weights that sum to 1: 'context' (N, 1, H, W), 'branches' (N, branches, C).
+        Factors of the values: 'pairwise' (N, Q, h, w), with pooled keys (N, Q, S), and
+        'channel pairs' (N, C, C). 'theta' (N, 2, 3) of the spatial transformer.
+
+    Raises:
+        ValueError: no block in the model; no query, or one outside of its range; the model is being
+            recorded already.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, AttentionBlock)}
+    if not found:
+        raise ValueError(f'record: no block of mmattn in {type(model).__name__}')
+    if any(block._recorder is not None for block in found.values()):
+        raise ValueError(f'record: {type(model).__name__} is being recorded already')
+    places = [(float(row), float(column)) for row, column in queries]
+    if not places or not all(0 <= value < 1 for place in places for value in place):
+        raise ValueError(f'record: queries={list(queries)}, allowed (row, column) in [0, 1), some')
+    maps: dict[str, dict[str, list[Tensor]]] = {}
+    paths = {id(block): name for name, block in found.items()}
+
+    def watch(block: AttentionBlock, name: str, result: Tensor | Callable, args: tuple) -> None:
+        if callable(result) and not isinstance(result, Tensor):
+            with torch.no_grad():
+                result = result(_positions(places, args[0]), *args)
+        uses = maps.setdefault(paths[id(block)], {}).setdefault(name, [])
+        uses.append(result.detach().clone())
+
+    for block in found.values():
+        block._recorder = watch
+    try:
+        yield maps
+    finally:
+        for block in found.values():
+            del block._recorder
+
+
+def _positions(places: list[tuple[float, float]], like: Tensor) -> Tensor:
+    """Places as fractions -> positions row * W + column in the last two axes of a tensor."""
+    height, width = like.shape[-2:]
+    at = [int(row * height) * width + int(column * width) for row, column in places]
+    return torch.tensor(at, device=like.device)

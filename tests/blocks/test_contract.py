@@ -1,0 +1,52 @@
+"""Every registered block keeps every promise, or declares why it cannot."""
+
+import functools
+import re
+import sys
+
+import pytest
+from mmengine.registry import MODELS, DefaultScope
+
+from mmattn.blocks import PROMISES, AttentionBlock
+from tests.blocks import contract
+
+BLOCKS = contract.registered()
+CASES = [
+    pytest.param(cls, example, id=f'{name}-{i}')
+    for name, cls in BLOCKS.items()
+    for i, example in enumerate(cls.examples)
+]
+
+
+@pytest.mark.parametrize('check', contract.CHECKS.values(), ids=contract.CHECKS)
+@pytest.mark.parametrize('cls, example', CASES)
+def test_contract(cls, example, check):
+    build = functools.partial(cls.build, **example)
+    if check.__name__ not in build().limits:
+        check(build)
+        return
+    with pytest.raises((ValueError, AssertionError)):  # what is declared is so
+        check(build)
+
+
+@pytest.mark.parametrize('init', ['paper', 'identity'])
+@pytest.mark.parametrize('cls, example', CASES)
+def test_a_pretrained_checkpoint_wins(cls, example, init, tmp_path):
+    contract.pretrained(functools.partial(cls.build, **example, init=init), tmp_path)
+
+
+@pytest.mark.parametrize('cls', BLOCKS.values(), ids=BLOCKS)
+def test_declared(cls):
+    assert issubclass(cls, AttentionBlock)
+    assert set(cls.build(**cls.examples[0]).limits) <= set(PROMISES)
+    assert cls.kind and '_abbr_' in vars(cls)
+    header = sys.modules[cls.__module__].__doc__
+    assert re.search(r'Source: .+\d{4},\s+arXiv \d{4}\.\d{5}', header, re.DOTALL)
+    assert 'Reference code:' in header
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg'])
+def test_found_from_any_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope):
+        for name, cls in BLOCKS.items():
+            assert MODELS.get(f'mmattn.{name}') is cls
