@@ -33,7 +33,7 @@ class AFNB(AsymmetricBlock):
         key_pool_scales: n of the n x n grids of pooled keys and values.
         conv_cfg, norm_cfg, act_cfg: of the projections, see `ConvNormAct`; the bottleneck has no
             activation.
-        init: 'paper' (W_o = 0) or 'identity' (high + rho * block, rho learned from 0).
+        init: 'paper' (W_o = 0) or 'identity' (W_o drawn, high + rho * block, rho learned from 0).
 
     Raises:
         ValueError: an argument out of range; inputs of other shapes.

@@ -33,7 +33,7 @@ class APNB(AsymmetricBlock):
         query_scales: one stage each; queries are max-pooled by it, and contexts interpolated back.
         key_pool_scales: n of the n x n grids of pooled keys and values.
         conv_cfg, norm_cfg, act_cfg: of the projections and the bottleneck, see `ConvNormAct`.
-        init: 'paper' (W_o = 0) or 'identity' (x + rho * block(x), rho learned from 0).
+        init: 'paper' (W_o = 0) or 'identity' (W_o drawn, x + rho * block(x), rho learned from 0).
 
     Raises:
         ValueError: an argument out of range; an input other than (N, in_channels, H, W).

@@ -133,8 +133,9 @@ class AsymmetricBlock(AttentionBlock):
         self.start()
 
     def start(self) -> None:
-        for stage in self.stages:
-            zero(stage.out_project)
+        if self.init == 'paper':  # with rho at 0 this would only delay learning
+            for stage in self.stages:
+                zero(stage.out_project)
 
     @recorded('pairwise', by='attention_map')
     def attend(self, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage) -> Tensor:

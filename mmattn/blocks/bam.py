@@ -42,7 +42,7 @@ class BAM(AttentionBlock):
 
     _abbr_ = 'bam'
     kind = 'channel, spatial'
-    limits = dict(train_batch_1='the norm of the channel branch sees one value per channel')
+    limits = dict(training_on_one_image='the norm of the channel branch sees one value per channel')
     examples = (
         dict(in_channels=32, reduction=8),
         dict(in_channels=16, reduction=4, fusion='mul'),

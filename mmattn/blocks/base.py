@@ -9,8 +9,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 PROMISES = {
-    'sizes': 'any H and W from 1, any batch size, in eval',
-    'train_batch_1': 'training on one image',
+    'any_size': 'any H and W from 1, any batch size, in eval',
+    'training_on_one_image': 'a batch norm sees more than one value per channel',
     'half': 'fp16 and bf16, alone and under autocast, finite for |x| up to 1000',
     'gradcheck': 'gradients equal finite differences in fp64',
     'compile': 'torch.compile(fullgraph=True)',
@@ -38,7 +38,7 @@ def recorded(name: str, by: str | None = None, view: str | None = None) -> Calla
             out = method(self, *args)
             if self._recorder is not None:
                 result = out if view is None else getattr(self, view)(out)
-                self._recorder(self, name, result if by is None else getattr(self, by), args)
+                self._recorder(self, name, result, by and getattr(self, by), args)
             return out
 
         return watched

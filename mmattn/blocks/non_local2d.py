@@ -105,7 +105,7 @@ class NonLocal2d(AttentionBlock):
     @property
     def limits(self) -> dict[str, str]:
         """Pooling by 2 leaves no key on a map of one row or column."""
-        return dict(sizes='with sub_sample, H and W from 2') if self.sub_sample else {}
+        return dict(any_size='with sub_sample, H and W from 2') if self.sub_sample else {}
 
     @property
     def dynamic_from(self) -> int:

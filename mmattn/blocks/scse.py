@@ -37,7 +37,7 @@ class SCSE(AttentionBlock):
     kind = 'channel, spatial'
     examples = (
         dict(in_channels=16),
-        dict(in_channels=12, reduction=4, fusion='add'),
+        dict(in_channels=12, fusion='add'),
         dict(in_channels=12, fusion='channel'),
         dict(in_channels=12, fusion='spatial'),
     )

@@ -46,7 +46,7 @@ class SKConv2d(AttentionBlock):
     _abbr_ = 'sk_conv2d'
     kind = 'channel, over branches'
     limits = dict(
-        train_batch_1='the norm of the selection sees one value per channel',
+        training_on_one_image='the norm of the selection sees one value per channel',
         plugin='it is a convolution: it replaces one',
     )
     examples = (

@@ -52,10 +52,12 @@ def record(
     maps: dict[str, dict[str, list[Tensor]]] = {}
     paths = {id(block): name for name, block in found.items()}
 
-    def watch(block: AttentionBlock, name: str, result: Tensor | Callable, args: tuple) -> None:
-        if callable(result) and not isinstance(result, Tensor):
+    def watch(
+        block: AttentionBlock, name: str, result: Tensor, by: Callable | None, args: tuple
+    ) -> None:
+        if by is not None:
             with torch.no_grad():
-                result = result(_positions(places, args[0]), *args)
+                result = by(_positions(places, args[0]), *args)
         uses = maps.setdefault(paths[id(block)], {}).setdefault(name, [])
         uses.append(result.detach().clone())
 

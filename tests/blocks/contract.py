@@ -1,6 +1,7 @@
 """What every registered block promises, as one function a promise: check(block, inputs)."""
 
 import copy
+import functools
 import pickle
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def step(block, inputs, lr=0.05, target=None):
 # -- the promises ---------------------------------------------------------------------------------
 
 
-def sizes(build):
+def any_size(build):
     for batch in 1, 3:
         for size in SIZES:
             block = randomised(build()).eval()
@@ -86,7 +87,7 @@ def sizes(build):
             assert all(torch.equal(a, b) for a, b in zip(x, before)), 'the input was changed'
 
 
-def train_batch_1(build):
+def training_on_one_image(build):
     for size in (9, 12), (17, 20):
         block = randomised(build()).train()
         y = block(*draw(block, 1, size))
@@ -98,7 +99,7 @@ def train_batch_1(build):
 def train_one_pixel(build):
     """Where a batch norm would see one value, the error says so; else it works."""
     block = randomised(build()).train()
-    if 'sizes' in block.limits:
+    if 'any_size' in block.limits:
         return
     try:
         y = block(*[t[:, :, :1, :1] for t in draw(block, 1, (1, 1))])
@@ -289,6 +290,11 @@ def learns(build):
 
     In training or in eval: what only shifts a channel is removed by a batch norm in training.
     """
+    for init in 'paper', 'identity':
+        _learns(functools.partial(build, init=init))
+
+
+def _learns(build):
     largest = {}
     for training in True, False:
         block = build().double().train(training)
@@ -353,12 +359,10 @@ def _spy(part, used):
     """Beside the recorder, keep map, result and arguments of pairwise attention."""
     watch = part._recorder
 
-    def both(block, name, result, args):
-        watch(block, name, result, args)
-        if callable(result) and not isinstance(result, torch.Tensor) and name != 'context':
-            at = torch.tensor([2 * 7 + 1, 6])
-            out = type(block).attend.__wrapped__(block, *args)
-            used.append((result(at, *args), out, args))
+    def both(block, name, result, by, args):
+        watch(block, name, result, by, args)
+        if by is not None and name != 'context':
+            used.append((by(torch.tensor([2 * 7 + 1, 6]), *args), result, args))
 
     part._recorder = both
 
@@ -382,7 +386,21 @@ def refusals(build):
 CHECKS = {
     check.__name__: check
     for check in (
-        sizes, train_batch_1, train_batch_2, half, gradcheck, compile, export, onnx, copies, layouts,
-        seeds, starts, learns, identity, recording, refusals,
+        any_size,
+        training_on_one_image,
+        train_batch_2,
+        half,
+        gradcheck,
+        compile,
+        export,
+        onnx,
+        copies,
+        layouts,
+        seeds,
+        starts,
+        learns,
+        identity,
+        recording,
+        refusals,
     )  # fmt: skip
 }

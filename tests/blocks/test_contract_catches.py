@@ -1,0 +1,80 @@
+"""The contract catches faults that the field has shipped: each broken copy turns checks red."""
+
+import functools
+
+import pytest
+
+from mmattn.blocks import CAM, PAM, SE, CrissCrossAttention, NonLocal2d
+from mmattn.blocks.base import recorded
+from mmattn.ops import criss_cross, softmax_weights
+from tests.blocks import contract
+
+
+class MissingSigmoid(SE):
+    """The gate is the logit."""
+
+    def _sigmoid(self, z):
+        return z
+
+
+class TransposedMap(CrissCrossAttention):
+    """The result is read column by column: the right shape, even where H and W differ."""
+
+    @recorded('pairwise', by='attention_map')
+    def attend(self, q, k, v):
+        return criss_cross(q, k, v).mT.reshape(v.shape)
+
+
+class TransposedWeights(NonLocal2d):
+    """The map over pairs is used the other way round: keys look at queries."""
+
+    @recorded('pairwise', by='attention_map')
+    def attend(self, theta, phi, g):
+        weights = softmax_weights(theta.flatten(2), phi.flatten(2), self.scale)
+        return (g.flatten(2) @ weights.to(g.dtype)).unflatten(2, theta.shape[2:])
+
+
+class WrongAxis(PAM):
+    """The softmax runs over the queries."""
+
+    @recorded('pairwise', by='attention_map')
+    def attend(self, q, k, v):
+        weights = softmax_weights(k.flatten(2), q.flatten(2)).mT  # its columns sum to 1
+        return (v.flatten(2) @ weights.mT.to(v.dtype)).unflatten(2, q.shape[2:])
+
+
+class WithoutGamma(CAM):
+    """The context is added at full strength from the start."""
+
+    def context(self, x):
+        return self.attend(x) + 0 * self.gamma(x)
+
+
+@pytest.mark.parametrize(
+    'broken, red',
+    [
+        (MissingSigmoid, {'half', 'identity', 'recording'}),
+        (TransposedMap, {'recording'}),
+        (TransposedWeights, {'recording'}),
+        (WrongAxis, {'learns', 'recording'}),
+        (WithoutGamma, {'identity', 'learns'}),
+    ],
+)
+def test_broken_copy(broken, red):
+    build = functools.partial(broken.build, **broken.examples[0])
+    failed = set()
+    for name in (
+        'any_size',
+        'half',
+        'gradcheck',
+        'copies',
+        'layouts',
+        'learns',
+        'identity',
+        'recording',
+    ):
+        try:
+            contract.CHECKS[name](build)
+        except AssertionError:
+            failed.add(name)
+    assert failed == red
