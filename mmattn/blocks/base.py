@@ -145,9 +145,9 @@ class AttentionBlock(BaseModule):
         self._check(value in allowed, f'{name}={value!r}, allowed {options}')
 
     def _check_input(self, x: Tensor, channels: int | None = None, name: str = 'input') -> None:
-        channels = channels or self.in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
-            self._check(False, f'{name} {tuple(x.shape)}, allowed (N, {channels}, H, W)')
+        channels = channels or self.in_channels  # None: any number
+        if x.dim() != 4 or channels not in (None, x.shape[1]):
+            self._check(False, f'{name} {tuple(x.shape)}, allowed (N, {channels or "C"}, H, W)')
 
     def _check_batch(self, norm: nn.Module, x: Tensor, name: str) -> None:
         """A batch norm in training needs two values per channel; SyncBN counts all processes."""

@@ -41,17 +41,18 @@ class CAM(AttentionBlock):
 
     @recorded('channel pairs', by='attention_map')
     def attend(self, x: Tensor) -> Tensor:
-        """The context of each channel, before gamma."""
-        return channel_attention(x.flatten(2))[0].reshape(x.shape)
+        """The context of each channel before gamma, (N, C, P) -> same shape."""
+        return channel_attention(x)[0]
 
     def attention_map(self, queries: Tensor, x: Tensor) -> Tensor:
         """The weights of all channels for each, (N, C, C), whatever the queries."""
-        return channel_attention(x.flatten(2))[1]
+        return channel_attention(x)[1]
 
     def context(self, x: Tensor) -> Tensor:
-        """gamma times the context, (N, C, H, W)."""
+        """gamma times the context, (N, C, P)."""
         return self.gamma(self.attend(x)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x, self.in_channels or x.shape[1])
-        return self.context(x) + x
+        self._check_input(x)
+        flat = x.flatten(2)
+        return (self.context(flat) + flat).reshape(x.shape)

@@ -43,4 +43,5 @@ class DualAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x + self.pam.context(x) + self.cam.context(x)
+        flat = x.flatten(2)
+        return self.pam.context(x) + (self.cam.context(flat) + flat).reshape(x.shape)

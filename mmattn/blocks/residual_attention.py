@@ -141,26 +141,26 @@ class ResidualAttention(AttentionBlock):
         """(N, C, H, W) -> same shape, in (0, 1)."""
         levels, e = [x], x  # the maps whose sizes the way back takes
         for down in self.down:
-            e = down(self._pool(e))
+            e = down(_pool(e))
             levels.append(e)
-        b = self.bottom(self._pool(e))
+        b = self.bottom(_pool(e))
         for k in range(self.depth - 1, 0, -1):
             b = self.up[k - 1](_resize(b, levels[k]) + self.skip[k - 1](levels[k]))
         return self.gate(_resize(b, x)).sigmoid()
 
-    def _pool(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(x, 3, 2, 1)
-        self._check_batch(self.gate.bn1, x, 'a batch norm of the pooled map')
-        return x
-
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        self._check_batch(self.gate.bn1, x, 'a batch norm')
+        step = 2**self.depth  # before anything is updated
+        self._check_batch(self.gate.bn1, x[:, :, ::step, ::step], 'a batch norm of the pooled map')
         start = self.pre(x)
         mask = self.mask(start)
         if self.init == 'identity':
             mask = self.rho(mask)
         return self.post((1 + mask) * self.trunk(start)).to(x.dtype)
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2, 1)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

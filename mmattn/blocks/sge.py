@@ -50,12 +50,13 @@ class SGE(AttentionBlock):
         nn.init.constant_(self.bias, 0 if self.init == 'identity' else 1)
 
     @recorded('group')
-    def gate(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, G, H, W)."""
-        t = group_similarity(x, self.groups, _EPS)
-        return self._sigmoid(t * self.weight + self.bias).to(x.dtype)
+    def gate(self, parts: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, G, C / G, P) of maps of a size -> (N, G, H, W)."""
+        t = group_similarity(parts, _EPS).unflatten(2, size)
+        return self._sigmoid(t * self.weight + self.bias).to(parts.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        parts = x.unflatten(1, (self.groups, -1))  # (N, G, C / G, H, W)
-        return (parts * self.gate(x)[:, :, None]).flatten(1, 2)
+        parts = x.unflatten(1, (self.groups, -1)).flatten(3)  # (N, G, C / G, P)
+        gate = self.gate(parts, x.shape[2:]).flatten(2)
+        return (parts * gate[:, :, None]).reshape(x.shape)

@@ -151,12 +151,12 @@ class SKConv2d(AttentionBlock):
     @recorded('branches')
     def select(self, z: Tensor) -> Tensor:
         """Means of the summed branches (N, C', 1, 1) -> weights (N, branches, C'), sums 1."""
-        self._check_batch(self.fc1[1], z, 'the batch norm of the selection')
         logits = self.fc2(self.fc1(z)).flatten(1)  # (N, branches C'), the first branch first
         return logits.unflatten(1, (self.branches, -1)).softmax(1)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        self._check_batch(self.fc1[1], x[:, :, :1, :1], 'the batch norm of the selection')
         first = self.convs[0][0](x)
         u = [self.convs[0][2](self.convs[0][1](first)), *(conv(x) for conv in self.convs[1:])]
         z = sum(t.mean((2, 3), keepdim=True) for t in u)

@@ -43,8 +43,8 @@ class SpatialTransformer(AttentionBlock):
         init: 'paper' or 'identity'; both start with the identity transform.
 
     Raises:
-        ValueError: an argument out of range; a localization without a last `nn.Linear` of 6; an
-            input other than (N, in_channels, H, W).
+        ValueError: an argument out of range; a localization without a last `nn.Linear` of 6 with a
+            bias; an input other than (N, in_channels, H, W).
     """
 
     _abbr_ = 'spatial_transformer'
@@ -81,8 +81,9 @@ class SpatialTransformer(AttentionBlock):
         self.localization = localization
         linear = [m for m in localization.modules() if isinstance(m, nn.Linear)]
         self._check(
-            bool(linear) and linear[-1].out_features == 6,
-            'localization without a last nn.Linear of 6 outputs, allowed modules that end in one',
+            bool(linear) and linear[-1].out_features == 6 and linear[-1].bias is not None,
+            'localization without a last nn.Linear of 6 outputs and a bias, allowed modules that '
+            'end in one',
         )
         self.start()
 

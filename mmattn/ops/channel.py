@@ -1,5 +1,8 @@
 """Attention between channels, pooling of maps to one value a channel, and channel shuffle."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .precision import widen, without_autocast
@@ -20,9 +23,25 @@ def channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
         (A X, A): (N, C, P) in the dtype of x, and (N, C, C), rows sum to 1, in fp32 or wider.
     """
     with without_autocast(x):
-        wide = widen(x)
-        weights = (-(wide @ wide.mT)).softmax(-1)
+        weights = (-_Gram.apply(widen(x))).softmax(-1)
         return weights.to(x.dtype) @ x, weights
+
+
+class _Gram(torch.autograd.Function):
+    """X X^T, whose gradient is one product where autograd would take two."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x @ x.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (grad + grad.mT) @ x
 
 
 def global_pool(x: Tensor, kind: str) -> Tensor:
@@ -77,25 +96,23 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return parts.transpose(1, 2).flatten(1, 2)
 
 
-def group_similarity(x: Tensor, groups: int, eps: float) -> Tensor:
+def group_similarity(parts: Tensor, eps: float) -> Tensor:
     """How much each position resembles the mean of its channel group, standardised over positions.
 
     Source: Spatial Group-wise Enhance, arXiv 1905.09646, eq. 2-4, with the unbiased deviation and
     eps added to it, as in the authors' code. On a map of one pixel the result is 0.
 
     Args:
-        x: (N, C, H, W), groups are contiguous channels.
-        groups: G, divides C.
+        parts: (N, G, C / G, P), the groups of channels.
         eps: added to the deviation, in units of x squared.
 
     Returns:
-        (N, G, H, W) in fp32 or wider.
+        (N, G, P) in fp32 or wider.
     """
-    with without_autocast(x):
-        parts = widen(x).unflatten(1, (groups, -1)).flatten(3)  # (N, G, C / G, P)
-        mean = parts.mean(-1, keepdim=True)
-        t = (mean.mT @ parts).squeeze(2)  # (N, G, P)
+    with without_autocast(parts):
+        parts = widen(parts)
+        t = (parts.mean(-1, keepdim=True).mT @ parts).squeeze(2)  # (N, G, P)
         t = t - t.mean(-1, keepdim=True)
-        if x.shape[2] * x.shape[3] > 1:  # else t is 0 and there is no deviation
+        if t.shape[-1] > 1:  # else t is 0 and there is no deviation
             t = t / (t.std(-1, keepdim=True) + eps)
-        return t.unflatten(2, x.shape[2:])
+        return t

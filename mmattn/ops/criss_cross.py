@@ -4,6 +4,8 @@ Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019,
     arXiv 1811.11721, eq. 1-2.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,16 +43,33 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         col = q_col @ k_col.mT  # (N, W, H, H): logits of pixel (h, w) to (:, w), stored at [w, h]
         at = torch.arange(q.shape[2], device=q.device)
         col = col.masked_fill(at[:, None] == at, float('-inf'))  # row has the pixel itself
-        # One softmax over both parts; subtracting any constant leaves it as it is, so none of the
-        # gradient goes through the maximum.
-        peak = torch.maximum(row.amax(-1), col.amax(-1).mT).detach()  # (N, H, W)
-        row = (row - peak[..., None]).exp()
-        col = (col - peak.mT[..., None]).exp()
-        total = row.sum(-1) + col.sum(-1).mT  # (N, H, W)
-        row = (row / total[..., None]).to(v.dtype)
-        col = (col / total.mT[..., None]).to(v.dtype)
+        row, col = (part.to(v.dtype) for part in _CrossSoftmax.apply(row, col))
         out = row @ v_row + (col @ v_col).transpose(1, 2)  # (N, H, W, C)
     return out.permute(0, 3, 1, 2)
+
+
+class _CrossSoftmax(torch.autograd.Function):
+    """One softmax over the row (N, H, W, W) and the column (N, W, H, H) of each pixel.
+
+    Between forward and backward it keeps its results alone.
+    """
+
+    @staticmethod
+    def forward(row: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
+        peak = torch.maximum(row.amax(-1), col.amax(-1).mT)  # (N, H, W)
+        row, col = (row - peak[..., None]).exp(), (col - peak.mT[..., None]).exp()
+        total = row.sum(-1) + col.sum(-1).mT
+        return row / total[..., None], col / total.mT[..., None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, row_grad: Tensor, col_grad: Tensor) -> tuple[Tensor, Tensor]:
+        row, col = ctx.saved_tensors
+        mean = (row * row_grad).sum(-1) + (col * col_grad).sum(-1).mT  # (N, H, W)
+        return row * (row_grad - mean[..., None]), col * (col_grad - mean.mT[..., None])
 
 
 def criss_cross_map(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     """
     with without_autocast(q):
         weights = softmax_weights(q, k, scale)
-        return v @ weights.to(v.dtype).mT
+        # in this order the gradient of the weights comes out in their own layout, without a copy
+        return (weights.to(v.dtype) @ v.mT).mT
 
 
 def softmax_weights(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
@@ -73,7 +74,7 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """
     with without_autocast(a):
         pairs = concatenation_weights(a, b)
-        return (widen(v) @ pairs.mT).to(v.dtype)
+        return (pairs @ widen(v).mT).mT.to(v.dtype)
 
 
 def concatenation_weights(a: Tensor, b: Tensor) -> Tensor:

@@ -101,10 +101,12 @@ def train_one_pixel(build):
     block = randomised(build()).train()
     if 'any_size' in block.limits:
         return
+    before = copy.deepcopy(block.state_dict())
     try:
         y = block(*[t[:, :, :1, :1] for t in draw(block, 1, (1, 1))])
     except ValueError as error:
         assert f'{type(block).__name__}: ' in str(error) and 'sees batch size 1' in str(error)
+        assert all(torch.equal(before[k], v) for k, v in block.state_dict().items())
     else:
         assert y.isfinite().all()
 

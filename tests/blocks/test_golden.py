@@ -13,7 +13,12 @@ from tests.conftest import GOLDEN
 TOLERANCE = 1e-9  # of the largest value of the array; of 1 where all are smaller
 CASES = json.loads((GOLDEN / 'index.json').read_text())
 # a changed block, which ours deliberately is not; functions without a class
-OTHER = {'sk_bottleneck_p32', 'sk_bottleneck_p32_train', 'stn_affine_c32_ac0_border', 'stn_affine_c32_ac1_zeros'}
+OTHER = {
+    'sk_bottleneck_p32',
+    'sk_bottleneck_p32_train',
+    'stn_affine_c32_ac0_border',
+    'stn_affine_c32_ac1_zeros',
+}
 BY_NAME = {case['file'].removesuffix('.npz'): case for case in CASES}
 TARGETS = {name: case for name, case in BY_NAME.items() if name not in OTHER}
 
@@ -27,7 +32,10 @@ def arrays(name):
 def split(found):
     """-> state dict, inputs, outputs, loss weights, input gradients, buffers after a step."""
     state = {k: v for k, v in found.items() if not k.startswith('__')}
-    rows = [[found[k] for k in sorted(found) if k.startswith(f'__{p}')] for p in ('input', 'output', 'gout', 'grad')]
+    rows = [
+        [found[k] for k in sorted(found) if k.startswith(f'__{p}')]
+        for p in ('input', 'output', 'gout', 'grad')
+    ]
     after = {k.removeprefix('__after:'): v for k, v in found.items() if k.startswith('__after:')}
     return state, *rows, after
 
@@ -35,7 +43,9 @@ def split(found):
 def rebuild(case, state, **changed):
     ctor = case.get('ctor', {}) | case.get('call', {}) | changed
     channels = 64 if case['system'] == 'sge' else None
-    return from_author(case['system'], case['cls'], ctor, state, path=case['path'], in_channels=channels)
+    return from_author(
+        case['system'], case['cls'], ctor, state, path=case['path'], in_channels=channels
+    )
 
 
 def same(value, wanted):
@@ -71,7 +81,9 @@ def test_affine_sampling(name):
     _, (x, theta), (wanted,), (weight,), gradients, _ = split(arrays(name))
     x, theta = x.requires_grad_(), theta.requires_grad_()
     ctor = BY_NAME[name]['ctor']
-    y = affine_sample(x, theta, tuple(ctor['out_size'][2:]), ctor['padding_mode'], ctor['align_corners'])
+    y = affine_sample(
+        x, theta, tuple(ctor['out_size'][2:]), ctor['padding_mode'], ctor['align_corners']
+    )
     (y * weight).sum().backward()
     same(y, wanted)
     same(x.grad, gradients[0])
@@ -111,7 +123,10 @@ def test_the_inverted_scale_of_gcnets_plugin_is_only_in_its_weights():
     as_is = from_author('nl', 'NonLocal2d', case['ctor'] | dict(mode='embedded_gaussian'), state)
     assert (theirs(x) - as_is(x)).abs().max() > 1e-3
     q, k = theirs.theta.conv, theirs.phi.conv  # the plugin's formula, by its own tensors
-    theta = torch.einsum('oc,nchw->nohw', state['theta.conv.weight'][:, :, 0, 0], x) + state['theta.conv.bias'][:, None, None]
+    theta = (
+        torch.einsum('oc,nchw->nohw', state['theta.conv.weight'][:, :, 0, 0], x)
+        + state['theta.conv.bias'][:, None, None]
+    )
     logits = theta.flatten(2).mT @ k(x).flatten(2) * q.out_channels**0.5
     y = theirs.g(x).flatten(2) @ logits.softmax(-1).mT
     same(theirs(x), x + theirs.conv_out(y.unflatten(2, x.shape[2:])))

@@ -1,0 +1,39 @@
+"""Measure attention blocks beside their peers (MMCV, MMSegmentation, the authors' operations) in
+one process: equality first, then time forward and forward with backward, memory kept and at most.
+
+Ratios are peer over ours, so above 1 ours needs less. Times on a CPU depend on the allocator: with
+MALLOC_MMAP_THRESHOLD_=8589934592 and MALLOC_TRIM_THRESHOLD_=8589934592 set before the start, memory
+is kept and not asked for anew; the first line says which it was.
+
+Example: python tools/benchmark.py 'c*' --size 2 256 64 64 --json benchmark.json
+"""
+
+import os
+import sys
+
+from mmattn.cli import parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser(__doc__)
+    args.add_argument('pattern', nargs='?', default='*', help='of the name; default: all')
+    args.add_argument(
+        '--size', nargs=4, type=int, default=[2, 256, 64, 64], metavar=tuple('NCHW'),
+        help='of the input; default: 2 256 64 64',
+    )  # fmt: skip
+    args.add_argument('--rounds', type=int, default=7, help='default: %(default)s')
+    args.add_argument('--json', metavar='OUT', help='write the figures there, too')
+    args = args.parse_args(argv)
+
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the memory profiler's notes to its makers
+
+    def task() -> None:
+        from mmattn.engine.benchmark import report
+
+        report(args.pattern, tuple(args.size), args.rounds, args.json)
+
+    return run(task, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
