@@ -83,7 +83,7 @@ def machine() -> dict[str, Any]:
 def benchmark(
     pattern: str = '*', size: tuple[int, int, int, int] = (2, 256, 64, 64), rounds: int = 7
 ) -> Iterator[Row]:
-    """Measure blocks whose name fits the pattern, in fp32 on the CPU, with the threads that torch has.
+    """Measure blocks whose name fits the pattern, in fp32 on the CPU, with torch's threads.
 
     Args:
         pattern: as of `list_blocks`.

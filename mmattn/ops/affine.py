@@ -1,12 +1,16 @@
-"""Sampling a map at affinely transformed positions, exactly where the transform is the identity.
+"""Sampling a map at affinely transformed positions.
 
 Source: Spatial Transformer Networks, NIPS 2015, arXiv 1506.02025, eq. 1 and 5.
-Differs from `affine_grid` + `grid_sample` in: the positions are held in pixels as an integer
-position plus a displacement, so the identity transform returns its input to the last bit.
+Differs from `affine_grid` + `grid_sample` in: positions are found in pixels, as where a pixel is
+plus how far it moves, which is more exact; and an image whose transform is the identity is returned
+as it is, to the last bit, while its gradients are those of the sampling.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .precision import widen, without_autocast
 
@@ -39,17 +43,45 @@ def affine_sample(
     if theta.shape != (x.shape[0], 2, 3):
         raise ValueError(f'affine_sample: theta {tuple(theta.shape)}, not ({x.shape[0]}, 2, 3)')
     with without_autocast(x):
-        column, row = _positions(widen(theta), x.shape[2:], size or x.shape[2:], align_corners)
-        return _bilinear(x, row, column, padding_mode)
+        wide = widen(x)
+        moves = theta.to(torch.promote_types(theta.dtype, wide.dtype)) - torch.eye(
+            2, 3, dtype=wide.dtype, device=x.device
+        )
+        positions = _positions(moves, x.shape[2:], size or x.shape[2:], align_corners)
+        grid = [(2 * at + 1) / n - 1 for at, n in zip(positions, (x.shape[3], x.shape[2]))]
+        grid = torch.stack(grid, -1).to(wide.dtype)  # (N, H', W', 2)
+        y = F.grid_sample(wide, grid, padding_mode=padding_mode, align_corners=False).to(x.dtype)
+        if size is not None and tuple(size) != tuple(x.shape[2:]):
+            return y
+        still = (moves == 0).flatten(1).all(1)  # (N)
+        # to ask costs less than the pass it saves; not on a GPU, which would have to wait
+        if still.is_cpu and not torch.compiler.is_compiling() and not still.any():
+            return y
+        return _Still.apply(y, x, still)
+
+
+class _Still(torch.autograd.Function):
+    """x for the images that are still, else y; the gradient is that of y for all."""
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, still: Tensor) -> Tensor:
+        return torch.where(still[:, None, None, None], x, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
 
 
 def _positions(
-    theta: Tensor, source: tuple[int, int], target: tuple[int, int], align_corners: bool
+    moves: Tensor, source: tuple[int, int], target: tuple[int, int], align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     """Source column and row of every target pixel, in pixels: two (N, H', W')."""
-    moves = theta - torch.eye(2, 3, dtype=theta.dtype, device=theta.device)
     (y, start_row), (x, start_column) = (
-        _axis(n, m, align_corners, theta) for n, m in zip(source, target, strict=True)
+        _axis(n, m, align_corners, moves) for n, m in zip(source, target, strict=True)
     )
     y, start_row = y[:, None], start_row[:, None]  # (H', 1) beside (W')
     found = []
@@ -68,25 +100,3 @@ def _axis(source: int, target: int, align_corners: bool, like: Tensor) -> tuple[
     if target == 1:  # one pixel lies in the middle, as in affine_grid
         return at, at + (source - 1) / 2
     return 2 * at / (target - 1) - 1, at * (source - 1) / (target - 1)
-
-
-def _bilinear(x: Tensor, row: Tensor, column: Tensor, padding_mode: str) -> Tensor:
-    """(N, C, H, W) at (N, H', W') positions in pixels -> (N, C, H', W')."""
-    channels, height, width = x.shape[1:]
-    if padding_mode == 'border':
-        row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
-    top, left = row.floor().detach(), column.floor().detach()
-    down, right = row - top, column - left
-    indices, weights = [], []
-    for r, wr in (top, 1 - down), (top + 1, down):
-        for c, wc in (left, 1 - right), (left + 1, right):
-            inside = (r >= 0) & (r <= height - 1) & (c >= 0) & (c <= width - 1)
-            position = r.clamp(0, height - 1) * width + c.clamp(0, width - 1)
-            indices.append(position.long().flatten(1))  # (N, P')
-            weights.append((wr * wc * inside).flatten(1))
-    flat = x.flatten(2)
-    out = sum(
-        flat.gather(2, i[:, None].expand(-1, channels, -1)) * w[:, None].to(x.dtype)
-        for i, w in zip(indices, weights, strict=True)
-    )
-    return out.unflatten(2, row.shape[1:])

@@ -26,6 +26,7 @@ from mmattn.blocks import (
     SKConv2d,
     SpatialTransformer,
 )
+from mmattn.visualization import record
 from tests.conftest import randomise
 
 COUNTS, SIZES, CHANNELS = st.integers(1, 3), st.integers(1, 6), st.sampled_from([8, 16, 24])
