@@ -16,7 +16,10 @@ def test_import_loads_neither_torch_nor_any_mm_package():
     assert found.stdout.strip() == "['mmattn']"
 
 
-@pytest.mark.parametrize('tool', ['train', 'test', 'infer', 'publish', 'prepare_data', 'demo'])
+@pytest.mark.parametrize(
+    'tool',
+    ['train', 'test', 'infer', 'publish', 'prepare_data', 'demo', 'list_blocks', 'benchmark'],
+)
 def test_help_loads_nothing_heavy(tool):
     code = (
         'import runpy, sys\n'
@@ -28,6 +31,17 @@ def test_help_loads_nothing_heavy(tool):
     )
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert found.stdout.startswith('usage:') and found.stdout.rstrip().endswith('0 []')
+
+
+def test_maths_and_blocks_need_no_mmcv():
+    code = (
+        'import sys, mmattn.ops\n'
+        "assert 'mmengine' not in sys.modules\n"
+        'import mmattn.blocks\n'
+        "print([m for m in sys.modules if m.startswith(('mmcv', 'mmdet', 'mmseg'))])\n"
+    )
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == '[]'
 
 
 def test_every_public_name_exists():

@@ -42,6 +42,7 @@ class BAM(AttentionBlock):
 
     _abbr_ = 'bam'
     kind = 'channel, spatial'
+    gated = True
     limits = dict(training_on_one_image='the norm of the channel branch sees one value per channel')
     examples = (
         dict(in_channels=32, reduction=8),

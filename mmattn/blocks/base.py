@@ -63,6 +63,7 @@ class AttentionBlock(BaseModule):
     limits: ClassVar[dict[str, str]] = {}  # promise that cannot be kept: why
     typical: ClassVar[dict[str, Any]] = {}  # the authors' arguments where there is no default
     examples: ClassVar[tuple[dict[str, Any], ...]] = (dict(in_channels=64),)  # what tests build
+    gated: ClassVar[bool] = False  # whether init changes the function, see `form`
     dynamic_from: ClassVar[int] = 2  # the least H and W of a program exported with dynamic ones
     without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by the maths
     _recorder: Callable | None = None
@@ -85,6 +86,15 @@ class AttentionBlock(BaseModule):
     def build(cls, in_channels: int = 256, **arguments: Any) -> 'AttentionBlock':
         """The block with the authors' arguments where none are given."""
         return cls(in_channels, **(cls.typical | arguments))
+
+    @property
+    def form(self) -> str:
+        """What the weights do not tell of the function: of gated blocks, 'paper' or 'identity'.
+
+        The gate is sigmoid or 2 sigmoid, the offset 1 or 0.5, channels are shuffled or not. It
+        stands beside published weights, and weights of one form are not loaded into the other.
+        """
+        return self.init if self.gated else ''
 
     def start(self) -> None:
         """Set what differs from PyTorch's initialisation; draws nothing where nothing does."""

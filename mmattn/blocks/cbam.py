@@ -41,6 +41,7 @@ class CBAM(AttentionBlock):
 
     _abbr_ = 'cbam'
     kind = 'channel, spatial'
+    gated = True
     examples = (
         dict(in_channels=32),
         dict(in_channels=16, reduction=4, kernel_size=3, pool_types=('avg', 'lp', 'lse', 'max')),

@@ -42,6 +42,7 @@ class CMPESE(AttentionBlock):
 
     _abbr_ = 'cmpese'
     kind = 'channel'
+    gated = True
     limits = dict(plugin='needs residual and identity; no stock position has both')
     examples = (
         dict(in_channels=32),

@@ -87,6 +87,10 @@ class ContextBlock(AttentionBlock):
             )
         self.start()
 
+    @property
+    def gated(self) -> bool:
+        return 'channel_mul' in self.fusion_types
+
     def start(self) -> None:
         if self.pooling_type == 'att':
             kaiming_normal(self.conv_mask, 'fan_in')

@@ -56,6 +56,10 @@ class SCSE(AttentionBlock):
             self.spatial.add_module('conv', nn.Conv2d(in_channels, 1, 1))
         self.start()
 
+    @property
+    def gated(self) -> bool:
+        return self.fusion != 'add'
+
     def start(self) -> None:
         if self.init == 'identity':
             if self.fusion != 'spatial':

@@ -31,6 +31,7 @@ class SE(AttentionBlock):
 
     _abbr_ = 'se'
     kind = 'channel'
+    gated = True
     examples = (dict(in_channels=32), dict(in_channels=24, reduction=4, bias=False))
 
     def __init__(

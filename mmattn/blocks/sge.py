@@ -35,6 +35,7 @@ class SGE(AttentionBlock):
 
     _abbr_ = 'sge'
     kind = 'spatial, per group'
+    gated = True
     examples = (dict(in_channels=64), dict(in_channels=16, groups=4))
 
     def __init__(self, in_channels: int, *, groups: int = 64, init: str = 'paper') -> None:

@@ -38,6 +38,7 @@ class ShuffleAttention(AttentionBlock):
 
     _abbr_ = 'shuffle_attention'
     kind = 'channel, spatial'
+    gated = True
     examples = (dict(in_channels=128), dict(in_channels=16, groups=2))
 
     def __init__(self, in_channels: int, *, groups: int = 64, init: str = 'paper') -> None:

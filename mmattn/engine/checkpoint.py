@@ -1,6 +1,7 @@
 """Reading checkpoints: never executing what is in them, never loading half of one in silence."""
 
 import hashlib
+import json
 import pickle
 import re
 from pathlib import Path
@@ -31,9 +32,12 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f'checkpoint {path} does not exist.{hint}')
     try:
         if path.suffix == '.safetensors':
+            from safetensors import safe_open
             from safetensors.torch import load_file
 
-            return dict(state_dict=load_file(path))
+            with safe_open(path, 'pt') as file:
+                notes = json.loads((file.metadata() or {}).get('mmattn', '{}'))
+            return dict(state_dict=load_file(path), meta=notes)
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r'GLOBAL (\S+)', str(error))
@@ -58,11 +62,31 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
+def block_forms(model: nn.Module) -> dict[str, str]:
+    """Path -> form of every attention block whose weights do not tell its function."""
+    from mmattn.blocks import AttentionBlock
+
+    blocks = ((name, m) for name, m in model.named_modules() if isinstance(m, AttentionBlock))
+    return {name.removeprefix('module.'): block.form for name, block in blocks if block.form}
+
+
+def load_weights(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: str | Path,
+    forms: dict[str, str] | None = None,
+) -> None:
     """Load a state dict strictly.
 
+    Args:
+        model: takes the weights.
+        weights: the state dict.
+        source: where it is from, for messages.
+        forms: of the blocks that had these weights, see `block_forms`; not checked if None.
+
     Raises:
-        CheckpointError: a key is missing or left over, or a shape differs; the model is unchanged.
+        CheckpointError: a key is missing or left over, or a shape or a block's form differs; the
+            model is unchanged.
     """
     weights = {k.removeprefix('module.'): v for k, v in weights.items()}
     own = model.state_dict()
@@ -87,6 +111,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Pat
             f'checkpoint {source} does not fit the model: {"; ".join(wrong)}. '
             'Use the config it was trained with.'
         )
+    own_forms = block_forms(model)
+    for name, form in (forms or {}).items():
+        if own_forms.get(name, form) != form:
+            raise CheckpointError(
+                f'checkpoint {source} does not fit the model: {name} was trained with '
+                f"init='{form}' and computes something else with init='{own_forms[name]}'. "
+                f"Write init='{form}' in the config."
+            )
     model.load_state_dict(weights)
 
 

@@ -9,6 +9,7 @@ from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmattn.engine.checkpoint import block_forms
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, save_picture
 from mmattn.visualization.curves import plot_curves
@@ -49,6 +50,7 @@ class CheckpointHook(EngineCheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['command'] = getattr(runner, 'train_command', '')
+        checkpoint['meta']['blocks'] = block_forms(runner.model)
         hub = _without_numpy(checkpoint['message_hub'])
         info = {k: v for k, v in hub['runtime_info'].items() if isinstance(v, _PLAIN)}
         keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}

@@ -35,7 +35,8 @@ class Runner(EngineRunner):
         checkpoint = read_checkpoint(filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        load_weights(model, checkpoint['state_dict'], filename)
+        forms = checkpoint.get('meta', {}).get('blocks')
+        load_weights(model, checkpoint['state_dict'], filename, forms)
         self._has_loaded = True
         self.logger.info(f'loaded {filename}')
         return checkpoint
@@ -210,7 +211,7 @@ def build_model(
     with _building(cfg):
         model = MODELS.build(cfg.model)
     content = read_checkpoint(checkpoint)
-    load_weights(model, content['state_dict'], checkpoint)
+    load_weights(model, content['state_dict'], checkpoint, content.get('meta', {}).get('blocks'))
     model.cfg = cfg
     return model.to(get_device()).eval(), cfg
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from safetensors.torch import save
 
-from mmattn.engine.checkpoint import load_weights, read_checkpoint, sha256
+from mmattn.engine.checkpoint import block_forms, load_weights, read_checkpoint, sha256
 from mmattn.engine.config import load_config
 from mmattn.engine.runner import build_model, dataset_meta
 from mmattn.errors import CheckpointError, WriteError
@@ -45,18 +45,21 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
     stem, meta = Path(config).stem, content.get('meta', {})
     names = _names(cfg, meta)
     # one entry: safetensors writes several in an order that changes from process to process
-    notes = dict(mmattn=json.dumps(dict(config=stem, dataset_meta=names), sort_keys=True))
+    about = dict(config=stem, dataset_meta=names)
+    if forms := block_forms(model):
+        about['blocks'] = forms
+    notes = dict(mmattn=json.dumps(about, sort_keys=True))
     buffer = BytesIO()
-    torch.save(dict(state_dict=weights, meta=dict(config=stem, dataset_meta=names)), buffer)
+    torch.save(dict(state_dict=weights, meta=about), buffer)
     out_dir = Path(out_dir)
     paths = {
         'safetensors': _write(out_dir, stem, '.safetensors', save(weights, metadata=notes)),
         'pth': _write(out_dir, stem, '.pth', buffer.getvalue()),
     }
     for path in paths.values():
-        read_back = read_checkpoint(path)['state_dict']
-        load_weights(model, read_back, path)
-        if any(not torch.equal(weights[k], v) for k, v in read_back.items()):
+        read_back = read_checkpoint(path)
+        load_weights(model, read_back['state_dict'], path, read_back['meta'].get('blocks'))
+        if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
     card = _card(stem, load_config(config), meta, names, Path(checkpoint), paths)
     paths['card'] = paths['safetensors'].with_suffix('.md')

@@ -327,6 +327,17 @@ def identity(build):
             assert torch.equal(y, wanted), f'differs in {dtype}, training={training}'
 
 
+def forms(build):
+    """Where the two starts share their weights, `form` says whether they share the function."""
+    paper, identity = (build(init=init).double().eval() for init in ('paper', 'identity'))
+    if set(paper.state_dict()) != set(identity.state_dict()):
+        return
+    identity.load_state_dict(randomised(paper).state_dict())
+    x = draw(paper, dtype=torch.float64)
+    assert torch.equal(paper(*x), identity(*x)) == (paper.form == identity.form)
+    assert "init='identity'" in repr(identity)
+
+
 def recording(build):
     """The maps that are recorded are those that were used, and recording changes nothing."""
     block = randomised(build()).double().eval()
@@ -406,6 +417,7 @@ CHECKS = {
         starts,
         learns,
         identity,
+        forms,
         recording,
         refusals,
     )
