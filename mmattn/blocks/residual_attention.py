@@ -11,6 +11,7 @@ Reference code: fwang91/residual-attention-network (Caffe prototxts), whose data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmattn.ops import resize_bilinear
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -164,4 +165,4 @@ def _pool(x: Tensor) -> Tensor:
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[2:], mode='bilinear', align_corners=True)
+    return resize_bilinear(x, *like.shape[2:])

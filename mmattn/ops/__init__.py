@@ -17,3 +17,4 @@ from .non_local import softmax_weights as softmax_weights
 from .precision import widen as widen
 from .precision import without_autocast as without_autocast
 from .pyramid import pyramid_pool as pyramid_pool
+from .resize import resize_bilinear as resize_bilinear
