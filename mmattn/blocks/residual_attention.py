@@ -91,9 +91,9 @@ class ResidualAttention(AttentionBlock):
     kind = 'spatial and channel'
     typical = dict(depth=1)
     examples = (
-        dict(in_channels=8, depth=1, t=1),
+        dict(in_channels=4, depth=2, t=1),
+        dict(in_channels=8, depth=1, p=2, r=2),
         dict(in_channels=4, depth=3),
-        dict(in_channels=4, depth=2, p=2, t=1, r=2),
     )
 
     def __init__(

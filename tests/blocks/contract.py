@@ -155,11 +155,11 @@ def _call(block, count, *tensors):
     return torch.func.functional_call(block, parameters, tensors[:count])
 
 
-def compile(build):
+def compile(build, backend='aot_eager'):
     torch._dynamo.reset()
     block = randomised(build()).train()
     other = copy.deepcopy(block)
-    compiled = torch.compile(other, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(other, fullgraph=True, backend=backend)
     x = draw(block)
     a, b = ([t.clone().requires_grad_() for t in x] for _ in range(2))
     y, z = block(*a), compiled(*b)

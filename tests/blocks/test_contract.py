@@ -29,6 +29,11 @@ def test_contract(cls, example, check):
         check(build)
 
 
+@pytest.mark.parametrize('cls', BLOCKS.values(), ids=BLOCKS)
+def test_compiled_to_machine_code_it_gives_the_same(cls):
+    contract.compile(functools.partial(cls.build, **cls.examples[0]), backend='inductor')
+
+
 @pytest.mark.parametrize('init', ['paper', 'identity'])
 @pytest.mark.parametrize('cls, example', CASES)
 def test_a_pretrained_checkpoint_wins(cls, example, init, tmp_path):

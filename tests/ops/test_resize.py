@@ -4,7 +4,14 @@ from torch.nn import functional as F
 
 from mmattn.ops import resize_bilinear
 
-SIZES = [((1, 1), (5, 7)), ((5, 7), (1, 1)), ((3, 4), (5, 7)), ((7, 5), (3, 9)), ((4, 4), (4, 4)), ((14, 28), (28, 56))]
+SIZES = [
+    ((1, 1), (5, 7)),
+    ((5, 7), (1, 1)),
+    ((3, 4), (5, 7)),
+    ((7, 5), (3, 9)),
+    ((4, 4), (4, 4)),
+    ((14, 28), (28, 56)),
+]
 
 
 @pytest.mark.parametrize('source, target', SIZES)
