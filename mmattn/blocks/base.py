@@ -1,5 +1,6 @@
 """What every attention block has: checks, two starts that last, declared limits, recording."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -70,10 +71,12 @@ class AttentionBlock(BaseModule):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'AttentionBlock':
         block = super().__new__(cls)
-        # partial: copying and unpickling call this without arguments
-        bound = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
-        bound.apply_defaults()
-        block.__dict__['arguments'] = dict(list(bound.arguments.items())[1:])
+        # partial, as copying and unpickling call this without arguments; what does not fit at all
+        # is left to __init__, whose message names the class
+        with contextlib.suppress(TypeError):
+            bound = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
+            bound.apply_defaults()
+            block.__dict__['arguments'] = dict(list(bound.arguments.items())[1:])
         return block
 
     def __init__(self, in_channels: int, init: str) -> None:

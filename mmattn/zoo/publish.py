@@ -37,7 +37,8 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
     """
     model, cfg = build_model(config, checkpoint)
     content = read_checkpoint(checkpoint)
-    weights = {k: v.cpu().contiguous() for k, v in sorted(model.state_dict().items())}
+    # copies, as safetensors refuses tensors that share memory, which a module under two names has
+    weights = {k: v.cpu().clone().contiguous() for k, v in sorted(model.state_dict().items())}
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             bad = int((~value.isfinite()).sum())
