@@ -91,7 +91,7 @@ def benchmark(
         rounds: block and peer in turn, as often; the least time counts.
 
     Raises:
-        UsageError: no name fits.
+        UsageError: no name fits; a number of channels that a block cannot take.
         Unequal: in fp64 a block differs from its peer by more than 1e-9 of the largest value.
     """
     classes = registered_blocks()
@@ -104,7 +104,10 @@ def benchmark(
 def _measure(cls: type[AttentionBlock], arguments: dict, size: tuple, rounds: int) -> Row:
     torch.manual_seed(0)
     batch, channels, height, width = size
-    block = _awake(cls.build(channels, **arguments))
+    try:
+        block = _awake(cls.build(channels, **arguments))
+    except ValueError as error:
+        raise UsageError(f'--size: {channels} channels do not fit: {error}.') from error
     inputs = [torch.randn(shape) for shape in block.input_shapes(batch, height, width)]
     origin, make = PEERS[cls.__name__]
     label = ', '.join(str(value) for value in arguments.values())

@@ -35,3 +35,5 @@ def test_unequal_peers_are_not_timed(monkeypatch):
 def test_refused():
     with pytest.raises(UsageError, match='allowed are numbers from 1'):
         benchmark.report('SE', (1, 32, 0, 4))
+    with pytest.raises(UsageError, match='8 channels do not fit: SE: reduction=16'):
+        benchmark.report('SE', (1, 8, 4, 4))
