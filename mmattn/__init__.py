@@ -28,12 +28,24 @@ _HOME = {
     'SimplifiedNonLocal': 'mmattn.blocks',
     'SpatialTransformer': 'mmattn.blocks',
     'CCHead': 'mmattn.models',
+    'CMPESEResNet': 'mmattn.models',
+    'CMPESEResNetV1c': 'mmattn.models',
     'DAHead': 'mmattn.models',
+    'EncoderDecoder': 'mmattn.models',
+    'FasterRCNN': 'mmattn.models',
+    'MaskRCNN': 'mmattn.models',
+    'ResidualAttentionNet': 'mmattn.models',
+    'RetinaNet': 'mmattn.models',
+    'SKNet': 'mmattn.models',
+    'insert': 'mmattn.plugins',
 }
+_PARTS = ('blocks', 'ops', 'plugins', 'visualization', 'zoo')
 __all__ = ['__version__', *_HOME]
 
 
 def __getattr__(name: str):
+    if name in _PARTS:
+        return import_module(f'mmattn.{name}')
     if name not in _HOME:
         raise AttributeError(f'module mmattn has no attribute {name}')
     return getattr(import_module(_HOME[name]), name)

@@ -18,7 +18,13 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> None:
-    """Add `--cfg-options`, and `--launcher` with what torchrun and its elders pass along."""
+    """Add `--attention`, `--cfg-options`, and `--launcher` with what torchrun passes along."""
+    args.add_argument(
+        '--attention',
+        metavar='NAME[,NAME]',
+        help='add blocks where their authors have them: configs/_base_/attention/NAME.py; '
+        'a checkpoint remembers its own',
+    )
     args.add_argument(
         '--cfg-options',
         nargs='+',

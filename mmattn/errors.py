@@ -5,6 +5,7 @@ error shows no traceback unless the tool was called with -v.
 """
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -85,6 +86,9 @@ def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
     try:
         task()
     except BaseException as error:
+        if isinstance(error, BrokenPipeError):  # `tool | head`: who reads has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.OK
         known = explain(error)
         if known is None:
             if isinstance(error, SystemExit):

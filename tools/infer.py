@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
             args.checkpoint,
             args.source,
             out_dir=args.out_dir,
+            attention=args.attention,
             options=args.cfg_options,
         )
         print(f'done: {len(written)} images, labels and overlays are in {args.out_dir}')

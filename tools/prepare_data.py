@@ -3,19 +3,29 @@
 street      generate street scenes in the Cityscapes layout and as COCO JSON
 camvid      copy CamVid from --root, void labels set to 255
 cityscapes  check a Cityscapes download at --root and write its train ids
+coco        check a download of COCO 2017 at --root
+bccd        copy BCCD from --root, boxes as COCO JSON
+dsb2018     copy the 256x256 images of DSB 2018 from --root, masks as COCO JSON
 
 Example: python tools/prepare_data.py street --images 400 60 60 --size 512 256
 """
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from mmattn.cli import parser, run
 
 
+def prepare(name: str) -> Callable:
+    """The function `prepare_<name>` of the data set's module."""
+    return getattr(import_module(f'mmattn.datasets.{name}'), f'prepare_{name}')
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
-    args.add_argument('name', choices=['street', 'camvid', 'cityscapes'])
+    args.add_argument('name', choices=['street', 'camvid', 'cityscapes', 'coco', 'bccd', 'dsb2018'])
     args.add_argument('--root', help='where the original set lies (default: data/<name>)')
     args.add_argument('--out', help='where the prepared set goes (default: data/<name>)')
     street = args.add_argument_group('street')
@@ -29,27 +39,21 @@ def main(argv: list[str] | None = None) -> int:
 
     def task() -> None:
         home = Path('data') / args.name
+        root, out = Path(args.root or home), Path(args.out or home)
         if args.name == 'street':
             from mmattn.datasets.street import SPLITS, generate
 
-            out = Path(args.out or args.root or home)
+            out = Path(args.out or root)
             images = dict(zip(SPLITS, args.images))
             generate(out, images=images, size=args.size, seed=args.seed, overwrite=args.overwrite)
-        elif args.name == 'camvid':
-            from mmattn.datasets.camvid import prepare_camvid
-
-            out = Path(args.out or home)
-            prepare_camvid(args.root or home, out)
-        else:
-            from mmattn.datasets.cityscapes import prepare_cityscapes
-
-            root = Path(args.root or home)
-            prepare_cityscapes(root)
-            out = Path(args.out or home)
+        elif args.name in ('cityscapes', 'coco'):  # large: used where they lie
+            prepare(args.name)(root)
             if not out.exists() and root.resolve() != out.resolve():
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.symlink_to(root.resolve())
                 print(f'{out} -> {root}')
+        else:
+            prepare(args.name)(root, out)
         print(f'done: {out} is ready')
 
     return run(task, args)

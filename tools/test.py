@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             work_dir=args.work_dir,
             out=args.out,
             show_dir=args.show_dir,
+            attention=args.attention,
             options=args.cfg_options,
             launcher=args.launcher,
         )

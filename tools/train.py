@@ -19,6 +19,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar='CHECKPOINT',
         help="go on from a checkpoint, by default the latest; 'auto': or start fresh",
     )
+    args.add_argument(
+        '--init-from',
+        metavar='WEIGHTS',
+        help='start from weights as far as they fit: file or address',
+    )
     args.add_argument('--amp', action='store_true', help='mixed precision (GPU)')
     args.add_argument('--auto-scale-lr', action='store_true', help='learning rate by batch size')
     args.add_argument('--no-validate', action='store_true', help='no validation during training')
@@ -33,8 +38,10 @@ def main(argv: list[str] | None = None) -> int:
             args.config,
             work_dir=args.work_dir,
             resume=args.resume,
+            init_from=args.init_from,
             amp=args.amp,
             auto_scale_lr=args.auto_scale_lr,
+            attention=args.attention,
             options=args.cfg_options,
             launcher=args.launcher,
             seed=args.seed,

@@ -44,6 +44,7 @@ class SKConv2d(AttentionBlock):
     """
 
     _abbr_ = 'sk_conv2d'
+    plain = 'convs.0.0'  # what starts from the weights of the convolution that it replaces
     kind = 'channel, over branches'
     limits = dict(
         training_on_one_image='the norm of the selection sees one value per channel',

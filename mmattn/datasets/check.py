@@ -1,13 +1,15 @@
-"""Checking a segmentation data set before the first step, instead of failing hours into it."""
+"""Checking a data set before the first step, instead of failing hours into it."""
 
 import hashlib
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from PIL import Image
 
@@ -24,17 +26,19 @@ _HOW_TO_GET = {
     'CamVidDataset': 'Run: python tools/prepare_data.py camvid --root DIR',
 }
 _HOW_TO_MAKE_STREET = 'Make it with: python tools/prepare_data.py street'
+_PREPARED = ('street', 'coco', 'bccd', 'dsb2018')  # by tools/prepare_data.py, into data/<name>
 
 
 def check_data(cfg: dict, where: str) -> None:
-    """Check every segmentation data set of a dataloader config.
+    """Check every data set of a dataloader config; warnings go to the log.
 
-    All files are looked at once: both exist, neither is cut short, sizes agree, every label value
-    is a class or ignored. The verdict is cached by names, sizes and times of the files.
+    Of segmentation, all files are looked at once: both exist, neither is cut short, sizes agree,
+    every label value is a class or ignored. Of COCO's format, see `coco.check_coco`. The verdict is
+    cached by names, sizes and times of the files.
 
     Args:
         cfg: a dataset config, wrappers included.
-        where: its key in the config, for the message.
+        where: the key of its data loader in the config.
 
     Raises:
         DataError: names the file and what to do.
@@ -43,6 +47,8 @@ def check_data(cfg: dict, where: str) -> None:
         dataset = DATASETS.build(dict(leaf, lazy_init=True, pipeline=[]))
         if 'seg_map_path' in getattr(dataset, 'data_prefix', {}):
             _check_segmentation(dataset, leaf['type'].split('.')[-1], where)
+        elif hasattr(dataset, 'COCOAPI'):
+            _check_coco(dataset, leaf, where)
 
 
 def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
@@ -62,6 +68,29 @@ def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
                     f'config key {key}={count} does not fit the data: {leaf["type"]} of {where} '
                     f'has {len(classes)} classes. Set {key}={len(classes)}.'
                 )
+
+
+def _check_coco(dataset, leaf: dict, where: str) -> None:
+    from .coco import check_coco
+
+    name = Path(leaf.get('data_root') or '').name
+    if name in _PREPARED and not Path(dataset.ann_file).is_file():
+        raise DataError(
+            f'data set {leaf["type"]} ({where}): {dataset.ann_file} does not exist. '
+            f'Make it with: python tools/prepare_data.py {name}'
+        )
+    loads = [step for step in leaf.get('pipeline', []) if step['type'] == 'LoadAnnotations']
+    options = loads[0] if loads else {}
+    for warning in check_coco(
+        dataset.ann_file,
+        dataset.data_prefix['img'],
+        classes=dataset.metainfo['classes'],
+        masks=options.get('with_mask', False),
+        poly2mask=options.get('poly2mask', True),
+        train=where.startswith('train'),
+        where=where,
+    ):
+        print_log(warning, logger='current', level=logging.WARNING)
 
 
 def _check_segmentation(dataset, kind: str, where: str) -> None:

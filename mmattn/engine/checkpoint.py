@@ -1,21 +1,32 @@
 """Reading checkpoints: never executing what is in them, never loading half of one in silence."""
 
+import difflib
 import hashlib
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
+import mmengine
 import torch
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import get_external_models
 from torch import Tensor, nn
 
 from mmattn.errors import CheckpointError
+from mmattn.plugins import inherited, plugged
 
 _SHOWN = 5  # keys named in an error
+_CLASSIFIERS = ('fc', 'head', 'classifier')  # of ImageNet networks, which a backbone has not
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """The content of a `.safetensors` or `.pth` file, tensors on the CPU.
+
+    Args:
+        path: of a file; or an address, see `fetch`.
 
     Returns:
         a dict with `state_dict`, and whatever else the file has (`meta`, `optimizer`, ...).
@@ -23,9 +34,7 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         CheckpointError: no such file; not a checkpoint; damaged; holds more than plain data.
     """
-    if '://' in str(path):
-        raise CheckpointError(f'checkpoint {path} is an address. Download it and name the file.')
-    path = Path(path)
+    path = fetch(path)
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
         hint = f' {path.parent} has: {", ".join(others)}.' if others else ''
@@ -62,6 +71,59 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
+def fetch(address: str | Path) -> Path:
+    """The file of an address, downloaded once into torch's cache; a path as it is.
+
+    Args:
+        address: a path, `https://...`, `torchvision://resnet50`, or `open-mmlab://` with a name of
+            OpenMMLab's list. The eight digits of a hash in a name, as in resnet50-0676ba61.pth, are
+            checked against the sha256 of what came.
+
+    Raises:
+        CheckpointError: no such name; it cannot be had; the hash differs.
+    """
+    scheme, _, name = str(address).partition('://')
+    if not name:
+        return Path(address)
+    url = str(address) if scheme in ('http', 'https') else _known_address(scheme, name)
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    digits = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print_log(f'downloading {url} to {path}')
+        torch.hub.download_url_to_file(
+            url, str(path), digits and digits[1], progress=sys.stderr.isatty()
+        )
+    except (OSError, RuntimeError) as error:  # URLError and its kind; another hash
+        raise CheckpointError(
+            f'weights {address} cannot be had: {error}. Download them elsewhere and name the file.'
+        ) from error
+    return path
+
+
+def _known_address(scheme: str, name: str) -> str:
+    """The URL behind a name of torchvision or OpenMMLab."""
+    if scheme == 'torchvision':
+        # without importing torchvision, which need not be there
+        table = json.loads(
+            (Path(mmengine.__file__).parent / 'hub/torchvision_0.12.json').read_text()
+        )
+    elif scheme in ('open-mmlab', 'openmmlab'):
+        table = get_external_models()
+    else:
+        raise CheckpointError(
+            f'weights {scheme}://{name}: allowed https://, torchvision://, open-mmlab:// or a path.'
+        )
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=3)
+        hint = f' Did you mean {", ".join(near)}?' if near else ''
+        raise CheckpointError(f'weights {scheme}://{name}: no such name is known.{hint}')
+    found = table[name]
+    return found if '://' in found else f'https://download.openmmlab.com/{found}'
+
+
 def block_forms(model: nn.Module) -> dict[str, str]:
     """Path -> form of every attention block whose weights do not tell its function."""
     from mmattn.blocks import AttentionBlock
@@ -88,38 +150,113 @@ def load_weights(
         CheckpointError: a key is missing or left over, or a shape or a block's form differs; the
             model is unchanged.
     """
-    weights = {k.removeprefix('module.'): v for k, v in weights.items()}
-    own = model.state_dict()
-    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    missing, unexpected = [k for k in own if k not in weights], [k for k in weights if k not in own]
-    if not set(own) & set(weights):
+    weights = _unwrapped(weights)
+    fit = _Fit(model, weights)
+    if not fit.matched or fit.wrong:
         raise CheckpointError(
-            f'checkpoint {source} is of another model: none of its {len(weights)} keys match, e.g. '
-            f'{next(iter(weights), "(empty)")}. Use the config it was trained with.'
+            f'checkpoint {source} {fit.complaint()}. Use the config it was trained with.'
         )
-    parts = [
-        f'{len(shapes)} of another shape: '
-        + ', '.join(
-            f'{k} {tuple(weights[k].shape)}, model {tuple(own[k].shape)}' for k in shapes[:_SHOWN]
-        ),
-        f'{len(missing)} missing: ' + ', '.join(missing[:_SHOWN]),
-        f'{len(unexpected)} left over: ' + ', '.join(unexpected[:_SHOWN]),
-    ]
-    wrong = [part for part in parts if not part.startswith('0 ')]
-    if wrong:
+    _check_forms(model, forms, source)
+    model.load_state_dict(weights)
+
+
+def start_from(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: str | Path,
+    *,
+    forms: dict[str, str] | None = None,
+    partial: bool = False,
+) -> str:
+    """Load weights of the plain network into one with plugins.
+
+    Parameters of plugins may be missing, they keep their start; replacements with init='identity'
+    start from what they replace. The classifier of an ImageNet network is left out.
+
+    Args:
+        model: takes the weights.
+        weights, source, forms: as in `load_weights`.
+        partial: load what fits, whatever else is missing, left over or of another shape.
+
+    Returns:
+        a sentence: how many tensors were loaded, which are new, which were left.
+
+    Raises:
+        CheckpointError: anything else is missing, left over or of another shape, unless `partial`;
+            nothing fits at all. The model is unchanged.
+    """
+    weights = inherited(model, _unwrapped(weights))
+    fit = _Fit(model, weights)
+    places = tuple(f'{path}.' for path, _ in plugged(model))
+    new = [key for key in fit.missing if key.startswith(places)]
+    fit.missing = [
+        k for k in fit.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
+    ]  # which old files have not
+    heads = [key for key in fit.unexpected if key.split('.')[0] in _CLASSIFIERS]
+    if not hasattr(model, 'backbone'):
+        fit.unexpected = [key for key in fit.unexpected if key not in heads]
+    if not fit.matched or (fit.wrong and not partial):
         raise CheckpointError(
-            f'checkpoint {source} does not fit the model: {"; ".join(wrong)}. '
-            'Use the config it was trained with.'
+            f'weights {source} {fit.complaint()}. Name weights of the same network, or load what '
+            'fits with --init-from.'
         )
-    own_forms = block_forms(model)
+    _check_forms(model, forms, source)
+    model.load_state_dict({key: weights[key] for key in fit.matched}, strict=False)
+    parts = [f'{len(fit.matched)} tensors loaded from {source}']
+    if new:
+        blocks = {key.rsplit('.', 1)[0] for key in new}
+        paths = [place[:-1] for place in places if any(f'{b}.'.startswith(place) for b in blocks)]
+        parts.append(f'new: {len(new)} of {len(paths)} plugins ({_some(paths)})')
+    if heads and not hasattr(model, 'backbone'):
+        parts.append(f'left: the classifier ({_some(heads)})')
+    return '; '.join(parts + fit.wrong)
+
+
+class _Fit:
+    """How a state dict fits a model."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        own = self.own = model.state_dict()
+        self.weights = weights
+        self.matched = [k for k in own if k in weights and own[k].shape == weights[k].shape]
+        self.shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+        self.missing = [k for k in own if k not in weights]
+        self.unexpected = [k for k in weights if k not in own]
+
+    @property
+    def wrong(self) -> list[str]:
+        """What does not fit, in words."""
+        shapes = [
+            f'{k} {tuple(self.weights[k].shape)}, model {tuple(self.own[k].shape)}'
+            for k in self.shapes
+        ]
+        found = {'of another shape': shapes, 'missing': self.missing, 'left over': self.unexpected}
+        return [f'{len(keys)} {what}: {_some(keys)}' for what, keys in found.items() if keys]
+
+    def complaint(self) -> str:
+        if not set(self.own) & set(self.weights):
+            first = next(iter(self.weights), '(empty)')
+            return f'is of another model: none of its {len(self.weights)} keys match, e.g. {first}'
+        return f'does not fit the model: {"; ".join(self.wrong)}'
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def _check_forms(model: nn.Module, forms: dict[str, str] | None, source: str | Path) -> None:
+    own = block_forms(model)
     for name, form in (forms or {}).items():
-        if own_forms.get(name, form) != form:
+        if own.get(name, form) != form:
             raise CheckpointError(
                 f'checkpoint {source} does not fit the model: {name} was trained with '
-                f"init='{form}' and computes something else with init='{own_forms[name]}'. "
+                f"init='{form}' and computes something else with init='{own[name]}'. "
                 f"Write init='{form}' in the config."
             )
-    model.load_state_dict(weights)
 
 
 def sha256(path: str | Path) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import re
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -24,11 +25,14 @@ _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cf
     'tta_pipeline',
     'find_unused_parameters',
     'test_pipeline',  # of mmseg.apis
+    'attention',  # of `add_attention`
 }
 # Keys of dicts that have no `type`, by the name under which they stand.
 _DATALOADER = set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | {
     'num_batch_per_epoch'
 }
+_ASSIGNED = {'assigner', 'sampler', 'allowed_border', 'pos_weight', 'debug'}
+_SELECTED = {'nms_pre', 'min_bbox_size', 'score_thr', 'nms', 'max_per_img'}
 _PLAIN_DICTS = {
     'train_dataloader': _DATALOADER,
     'val_dataloader': _DATALOADER,
@@ -49,20 +53,37 @@ _PLAIN_DICTS = {
         'dcn_offset_lr_mult',
         'bypass_duplicate',
     },
-    'model.test_cfg': {'mode', 'crop_size', 'stride', 'rpn', 'rcnn'},
-    'data_prefix': {'img_path', 'seg_map_path', 'depth_map_path', 'img', 'seg', 'sub_data_root'},
+    'model.train_cfg': _ASSIGNED | {'rpn', 'rpn_proposal', 'rcnn'},
+    'model.test_cfg': {'mode', 'crop_size', 'stride', 'rpn', 'rcnn'} | _SELECTED,
+    'train_cfg.rpn': _ASSIGNED,
+    'train_cfg.rpn_proposal': _SELECTED,
+    'train_cfg.rcnn': _ASSIGNED | {'mask_size'},
+    'test_cfg.rpn': _SELECTED,
+    'test_cfg.rcnn': _SELECTED | {'mask_thr_binary'},
+    'plugins[]': {'cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn'},
+    'data_prefix': {'img', 'img_path', 'seg_map_path', 'depth_map_path', 'seg', 'sub_data_root'},
 }
 # Keys that the builders take out of a dict before the class sees it.
 _BUILDER_KEYS = {'type', '_scope_', 'priority', 'requires_grad', 'convert_to_iter_based', 'postfix'}
+# Dicts whose `type` is no registered class but a function of torch or mmcv.
+_UNREGISTERED = ('clip_grad', '.nms', '.roi_layer')
+_TAKE_PLUGINS = ('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'RetinaNet')
 _SWALLOW = {CheckpointHook}  # accept any keyword and read none of it
 _REGISTRIES = [value for value in vars(root).values() if isinstance(value, Registry)]
 
 
-def load_config(path: str | Path, options: dict | None = None) -> Config:
-    """The config of a file with `--cfg-options` merged in.
+def load_config(
+    path: str | Path, options: dict | None = None, attention: str | dict | None = None
+) -> Config:
+    """The config of a file with `--attention` and then `--cfg-options` merged in.
+
+    Args:
+        path: of the file.
+        options: dotted keys and their values.
+        attention: names for `add_attention`, or what a checkpoint has of `cfg.attention`.
 
     Raises:
-        UsageError: the file is missing or does not parse, or an option does not fit into it.
+        UsageError: the file is missing or does not parse, or a change does not fit into it.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,6 +94,12 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error
+    if attention and not cfg.get('attention'):  # the config that a run wrote down has it already
+        if isinstance(attention, str):
+            add_attention(cfg, attention)
+        else:
+            cfg.attention = attention
+            apply_attention(cfg)
     options = {key: _as_before(cfg, key, value) for key, value in (options or {}).items()}
     try:
         cfg.merge_from_dict(options)
@@ -108,6 +135,64 @@ def parse_options(options: dict | Iterable[str] | None) -> dict:
     return reader.parse_args(['--options', *options]).options
 
 
+def add_attention(cfg: Config, names: str) -> None:
+    """Put blocks into the network of a config, each where its authors have it.
+
+    The placements are `_base_/attention/<name>.py` beside the config or in mmattn's own configs.
+    What was put stands in `cfg.attention`: the names, and the plugins as they are.
+
+    Args:
+        cfg: of a detector or segmentor; changed.
+        names: one or several, 'cbam' or 'se,gc', in the order in which they apply; 'none' for none.
+
+    Raises:
+        UsageError: no such name; a network that takes no plugins.
+    """
+    plugins, backbone = [], {}
+    for name in [n for n in names.split(',') if n != 'none']:
+        placement = Config.fromfile(_placement(cfg, name))
+        plugins += placement.get('plugins', [])
+        if 'backbones' in placement:
+            kind = cfg.model.backbone.type.split('.')[-1]
+            if kind not in placement.backbones:
+                raise UsageError(
+                    f'--attention {name} is a backbone instead of '
+                    f'{" or ".join(placement.backbones)}; the config has {kind}.'
+                )
+            backbone = dict(placement.arguments, type=placement.backbones[kind])
+    cfg.attention = dict(names=names, plugins=plugins, backbone=backbone)
+    apply_attention(cfg)
+
+
+def apply_attention(cfg: Config) -> None:
+    """Put what stands in `cfg.attention` into the network."""
+    cfg.model.backbone.update(cfg.attention['backbone'])
+    plugins = cfg.attention['plugins']
+    if not plugins:
+        return
+    kind = cfg.model.type.split('.')[-1]
+    if kind not in _TAKE_PLUGINS:
+        raise UsageError(
+            f'--attention: {cfg.model.type} takes no plugins; those that do are '
+            f'{", ".join(f"mmattn.{name}" for name in _TAKE_PLUGINS)}.'
+        )
+    cfg.model.type = f'mmattn.{kind}'
+    cfg.model.plugins = [*cfg.model.get('plugins', []), *plugins]
+
+
+def _placement(cfg: Config, name: str) -> Path:
+    here = Path(__file__).parents[1]
+    homes = [Path(cfg.filename).parent, here.parent / 'configs', here / '.mim' / 'configs']
+    folders = [home / '_base_' / 'attention' for home in homes]
+    for folder in folders:
+        if name and (folder / f'{name}.py').is_file():
+            return folder / f'{name}.py'
+    known = sorted({path.stem for folder in folders for path in folder.glob('*.py')})
+    raise UsageError(
+        f'--attention {name}: no such placement.{_nearest(name, known)} Known: {", ".join(known)}.'
+    )
+
+
 def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
     """Refuse a key that nobody reads and a type that nobody registered; drop used-up variables.
 
@@ -134,6 +219,20 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
         import_module(f'{scope}.datasets')
     for name in sorted(cfg.keys()):
         _check(cfg[name], name, scope)
+    _check_order(cfg.model)
+
+
+def _check_order(model: dict) -> None:
+    """MMSegmentation's ResNet runs only the last of several plugins at one place."""
+    if model['type'].startswith('mmattn.') or not model.get('decode_head'):
+        return
+    places = [plugin.get('position') for plugin in model.get('backbone', {}).get('plugins') or []]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise UsageError(
+            f'config key model.backbone.plugins: of several at {twice}, {model["type"]} runs '
+            "only the last. Write type='mmattn.EncoderDecoder', which runs all, in this order."
+        )
 
 
 def dataset_leaves(cfg: dict) -> Iterator[dict]:
@@ -152,14 +251,16 @@ def _check(value, where: str, scope: str) -> None:
             _check(item, f'{where}[{index}]', scope)
     if not isinstance(value, dict):
         return
-    if isinstance(value.get('type'), str) and not where.endswith('clip_grad'):
+    if isinstance(value.get('type'), str) and not where.endswith(_UNREGISTERED):
         cls = _find(value['type'], scope)
         if cls is None:
             near = _nearest(value['type'], _known(scope))
             raise UsageError(f"config key {where}.type: '{value['type']}' is not registered.{near}")
         allowed = _arguments(cls)
     else:
-        allowed = _PLAIN_DICTS.get(where) or _PLAIN_DICTS.get(where.split('.')[-1])
+        steps = re.sub(r'\d+', '', where).split('.')
+        names = [where, '.'.join(steps[-2:]), steps[-1]]
+        allowed = next((_PLAIN_DICTS[n] for n in names if n in _PLAIN_DICTS), None)
     for name, item in value.items():
         if allowed is not None and name not in allowed | _BUILDER_KEYS:
             owner = value.get('type', where)

@@ -1,7 +1,9 @@
 """Hooks of every training run."""
 
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,6 +15,10 @@ from mmattn.engine.checkpoint import block_forms
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, save_picture
 from mmattn.visualization.curves import plot_curves
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+    from mmseg.structures import SegDataSample
 
 _PLAIN = (bool, int, float, str)
 
@@ -51,6 +57,8 @@ class CheckpointHook(EngineCheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['command'] = getattr(runner, 'train_command', '')
         checkpoint['meta']['blocks'] = block_forms(runner.model)
+        if runner.cfg.get('attention'):
+            checkpoint['meta']['attention'] = json.loads(json.dumps(runner.cfg.attention))
         hub = _without_numpy(checkpoint['message_hub'])
         info = {k: v for k, v in hub['runtime_info'].items() if isinstance(v, _PLAIN)}
         keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}
@@ -74,27 +82,41 @@ class CheckpointHook(EngineCheckpointHook):
 
 @HOOKS.register_module()
 class ComparisonHook(Hook):
-    """Writes a picture of image, truth and prediction side by side for every test image.
+    """Writes a picture of truth and prediction side by side for every test image.
 
     Args:
         out_dir: the folder for `<image name>.png`.
+        score: detections below it are not drawn.
     """
 
-    def __init__(self, out_dir: str) -> None:
-        self.out_dir = Path(out_dir)
+    def __init__(self, out_dir: str, score: float = 0.3) -> None:
+        self.out_dir, self.score = Path(out_dir), score
 
     def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs:
-            truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
-            meta = runner.test_dataloader.dataset.metainfo
-            picture = compare(
-                cv2.imread(sample.img_path),
-                truth,
-                sample.pred_sem_seg.data[0].cpu().numpy(),
-                classes=meta['classes'],
-                palette=meta['palette'],
-            )
-            save_picture(self.out_dir / f'{Path(sample.img_path).stem}.png', picture)
+            out = self.out_dir / f'{Path(sample.img_path).stem}.png'
+            if 'pred_instances' in sample:
+                self._detections(runner, sample, out)
+            else:
+                self._segments(runner, sample, out)
+
+    def _detections(self, runner: Runner, sample: 'DetDataSample', out: Path) -> None:
+        image = cv2.imread(sample.img_path)[..., ::-1]
+        runner.visualizer.add_datasample(
+            out.stem, image, sample.cpu(), pred_score_thr=self.score, out_file=str(out)
+        )
+
+    def _segments(self, runner: Runner, sample: 'SegDataSample', out: Path) -> None:
+        truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
+        meta = runner.test_dataloader.dataset.metainfo
+        picture = compare(
+            cv2.imread(sample.img_path),
+            truth,
+            sample.pred_sem_seg.data[0].cpu().numpy(),
+            classes=meta['classes'],
+            palette=meta['palette'],
+        )
+        save_picture(out, picture)
 
 
 def _without_numpy(value):

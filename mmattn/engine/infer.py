@@ -20,6 +20,7 @@ def infer(
     source: str | Path,
     *,
     out_dir: str | Path,
+    attention: str | None = None,
     options: dict | list[str] | None = None,
 ) -> list[Path]:
     """Segment an image or all images of a folder.
@@ -31,6 +32,7 @@ def infer(
         config, checkpoint: the network and its weights.
         source: an image, or a folder that is searched for images.
         out_dir: where the two folders go.
+        attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
 
     Returns:
@@ -45,7 +47,7 @@ def infer(
     source, out_dir = Path(source), Path(out_dir)
     images = _images(source)
     check_writable(out_dir, '--out-dir')
-    model, cfg = build_model(config, checkpoint, options)
+    model, cfg = build_model(config, checkpoint, options, attention)
     if not hasattr(model, 'decode_head'):
         raise UsageError(f'{config} is no segmentor: tools/infer.py shows segmentation.')
     palette = dataset_meta(cfg)['palette']

@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,24 +21,37 @@ from torch import nn
 
 from mmattn.datasets.check import check_classes, check_data
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
+from mmattn.plugins import report
 
-from .checkpoint import load_weights, read_checkpoint, sha256
+from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 class Runner(EngineRunner):
-    """mmengine's runner, with checkpoints read safely and loaded strictly."""
+    """mmengine's runner, with checkpoints read safely and loaded without silence.
+
+    Attributes:
+        start: how `load_checkpoint` takes weights: 'strict', 'plain' (plugins may be new) or
+            'partial' (what fits).
+    """
+
+    start = 'strict'
 
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', **_) -> dict:
-        checkpoint = read_checkpoint(filename)
+        checkpoint = _read_first(filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         forms = checkpoint.get('meta', {}).get('blocks')
-        load_weights(model, checkpoint['state_dict'], filename, forms)
+        weights, said = checkpoint['state_dict'], f'loaded {filename}'
+        if self.start == 'strict':
+            load_weights(model, weights, filename, forms)
+        else:
+            partial = self.start == 'partial'
+            said = start_from(model, weights, filename, forms=forms, partial=partial)
         self._has_loaded = True
-        self.logger.info(f'loaded {filename}')
+        self.logger.info(said)
         return checkpoint
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -49,14 +62,42 @@ class Runner(EngineRunner):
         return logger
 
     def _init_model_weights(self) -> None:
-        try:
-            super()._init_model_weights()
-        except OSError as error:  # URLError and its kind
-            raise CheckpointError(
-                f'the pretrained weights of the config cannot be had: {error}. Download '
-                'them elsewhere and pass --cfg-options model.backbone.init_cfg.checkpoint=FILE, '
-                'or start from random weights with --cfg-options model.backbone.init_cfg=None'
-            ) from error
+        """Initialise as mmengine does, but read pretrained weights safely and say what fitted."""
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        pretrained = []
+        for name, module in model.named_modules():
+            own = getattr(module, 'init_cfg', None)
+            parts = own if isinstance(own, list) else [own]
+            for cfg in parts:
+                if isinstance(cfg, dict) and cfg['type'] == 'Pretrained':
+                    pretrained.append((name, module, own, cfg))
+                    module.init_cfg = [c for c in parts if c is not cfg]
+        super()._init_model_weights()
+        for name, module, own, cfg in pretrained:
+            module.init_cfg = own
+            try:
+                weights = _read_first(cfg['checkpoint'])['state_dict']
+                if cfg.get('prefix'):
+                    start = cfg['prefix'].rstrip('.') + '.'
+                    weights = {
+                        k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)
+                    }
+                self.logger.info(f'{name}: {start_from(module, weights, cfg["checkpoint"])}')
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f'{error} They are the pretrained weights of the config: choose others with '
+                    f'--cfg-options model.{name}.init_cfg.checkpoint=FILE, or start from random '
+                    f'ones with --cfg-options model.{name}.init_cfg=None'
+                ) from error
+
+
+def _read_first(address: str) -> dict:
+    """Read a checkpoint; of several processes the first downloads it."""
+    if '://' in str(address) and get_dist_info()[1] > 1:
+        if get_dist_info()[0] == 0:
+            fetch(address)
+        torch.distributed.barrier()
+    return read_checkpoint(address)
 
 
 def train(
@@ -64,6 +105,8 @@ def train(
     *,
     work_dir: str | Path | None = None,
     resume: str | None = None,
+    init_from: str | None = None,
+    attention: str | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
     options: dict | list[str] | None = None,
@@ -78,6 +121,8 @@ def train(
         work_dir: where logs and checkpoints go, default `work_dirs/<config name>`.
         resume: a checkpoint to go on from, 'latest' for the one in `work_dir`, 'auto' for the same
             or a fresh start if there is none.
+        init_from: weights to start from, as far as they fit.
+        attention: blocks to add, see `add_attention`; a resumed run has those it began with.
         amp: mixed precision, GPU only.
         auto_scale_lr: scale the learning rate by the batch size over the config's base batch size.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
@@ -93,7 +138,20 @@ def train(
             raised before a file is written.
     """
     options = parse_options(options)
-    cfg = _prepare(config, options, launcher, work_dir)
+    if resume and init_from:
+        raise UsageError('--resume and --init-from exclude each other: the first has all weights.')
+    found = None
+    if resume:
+        own = load_config(config, options).get('work_dir')
+        folder = Path(work_dir or own or Path('work_dirs') / run_name(config, attention))
+        found = _latest(folder) if resume in ('latest', 'auto') else Path(resume)
+        if found is None and resume == 'latest':
+            raise CheckpointError(
+                f'nothing to resume in {folder}: no checkpoint. Use --resume auto to start fresh.'
+            )
+        if found is None:
+            print_log(f'no checkpoint in {folder}, starting at 0')
+    cfg = _prepare(config, options, launcher, work_dir, attention, found)
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     if amp:
@@ -101,24 +159,20 @@ def train(
     if not validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     work_dir = Path(cfg.work_dir)
-    if resume:
-        found = _latest(work_dir) if resume in ('latest', 'auto') else Path(resume)
-        if found is None and resume == 'latest':
-            raise CheckpointError(
-                f'nothing to resume in {work_dir}: no checkpoint. Use --resume auto to start fresh.'
-            )
-        if found is None:
-            print_log(f'no checkpoint in {work_dir}, starting at 0')
-        else:
-            read_checkpoint(found)
-            cfg.resume, cfg.load_from = True, str(found)
+    if found:
+        cfg.resume, cfg.load_from = True, str(found)
+    if init_from:
+        cfg.load_from = str(init_from)
     check_writable(work_dir)
     if _is_main():
         for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
             check_data(cfg[name]['dataset'], name)
     _scale_lr(cfg, auto_scale_lr)
     runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
-    runner.train_command = _command(config, options, seed, amp, auto_scale_lr)
+    if not cfg.resume:
+        runner.start = 'partial' if init_from else 'plain'
+    runner.train_command = _command(config, options, seed, amp, auto_scale_lr, attention, init_from)
+    _say_blocks(runner.model, cfg)
     _run(runner.train)
     return work_dir
 
@@ -130,6 +184,7 @@ def test(
     work_dir: str | Path | None = None,
     out: str | Path | None = None,
     show_dir: str | Path | None = None,
+    attention: str | None = None,
     options: dict | list[str] | None = None,
     launcher: str = 'none',
 ) -> dict[str, float]:
@@ -141,6 +196,7 @@ def test(
         work_dir: where log and `metrics/<checkpoint>.json` go, default `work_dirs/<config name>`.
         out: a `.pkl` to dump all predictions into, or a folder for label maps as PNG.
         show_dir: a folder for pictures of image, truth and prediction side by side.
+        attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
@@ -151,7 +207,7 @@ def test(
         MmattnError: of the kind that fits.
     """
     options = parse_options(options)
-    cfg = _prepare(config, options, launcher, work_dir)
+    cfg = _prepare(config, options, launcher, work_dir, attention, checkpoint)
     work_dir = Path(cfg.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
@@ -173,8 +229,6 @@ def test(
         check_writable(Path(show_dir), '--show-dir')
     if out:
         check_writable(Path(out).parent, '--out')
-    if checkpoint:
-        read_checkpoint(checkpoint)
     if _is_main():
         check_data(cfg.test_dataloader['dataset'], 'test_dataloader')
     runner = _build(cfg, 'test_loop')
@@ -200,12 +254,15 @@ def test(
 
 
 def build_model(
-    config: str | Path, checkpoint: str | Path, options: dict | list[str] | None = None
+    config: str | Path,
+    checkpoint: str | Path,
+    options: dict | list[str] | None = None,
+    attention: str | None = None,
 ) -> tuple[nn.Module, Config]:
     """The network of a config with the weights of a checkpoint, in eval mode on the best device."""
     from mmengine.registry import MODELS
 
-    cfg = _prepare(config, parse_options(options), 'none', None)
+    cfg = _prepare(config, parse_options(options), 'none', None, attention, checkpoint)
     _drop_pretrained(cfg.model)
     _fit_norm(cfg)
     with _building(cfg):
@@ -243,24 +300,97 @@ def _brief(record: logging.LogRecord) -> bool:
 
 
 # ---- the steps ---------------------------------------------------------------------------------
-def _prepare(config, options: dict, launcher: str, work_dir) -> Config:
-    """Read and check a config and fit it to this machine."""
-    cfg = load_config(config, options)
+def _prepare(
+    config, options: dict, launcher: str, work_dir, attention=None, checkpoint=None
+) -> Config:
+    """Read and check a config, with the blocks of a checkpoint, and fit it to this machine."""
+    cfg = load_config(config, options, _attention(attention, checkpoint))
     check_config(cfg, {key.split('.')[0] for key in options})
-    heads = {
-        f'model.{name}.num_classes': part['num_classes']
-        for name, part in cfg.model.items()
-        if isinstance(part, dict) and 'num_classes' in part
-    }
+    heads = dict(_class_counts(cfg.model, 'model'))
     for name in _LOADERS:
         if cfg.get(name):
             check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
-    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(config).stem)
+    for part in 'val', 'test':
+        _fit_evaluator(cfg, part)
+    names = cfg.attention['names'] if cfg.get('attention') else None
+    cfg.work_dir = str(
+        work_dir or cfg.get('work_dir') or Path('work_dirs') / run_name(config, names)
+    )
     if 'visualizer' in cfg:  # mmengine keeps one per name and process, with the first one's folder
         cfg.visualizer['name'] = f'{Path(config).stem}_{time.time_ns()}'
     cfg.launcher = launcher
     _use_launcher(cfg, launcher)
     return cfg
+
+
+def _attention(given: str | None, checkpoint: str | Path | None) -> str | dict | None:
+    """What `--attention` says, or else what the checkpoint was trained with."""
+    recorded = None
+    if checkpoint:
+        recorded = read_checkpoint(checkpoint).get('meta', {}).get('attention')
+    if given and recorded and recorded['names'] != given:
+        raise UsageError(
+            f'--attention {given}: checkpoint {checkpoint} was trained with {recorded["names"]}. '
+            'Leave --attention out.'
+        )
+    return recorded or given
+
+
+def _fit_evaluator(cfg: Config, part: str) -> None:
+    """COCO's metric scores against the annotations that the data loader reads, and no others."""
+    loader, metrics = cfg.get(f'{part}_dataloader'), cfg.get(f'{part}_evaluator')
+    if not loader or not metrics:
+        return
+    leaf = next(dataset_leaves(loader['dataset']))
+    for metric in metrics if isinstance(metrics, list) else [metrics]:
+        if not metric['type'].endswith('CocoMetric') or 'ann_file' not in leaf:
+            continue
+        own = os.path.join(leaf.get('data_root') or '', leaf['ann_file'])
+        other = metric.setdefault('ann_file', own)
+        if os.path.realpath(other) != os.path.realpath(own):
+            raise UsageError(
+                f'{part}_dataloader and {part}_evaluator use different annotation files: {own} and '
+                f'{other}. Leave {part}_evaluator.ann_file out.'
+            )
+
+
+def _class_counts(cfg: dict, where: str) -> Iterator[tuple[str, int]]:
+    """Config key and value of every `num_classes` of the heads."""
+    for name, part in cfg.items():
+        if isinstance(part, dict):
+            yield from _class_counts(part, f'{where}.{name}')
+        elif name == 'num_classes' and 'head' in where:
+            yield f'{where}.{name}', part
+
+
+def run_name(config: str | Path, attention: str | None) -> str:
+    """What a run is called: the config's name, and the blocks added to it."""
+    names = [] if attention in (None, 'none') else attention.split(',')
+    return '_'.join([Path(config).stem, *names])
+
+
+def _say_blocks(model: nn.Module, cfg: Config) -> None:
+    """Log what blocks the network has; raises what they say against the size of the images."""
+    if not _is_main():
+        return
+    with _building(cfg):
+        found = report(model.module if is_model_wrapper(model) else model, image_size(cfg))
+    if found.rows:
+        lines, warnings = str(found).split('\nwarning: ', 1)[0], found.warnings
+        print_log(f'attention:\n{lines}', logger='current')
+        for text in warnings:
+            print_log(text, logger='current', level=logging.WARNING)
+
+
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the images in training: the crop, or else the scale, padded."""
+    size, divisor = (512, 512), cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
+    for step in next(dataset_leaves(cfg.train_dataloader['dataset'])).get('pipeline', []):
+        if isinstance(step.get('scale'), list | tuple) and isinstance(step['scale'][0], int):
+            size = step['scale'][::-1]
+        size = step.get('crop_size', size)
+    height, width = (-(-side // divisor) * divisor for side in size)
+    return height, width
 
 
 def _fit_norm(cfg: Config) -> int:
@@ -412,8 +542,10 @@ def _flags(options: dict) -> str:
     return f' --cfg-options {given}' if given else ''
 
 
-def _command(config, options, seed, amp, auto_scale_lr) -> str:
+def _command(config, options, seed, amp, auto_scale_lr, attention, init_from) -> str:
     command = f'python tools/train.py {_relative(config)}'
+    command += f' --attention {attention}' if attention else ''
+    command += f' --init-from {_relative(init_from)}' if init_from else ''
     command += f' --seed {seed}' if seed is not None else ''
     command += ' --amp' if amp else ''
     command += ' --auto-scale-lr' if auto_scale_lr else ''

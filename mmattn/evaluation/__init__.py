@@ -1,3 +1,1 @@
-"""Metrics."""
-
-from .iou import IoUMetric as IoUMetric
+"""Metrics, and the scoring of saved results."""

@@ -22,8 +22,7 @@ def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     scalars = read_scalars(work_dir)
-    losses = {name: values for name, values in scalars.items() if name.endswith('loss_ce')}
-    losses |= {name: scalars[name] for name in ('loss',) if name in scalars}
+    losses = {name: values for name, values in scalars.items() if 'loss' in name}
     if not losses and metric not in scalars:
         return None
     figure = Figure(figsize=(8, 6), layout='constrained')
@@ -33,7 +32,8 @@ def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
     top.set(ylabel='training loss', title=Path(work_dir).name, yscale='log')
     top.legend()
     if metric in scalars:
-        values = scalars[metric]
+        unit = 100 if metric.startswith('coco/') else 1  # COCO's figures are fractions
+        values = {step: unit * value for step, value in scalars[metric].items()}
         bottom.plot(list(values), list(values.values()), marker='o', color='tab:green')
         for step, value in values.items():
             bottom.annotate(

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from mmattn.engine.checkpoint import block_forms, load_weights, read_checkpoint, sha256
 from mmattn.engine.config import load_config
-from mmattn.engine.runner import build_model, dataset_meta
+from mmattn.engine.runner import build_model, dataset_meta, run_name
 from mmattn.errors import CheckpointError, WriteError
 from mmattn.visualization.curves import read_scalars
 
@@ -43,10 +43,14 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         if value.is_floating_point() and not value.isfinite().all():
             bad = int((~value.isfinite()).sum())
             raise CheckpointError(f'checkpoint {checkpoint}: {name} holds {bad} non-finite values.')
-    stem, meta = Path(config).stem, content.get('meta', {})
+    meta = content.get('meta', {})
+    attention = meta.get('attention')
+    stem = run_name(config, attention and attention['names'])
     names = _names(cfg, meta)
     # one entry: safetensors writes several in an order that changes from process to process
-    about = dict(config=stem, dataset_meta=names)
+    about = dict(config=Path(config).stem, dataset_meta=names)
+    if attention:
+        about['attention'] = attention
     if forms := block_forms(model):
         about['blocks'] = forms
     notes = dict(mmattn=json.dumps(about, sort_keys=True))
@@ -62,7 +66,9 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         load_weights(model, read_back['state_dict'], path, read_back['meta'].get('blocks'))
         if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
-    card = _card(stem, load_config(config), meta, names, Path(checkpoint), paths)
+    card = _card(
+        stem, load_config(config, attention=attention), meta, names, Path(checkpoint), paths
+    )
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths

@@ -52,11 +52,6 @@ def test_missing_file_lists_what_is_there(tmp_path):
         read_checkpoint(tmp_path / 'best.pth')
 
 
-def test_an_address_is_not_taken_for_a_path():
-    with pytest.raises(CheckpointError, match='https://x.org/a.pth is an address. Download it'):
-        read_checkpoint('https://x.org/a.pth')
-
-
 def test_every_form_of_weights_reads(tmp_path):
     weights = nn.Linear(3, 2).state_dict()
     torch.save(weights, tmp_path / 'bare.pth')

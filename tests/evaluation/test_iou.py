@@ -4,7 +4,7 @@ import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmattn.evaluation import IoUMetric
+from mmattn.evaluation.iou import IoUMetric
 
 
 def score(pairs, classes):

@@ -1,0 +1,15 @@
+"""RetinaNet on ResNet-101, COCO.
+
+90,000 iterations of batch 16 (8 GPUs x 2), SGD 0.01.
+"""
+_base_ = [
+    '_base_/models/retinanet_r50.py',
+    '_base_/datasets/coco.py',
+    '_base_/schedules/sgd_90k.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        depth=101,
+        init_cfg=dict(checkpoint='https://download.pytorch.org/models/resnet101-63fe2227.pth')))
+optim_wrapper = dict(optimizer=dict(lr=0.01))

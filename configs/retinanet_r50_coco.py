@@ -1,0 +1,11 @@
+"""RetinaNet on ResNet-50, COCO.
+
+90,000 iterations of batch 16 (8 GPUs x 2), SGD 0.01.
+"""
+_base_ = [
+    '_base_/models/retinanet_r50.py',
+    '_base_/datasets/coco.py',
+    '_base_/schedules/sgd_90k.py',
+    '_base_/runtime_det.py',
+]
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,0 +1,131 @@
+"""BCCD, photographs of blood cells with boxes: from Pascal VOC to COCO files.
+
+Source: Shenggan/BCCD_Dataset, MIT licence.
+"""
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from mmattn.errors import DataError
+from mmattn.progress import track
+
+# Images per split of the original.
+COUNTS = {'train': 205, 'val': 87, 'test': 72}
+CLASSES = ('RBC', 'WBC', 'Platelets')  # category ids 1, 2, 3
+_CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
+
+
+def prepare_bccd(
+    root: str | Path, out: str | Path, say: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Copy the photographs to `out/images` and write `out/annotations/{train,val,test}.json`.
+
+    Boxes are [xmin - 1, ymin - 1, xmax - xmin, ymax - ymin]: VOC counts pixels from 1, and mmdet's
+    `XMLDataset` subtracts 1 from all four corners, so both ways train on the same boxes. A box
+    without area is dropped and named; with widths of xmax - xmin + 1 it would become one pixel.
+
+    Args:
+        root: the folder `BCCD` of the original, or the one that holds it.
+        out: where the prepared set goes.
+        say: told what was found, a line per split and per dropped box.
+
+    Returns:
+        images per split.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    root, out, counts = Path(root), Path(out), {}
+    root = root / 'BCCD' if (root / 'BCCD').is_dir() else root
+    lists = {split: root / 'ImageSets' / 'Main' / f'{split}.txt' for split in COUNTS}
+    for path in root / 'Annotations', root / 'JPEGImages', *lists.values():
+        if not path.exists():
+            raise DataError(
+                f'BCCD: {path} does not exist. Get Shenggan/BCCD_Dataset from GitHub and name it '
+                'with --root.'
+            )
+    for folder in 'images', 'annotations':
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    images = boxes = 0  # over all splits, so that no id occurs twice
+    for split, path in lists.items():
+        stems = _text(path).split()
+        coco = dict(
+            images=[],
+            annotations=[],
+            categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)],
+        )
+        for stem in track(stems, total=len(stems), title=f'{split} -> {out}'):
+            images += 1
+            coco['images'].append(dict(id=images, **_copy(root, out, stem)))
+            for annotation in _read(root / 'Annotations' / f'{stem}.xml', say):
+                boxes += 1
+                coco['annotations'].append(dict(id=boxes, image_id=images, **annotation))
+        (out / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+        counts[split] = len(stems)
+        note = '' if len(stems) == COUNTS[split] else f' (the original set has {COUNTS[split]})'
+        say(f'{split}: {len(stems)} images{note}, {len(coco["annotations"])} boxes')
+    licence = next((p for p in (root / 'LICENSE', root.parent / 'LICENSE') if p.is_file()), None)
+    if licence and licence.resolve() != (out / 'LICENSE').resolve():
+        shutil.copyfile(licence, out / 'LICENSE')
+    return counts
+
+
+def _copy(root: Path, out: Path, stem: str) -> dict:
+    """Copy a photograph; returns its entry in the COCO file."""
+    name = f'{stem}.jpg'
+    source = root / 'JPEGImages' / name
+    try:
+        if Path(name).name != name:
+            raise DataError(f'BCCD: image {source} leaves its folder. Get the set again.')
+        with Image.open(source) as opened:
+            width, height = opened.size
+        shutil.copyfile(source, out / 'images' / name)
+    except FileNotFoundError as error:
+        raise DataError(f'BCCD: image {source} is missing. Get the set again.') from error
+    except (OSError, ValueError) as error:
+        raise DataError(f'image {source} cannot be read: it is damaged or no image.') from error
+    return dict(file_name=name, width=width, height=height)
+
+
+def _read(path: Path, say: Callable[[str], None]) -> list[dict]:
+    """The boxes of a VOC file as COCO annotations."""
+    text = _text(path)
+    if '<!DOCTYPE' in text or '<!ENTITY' in text:  # entities can expand without end
+        raise DataError(f'{path} declares entities, which no VOC file does. Get it again.')
+    try:
+        objects = ET.fromstring(text).findall('object')
+    except (ET.ParseError, ValueError) as error:
+        raise DataError(f'{path} is not valid XML: {error}. Get it again.') from error
+    found = []
+    for number, item in enumerate(objects):
+        name = item.findtext('name')
+        if name not in CLASSES:
+            raise DataError(f'{path}: object {number} is {name!r}, allowed {CLASSES}.')
+        try:
+            corners = [int(float(item.findtext(f'bndbox/{key}'))) for key in _CORNERS]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f'{path}: object {number} ({name}) has no box of 4 numbers.') from error
+        xmin, ymin, xmax, ymax = corners
+        width, height = xmax - xmin, ymax - ymin
+        if width <= 0 or height <= 0:
+            say(f'{path.name}: dropped object {number}, {name} {corners}, which has no area')
+            continue
+        box = [xmin - 1, ymin - 1, width, height]
+        found.append(
+            dict(category_id=CLASSES.index(name) + 1, bbox=box, area=width * height, iscrowd=0)
+        )
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text('utf-8')
+    except FileNotFoundError as error:
+        raise DataError(f'BCCD: {path} is missing. Get the set again.') from error
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path} is no text: {error.reason}. Get it again.') from error

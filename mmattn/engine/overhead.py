@@ -1,0 +1,149 @@
+"""What plugging costs beside the blocks themselves: networks in turn with the same without."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+from torch import nn
+
+from mmattn.plugins import insert
+
+from .benchmark import _least, machine
+from .config import load_config
+from .runner import check_writable
+
+_IMAGE = (256, 320)  # height and width
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """One comparison: ms, the least of all rounds.
+
+    Attributes:
+        what: what was done.
+        stock, ours: without plugins or by mmdet's class; with plugins or by ours.
+    """
+
+    what: str
+    stock: float
+    ours: float
+
+
+class _Nothing(nn.Module):
+    """A block that costs nothing, so that what is measured is the plugging."""
+
+    _abbr_ = 'nothing'
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def report_overhead(config: str | Path, rounds: int, json_path: str | Path | None = None) -> None:
+    """Print, and write to a JSON file if asked, what plugging costs in a Mask R-CNN config.
+
+    Args:
+        config: of a Mask R-CNN without plugins.
+        rounds: both in turn, as often; the least time counts.
+        json_path: a file for the figures.
+    """
+    if json_path:
+        check_writable(Path(json_path).parent, '--json')
+    torch.set_num_threads(1)
+    about = machine()
+    print(', '.join(f'{key} {value}' for key, value in about.items()))
+    print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, least of {rounds} rounds')
+    print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
+    rows = []
+    for what, stock, ours in _comparisons(config):
+        rows.append(Overhead(what, *_least(rounds, stock, ours)))
+        row = rows[-1]
+        print(f'{what:<62}{row.stock:>10.1f}{row.ours:>10.1f}{row.ours / row.stock:>8.3f}')
+    if json_path:
+        content = dict(machine=about, rounds=rounds, rows=[asdict(row) for row in rows])
+        Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
+
+
+def _comparisons(config: str | Path) -> list[tuple[str, Callable, Callable]]:
+    init_default_scope('mmdet')
+    ours = load_config(config, {'model.backbone.init_cfg': None}).model
+    stock = ConfigDict(ours, type='MaskRCNN')
+    blocks = load_config(config, {'model.backbone.init_cfg': None}, 'gc').model
+    networks = {}
+    for name, cfg in dict(stock=stock, ours=ours).items():
+        torch.manual_seed(0)
+        networks[name] = MODELS.build(cfg)
+    torch.manual_seed(0)
+    networks['hooked'] = MODELS.build(stock)
+    places = dict(position='before_add'), dict(at='neck.fpn_convs.*')
+    count = len(insert(networks['hooked'], [dict(cfg=dict(type=_Nothing), **p) for p in places]))
+    nothing = f'{count} plugins that do nothing'
+    return [
+        ('build Mask R-CNN; with global context in c3-c5', _build(stock), _build(blocks)),
+        *(
+            (f'{kind}, Mask R-CNN; {how}', run(networks['stock']), run(networks[name]))
+            for name, how in dict(hooked=nothing, ours="mmattn's without plugins").items()
+            for kind, run in {'inference': _inference, 'training step': _training}.items()
+        ),
+    ]
+
+
+def _build(cfg: dict) -> Callable[[], None]:
+    return lambda: MODELS.build(cfg)
+
+
+def _inference(model: nn.Module) -> Callable[[], None]:
+    image = torch.randn(1, 3, *_IMAGE, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def run() -> None:
+        model.eval()
+        model(image, [_sample()], mode='tensor')
+
+    return run
+
+
+def _training(model: nn.Module) -> Callable[[], None]:
+    image = torch.randn(1, 3, *_IMAGE, generator=torch.Generator().manual_seed(0))
+
+    def run() -> None:
+        model.train()
+        model.zero_grad()
+        torch.manual_seed(0)  # the samplers draw
+        losses = model(image, [_sample()], mode='loss')
+        model.parse_losses(losses)[0].backward()
+
+    return run
+
+
+def _sample() -> DetDataSample:
+    """A picture with four boxes and their masks."""
+    height, width = _IMAGE
+    boxes = torch.tensor(
+        [[20, 20, 90, 120], [100, 40, 180, 90], [30, 130, 160, 230], [200, 60, 300, 240.0]]
+    )
+    masks = np.zeros((len(boxes), height, width), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
+        mask[y1:y2, x1:x2] = 1
+    meta = dict(
+        img_shape=_IMAGE,
+        ori_shape=_IMAGE,
+        pad_shape=_IMAGE,
+        batch_input_shape=_IMAGE,
+        scale_factor=(1.0, 1.0),
+    )
+    sample = DetDataSample(metainfo=meta)
+    sample.gt_instances = InstanceData(
+        bboxes=boxes, labels=torch.arange(4), masks=BitmapMasks(masks, height, width)
+    )
+    return sample

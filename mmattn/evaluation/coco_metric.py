@@ -1,0 +1,28 @@
+"""COCO's average precision during training and testing."""
+
+import logging
+
+from mmdet.evaluation import CocoMetric as DetCocoMetric
+from mmengine.logging import print_log
+
+from mmattn.registry import METRICS
+
+_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+@METRICS.register_module()
+class CocoMetric(DetCocoMetric):
+    """MMDetection's `CocoMetric`, where a network that finds nothing has AP 0 instead of none.
+
+    Arguments are those of `mmdet.CocoMetric`. Figures are fractions, -1 where there is nothing to
+    score, such as large objects in a set without any.
+    """
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        found = super().compute_metrics(results)
+        for metric in () if self.format_only else self.metrics:
+            if metric in ('bbox', 'segm') and f'{metric}_mAP' not in found:
+                text = f'no detection in {len(results)} images: every {metric} figure is 0'
+                print_log(text, logger='current', level=logging.WARNING)
+                found |= {f'{metric}_{item}': 0.0 for item in self.metric_items or _ITEMS}
+        return {name: float(value) for name, value in found.items()}

@@ -1,0 +1,83 @@
+"""The stock detectors and segmentor of mmdet and mmseg, with `plugins=[...]`."""
+
+from collections.abc import Sequence
+
+from mmdet.models import FasterRCNN as StockFasterRCNN
+from mmdet.models import MaskRCNN as StockMaskRCNN
+from mmdet.models import RetinaNet as StockRetinaNet
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmseg.models import EncoderDecoder as StockEncoderDecoder
+
+from mmattn.plugins import insert, keep_learning, plugged
+from mmattn.registry import MODELS
+
+
+class Plugged:
+    """A network that puts plugins into itself, and keeps those with `learn` learning.
+
+    `backbone.plugins` of ResNets, MMCV's grammar, are put by the same rules, under the same
+    state-dict keys: also into basic blocks, and several at one place in the order in which they are
+    written (of which MMSegmentation's ResNet runs only the last).
+
+    Args:
+        plugins: see `mmattn.insert`; paths are those of the network, positions those of its
+            backbone.
+        **kwargs: of the stock class.
+
+    Raises:
+        ValueError: a plugin that cannot be understood, built or placed.
+    """
+
+    keeps_learning = True
+
+    def __init__(self, *, plugins: Sequence[dict] = (), **kwargs) -> None:
+        backbone = kwargs.get('backbone')
+        own = []
+        if backbone and backbone.get('plugins') and _makes_plugins(backbone['type']):
+            kwargs['backbone'] = {k: v for k, v in backbone.items() if k != 'plugins'}
+            own = [_below_backbone(plugin) for plugin in backbone['plugins']]
+        super().__init__(**kwargs)
+        insert(self, [*own, *plugins])
+        if own or plugins:
+            self.train(self.training)  # freezes and wakes what has just come
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        keep_learning(self, mode)
+        return self
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for _, block in plugged(self):  # below plain containers mmengine does not find them
+            if hasattr(block, 'init_weights') and not getattr(block, 'is_init', True):
+                block.init_weights()
+
+
+@MODELS.register_module()
+class FasterRCNN(Plugged, StockFasterRCNN):
+    """mmdet.FasterRCNN with `plugins=[...]`, see `Plugged`."""
+
+
+@MODELS.register_module()
+class RetinaNet(Plugged, StockRetinaNet):
+    """mmdet.RetinaNet with `plugins=[...]`, see `Plugged`."""
+
+
+@MODELS.register_module()
+class MaskRCNN(Plugged, StockMaskRCNN):
+    """mmdet.MaskRCNN with `plugins=[...]`, see `Plugged`."""
+
+
+@MODELS.register_module()
+class EncoderDecoder(Plugged, StockEncoderDecoder):
+    """mmseg.EncoderDecoder with `plugins=[...]`, see `Plugged`."""
+
+
+def _makes_plugins(kind: str | type) -> bool:
+    """Whether a backbone is one of the ResNets that read MMCV's `plugins`."""
+    found = MMENGINE_MODELS.get(kind) if isinstance(kind, str) else kind
+    return hasattr(found, 'make_stage_plugins')
+
+
+def _below_backbone(plugin: dict) -> dict:
+    return {k: f'backbone.{v}' if k in ('at', 'replace') else v for k, v in plugin.items()}

@@ -1,0 +1,314 @@
+"""What blocks a network has, where, at what cost, and whether they can learn."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmattn.blocks import AttentionBlock
+
+from .insert import plugged
+
+_PROPOSALS, _DETECTIONS = 1000, 100  # per image, that box heads and mask heads see in testing
+_COLUMNS = ('block', 'where', 'channels', 'map', 'parameters', 'MACs', 'frozen', 'norm in eval')
+
+
+@dataclass
+class Row:
+    """One block in its place.
+
+    Attributes:
+        path: of the block; its state-dict keys start with it.
+        type: its class.
+        place: where it acts, e.g. 'after backbone.layer1.0.bn3'; '' if `insert` did not put it.
+        channels: of its input; None if it has no `in_channels`.
+        parameters: how many numbers it learns or could.
+        frozen: whether none of its parameters takes a gradient in training.
+        norm_eval: whether it has batch norms that do not update in training.
+        identity: whether it now returns its input, or for a replacement what the plain convolution
+            would; None if that cannot be asked.
+        runs: how often it runs for one image; None if the network could not be tried.
+        maps: the shapes of its inputs (N, C, H, W), one for each run.
+        macs: multiplications and additions in pairs, of convolutions and matrix products, for one
+            image, all runs; None if the network could not be tried.
+    """
+
+    path: str
+    type: str
+    place: str
+    channels: int | None
+    parameters: int
+    frozen: bool
+    norm_eval: bool
+    identity: bool | None
+    runs: int | None = None
+    maps: list[tuple[int, ...]] = field(default_factory=list)
+    macs: int | None = None
+
+
+@dataclass
+class Report:
+    """Rows for all blocks, and what a user should know.
+
+    Attributes:
+        rows: in the order of the network's modules.
+        size: height and width of the image for which maps and MACs are.
+        parameters, macs: of the whole network; MACs with the heads on 1000 proposals and 100
+            detections. None if the network could not be tried.
+        warnings: sentences, each with its remedy.
+    """
+
+    rows: list[Row]
+    size: tuple[int, int]
+    parameters: int
+    macs: int | None
+    warnings: list[str]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return 'no attention blocks'
+        table = [(*_COLUMNS, 'identity now')]
+        for row in self.rows:
+            shapes = sorted({'x'.join(map(str, shape[2:])) for shape in row.maps}, key=len)
+            many = f' {row.runs} times' if (row.runs or 0) > 1 else ''
+            table.append(
+                (
+                    row.path,
+                    f'{row.type} {row.place}'.strip(),
+                    str(row.channels or '-'),
+                    (' '.join(reversed(shapes)) or '-') + many,
+                    f'{row.parameters:,}',
+                    '-' if row.macs is None else f'{row.macs / 1e6:,.1f} M',
+                    _word(row.frozen),
+                    _word(row.norm_eval),
+                    _word(row.identity),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ['  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in table]
+        total = sum(row.parameters for row in self.rows)
+        share = f'{total:,} of {self.parameters:,} parameters'
+        if self.macs is not None:
+            macs = sum(row.macs or 0 for row in self.rows)
+            share += f', {macs / 1e9:,.2f} of {self.macs / 1e9:,.1f} GMACs'
+        height, width = self.size
+        lines.append(f'{len(self.rows)} blocks: {share}, for one image of {width}x{height}')
+        return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
+
+
+def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
+    """What blocks a network has, where, at what cost, and whether they can learn.
+
+    The network is tried with tensors that have a shape and no values, which takes no memory and
+    little time at any size. Nothing in it changes.
+
+    Args:
+        model: a detector of mmdet, a segmentor of mmseg, or any network that takes (1, 3, H, W).
+        size: H and W.
+
+    Raises:
+        ValueError: a block cannot take the map that it gets; names block, place and map.
+    """
+    put = dict(plugged(model))
+    blocks = {
+        name: m
+        for name, m in model.named_modules()
+        if name in put or isinstance(m, AttentionBlock)  # also those that heads have of their own
+    }
+    with _modes_kept(model):
+        model.train()
+        training = {name: (_frozen(block), _norm_eval(block)) for name, block in blocks.items()}
+        model.eval()
+        seen, macs, reason = _try(model, blocks, size)
+        same = {name: _is_identity(block) for name, block in blocks.items()}
+    rows = [
+        Row(
+            path=name,
+            type=type(block).__name__,
+            place=put[name].plugin.place if name in put else '',
+            channels=getattr(block, 'in_channels', None),
+            parameters=sum(p.numel() for p in block.parameters()),
+            frozen=training[name][0],
+            norm_eval=training[name][1],
+            identity=same[name],
+            runs=None if reason else len(seen[name].shapes),
+            maps=seen[name].shapes,
+            macs=None if reason else seen[name].macs,
+        )
+        for name, block in blocks.items()
+    ]
+    warnings = [f'maps and MACs are unknown: {reason}'] if reason else []
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        entry = put[row.path].plugin.entry if row.path in put else row.path
+        for kind, wrong in ('frozen', row.frozen), ('norm', row.norm_eval), ('idle', row.runs == 0):
+            if wrong:
+                groups.setdefault((entry, kind), []).append(row)
+    warnings += [_warning(kind, found) for (_, kind), found in groups.items()]
+    return Report(rows, tuple(size), sum(p.numel() for p in model.parameters()), macs, warnings)
+
+
+def _warning(kind: str, rows: list[Row]) -> str:
+    path = rows[0].path + (f' and {len(rows) - 1} more' if len(rows) > 1 else '')
+    if kind == 'frozen':
+        return (
+            f'{path} cannot learn: frozen with the stage around it. Add learn=True to the plugin, '
+            'leave the stage out of its stages, or lower backbone.frozen_stages'
+        )
+    if kind == 'norm':
+        return (
+            f'{path}: its batch norms stay at the mean and variance they have, as '
+            'backbone.norm_eval=True. Add learn=True to the plugin, or set norm_eval=False'
+        )
+    return f'{path} never runs: nothing calls the module behind which it stands. Name another place'
+
+
+class _Seen:
+    """What one block got, and what that cost."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.macs = 0
+        self.start = 0
+
+
+def _try(
+    model: nn.Module, blocks: dict[str, nn.Module], size: tuple[int, int]
+) -> tuple[dict[str, _Seen], int | None, str]:
+    """Run the network without values; what blocks saw, MACs of all, and why it failed if it did."""
+    seen = {name: _Seen() for name in blocks}
+    inside: list[str] = []
+    counter = FlopCounterMode(display=False)
+
+    def enter(name: str, block: nn.Module, inputs: tuple) -> None:
+        inside.append(name)
+        seen[name].shapes.append(tuple(inputs[0].shape))
+        seen[name].start = counter.get_total_flops()
+
+    def leave(name: str, block: nn.Module, inputs: tuple, output: Tensor) -> None:
+        inside.pop()
+        seen[name].macs += (counter.get_total_flops() - seen[name].start) // 2
+
+    with ExitStack() as stack:
+        for name, block in blocks.items():
+            stack.callback(block.register_forward_pre_hook(partial(enter, name)).remove)
+            stack.callback(block.register_forward_hook(partial(leave, name)).remove)
+        stack.enter_context(_stand_ins(model))
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(counter)
+        image = torch.empty(1, 3, *size, dtype=like.dtype, device=like.device)
+        try:
+            _run(model, image)
+        except Exception as error:  # whatever a stranger's network does with tensors without values
+            if inside:
+                place = getattr(getattr(blocks[inside[-1]], 'plugin', None), 'place', '')
+                shape = seen[inside[-1]].shapes[-1]
+                raise ValueError(
+                    f'{inside[-1]} {place} gets a map {shape} that it cannot take: {error}'
+                ) from error
+            return seen, None, str(error).strip().splitlines()[0] if str(error) else repr(error)
+    return seen, counter.get_total_flops() // 2, ''
+
+
+def _run(model: nn.Module, image: Tensor) -> None:
+    """All parts of a detector or segmentor that blocks can be in; any other network as it is."""
+    if not hasattr(model, 'extract_feat'):
+        model(image)
+        return
+    maps = model.extract_feat(image)
+    for name in 'rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head':
+        head = getattr(model, name, None)
+        for part in head if isinstance(head, nn.ModuleList) else [head] if head else []:
+            part(maps)
+    heads = getattr(model, 'roi_head', None)
+    if heads is not None and getattr(heads, 'with_bbox', False):
+        heads._bbox_forward(maps, image.new_zeros(_PROPOSALS, 5))
+    if heads is not None and getattr(heads, 'with_mask', False):
+        heads._mask_forward(maps, image.new_zeros(_DETECTIONS, 5))
+
+
+@contextmanager
+def _stand_ins(model: nn.Module) -> Iterator[None]:
+    """In place of compiled operators, which need values, functions of the same shapes and MACs."""
+    replaced = []
+    for module in model.modules():
+        stand_in: Callable | None = None
+        if hasattr(module, 'conv_offset') and hasattr(module, 'deform_groups'):
+            stand_in = partial(_plain_convolution, module)
+        elif hasattr(module, 'roi_layers') and hasattr(module, 'featmap_strides'):
+            stand_in = partial(_extract, module)
+        if stand_in is not None:
+            module.forward = stand_in
+            replaced.append(module)
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def _plain_convolution(conv: nn.Module, x: Tensor) -> Tensor:
+    if type(conv).__name__ == 'DeformConv2dPack' and any(
+        side < kernel for side, kernel in zip(x.shape[2:], conv.kernel_size)
+    ):
+        raise ValueError(f'deformable convolution needs {conv.kernel_size} pixels or more')
+    conv.conv_offset(x)
+    place = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return nn.functional.conv2d(x, conv.weight, getattr(conv, 'bias', None), *place)
+
+
+def _extract(extractor: nn.Module, maps: tuple[Tensor, ...], rois: Tensor, *_) -> Tensor:
+    size = extractor.roi_layers[0].output_size
+    return maps[0].new_empty(len(rois), extractor.out_channels, *size)
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Training and evaluation mode and frozenness as they were."""
+    modes = [(m, m.training) for m in model.modules()]
+    grads = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for value, needed in grads:
+            value.requires_grad = needed
+
+
+def _frozen(block: nn.Module) -> bool:
+    values = list(block.parameters())
+    return bool(values) and not any(value.requires_grad for value in values)
+
+
+def _norm_eval(block: nn.Module) -> bool:
+    return any(isinstance(m, _BatchNorm) and not m.training for m in block.modules())
+
+
+def _is_identity(block: nn.Module) -> bool | None:
+    channels = getattr(block, 'in_channels', None)
+    replaces = hasattr(block, 'plugin') and block.plugin.place.startswith('instead')
+    if channels is None or (replaces and not isinstance(block, AttentionBlock)):
+        return None
+    like = next(block.parameters(), torch.empty(0))
+    shapes = (
+        block.input_shapes(1, 9, 9) if isinstance(block, AttentionBlock) else [(1, channels, 9, 9)]
+    )
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator).to(like) for shape in shapes]
+    with torch.no_grad():
+        found = block(*inputs)
+        wanted = block.identity(*inputs) if isinstance(block, AttentionBlock) else inputs[0]
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def _word(value: bool | None) -> str:
+    return '-' if value is None else 'yes' if value else 'no'
