@@ -152,3 +152,17 @@ def test_no_config_pairs_class_weight_with_avg_non_ignore():
             assert not (
                 head.loss_decode.get('class_weight') and head.loss_decode.get('avg_non_ignore')
             )
+
+
+def test_every_config_has_its_row_in_the_metafile():
+    import yaml
+
+    content = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())
+    rows = {model['Name']: model for model in content['Models']}
+    assert len(rows) == len(content['Models'])
+    assert set(rows) == {p.stem for p in CONFIGS if not p.stem.endswith('_street')}
+    collections = {entry['Name'] for entry in content['Collections']}
+    for name, row in rows.items():
+        assert row['Config'] == f'configs/{name}.py' and row['In Collection'] in collections
+        assert bool(row['Results']) == bool(row.get('Commands'))  # measured, and by what
+        assert all(entry['Source'] for entry in row['Published'])

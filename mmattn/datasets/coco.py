@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -298,7 +297,7 @@ def _file_problem(image: dict, folder: Path, home: str) -> str | None:
             size, kind = opened.size, opened.format
             if math.prod(size) > _MPX * 1e6:  # Pillow's own limit is higher
                 raise Image.DecompressionBombError
-            turned = _is_turned(opened)
+            turned = 'exif' in opened.info and opened.getexif().get(_ORIENTATION) in range(5, 9)
         end = check._END.get(f'.{kind.lower()}')
         if end and end not in check._tail(path):
             return f'{what} is cut short: its end is missing'
@@ -317,14 +316,6 @@ def _file_problem(image: dict, folder: Path, home: str) -> str | None:
         says = f'{image["width"]}x{image["height"]}'
         return f'{what} is {width}x{height}{after}, the JSON says {says}'
     return None
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the loader swaps width and height, following EXIF."""
-    try:
-        return 'exif' in image.info and image.getexif().get(_ORIENTATION) in range(5, 9)
-    except (SyntaxError, struct.error, KeyError, TypeError, ValueError, OSError):
-        return False  # damaged EXIF: OpenCV turns nothing either
 
 
 def _floats(values: list) -> np.ndarray:

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import get_external_models
 from torch import Tensor, nn
 
+from mmattn.blocks import AttentionBlock
 from mmattn.errors import CheckpointError
 from mmattn.plugins import inherited, plugged
 
@@ -126,10 +127,15 @@ def _known_address(scheme: str, name: str) -> str:
 
 def block_forms(model: nn.Module) -> dict[str, str]:
     """Path -> form of every attention block whose weights do not tell its function."""
-    from mmattn.blocks import AttentionBlock
+    return {name: block.form for name, block in _blocks(model).items() if block.form}
 
-    blocks = ((name, m) for name, m in model.named_modules() if isinstance(m, AttentionBlock))
-    return {name.removeprefix('module.'): block.form for name, block in blocks if block.form}
+
+def _blocks(model: nn.Module) -> dict[str, AttentionBlock]:
+    return {
+        name.removeprefix('module.'): m
+        for name, m in model.named_modules()
+        if isinstance(m, AttentionBlock)
+    }
 
 
 def load_weights(
@@ -168,9 +174,9 @@ def start_from(
     forms: dict[str, str] | None = None,
     partial: bool = False,
 ) -> str:
-    """Load weights of the plain network into one with plugins.
+    """Load weights of the plain network into one with attention.
 
-    Parameters of plugins may be missing, they keep their start; replacements with init='identity'
+    Parameters of blocks may be missing, they keep their start; replacements with init='identity'
     start from what they replace. The classifier of an ImageNet network is left out.
 
     Args:
@@ -187,7 +193,7 @@ def start_from(
     """
     weights = inherited(model, _unwrapped(weights))
     fit = _Fit(model, weights)
-    places = tuple(f'{path}.' for path, _ in plugged(model))
+    places = tuple(f'{path}.' for path in sorted({*_blocks(model), *dict(plugged(model))}))
     new = [key for key in fit.missing if key.startswith(places)]
     fit.missing = [
         k for k in fit.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
@@ -206,7 +212,7 @@ def start_from(
     if new:
         blocks = {key.rsplit('.', 1)[0] for key in new}
         paths = [place[:-1] for place in places if any(f'{b}.'.startswith(place) for b in blocks)]
-        parts.append(f'new: {len(new)} of {len(paths)} plugins ({_some(paths)})')
+        parts.append(f'new: {len(new)} of {len(paths)} blocks ({_some(paths)})')
     if heads and not hasattr(model, 'backbone'):
         parts.append(f'left: the classifier ({_some(heads)})')
     return '; '.join(parts + fit.wrong)

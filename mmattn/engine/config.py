@@ -132,7 +132,13 @@ def parse_options(options: dict | Iterable[str] | None) -> dict:
             raise UsageError(f'--cfg-options {pair}: write key=value.')
     reader = argparse.ArgumentParser()
     reader.add_argument('--options', nargs='+', action=DictAction)
-    return reader.parse_args(['--options', *options]).options
+    try:
+        return reader.parse_args(['--options', *options]).options
+    except (AssertionError, RecursionError) as error:  # of unbalanced or other brackets
+        raise UsageError(
+            f'--cfg-options {" ".join(options)}: values are numbers, words, [a,b] and (a,b). Write '
+            'what is more than that in a config file.'
+        ) from error
 
 
 def add_attention(cfg: Config, names: str) -> None:

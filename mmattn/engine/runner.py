@@ -194,7 +194,8 @@ def test(
         config: its path.
         checkpoint: a `.pth` or `.safetensors` file; None evaluates the network as it starts.
         work_dir: where log and `metrics/<checkpoint>.json` go, default `work_dirs/<config name>`.
-        out: a `.pkl` to dump all predictions into, or a folder for label maps as PNG.
+        out: a `.pkl` to dump all predictions into, or a folder: for label maps as PNG, or
+            `results.bbox.json` and `results.segm.json` in COCO's format.
         show_dir: a folder for pictures of image, truth and prediction side by side.
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
@@ -218,6 +219,8 @@ def test(
     )
     if out and str(out).endswith(('.pkl', '.pickle')):
         evaluators = [*evaluators, dict(type='DumpResults', out_file_path=str(out))]
+    elif out and evaluators[0]['type'].endswith('CocoMetric'):
+        evaluators[0]['outfile_prefix'] = str(Path(out) / 'results')
     elif out:
         evaluators[0]['output_dir'] = str(out)
     cfg.test_evaluator = evaluators
@@ -228,7 +231,7 @@ def test(
     if show_dir:
         check_writable(Path(show_dir), '--show-dir')
     if out:
-        check_writable(Path(out).parent, '--out')
+        check_writable(Path(out) if Path(out).suffix == '' else Path(out).parent, '--out')
     if _is_main():
         check_data(cfg.test_dataloader['dataset'], 'test_dataloader')
     runner = _build(cfg, 'test_loop')

@@ -72,6 +72,7 @@ def insert(model: nn.Module, plugins: Sequence[dict]) -> list[str]:
     Raises:
         ValueError: a plugin that cannot be understood, built or placed; the model is unchanged if
             its place was not found, and may hold those before it.
+        NotOneMap: when the network runs, a plugin behind a module that returns a tuple, say.
     """
     paths: list[str] = []
     order = sorted(range(len(plugins)), key=lambda k: 'replace' not in plugins[k])
@@ -116,6 +117,10 @@ def inherited(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
     return weights
 
 
+class NotOneMap(TypeError):
+    """A plugin stands behind a module that returns something else than one map."""
+
+
 class _Apply:
     """A hook that sends a map through blocks of a host, in order."""
 
@@ -129,7 +134,7 @@ class _Apply:
 
     def run(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
-            raise TypeError(
+            raise NotOneMap(
                 f'plugin {self.names[0]} {self.where}: there is a {type(x).__name__}, not one map. '
                 'Name a module that returns one map, such as neck.fpn_convs.*'
             )

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn.blocks import AttentionBlock
 
-from .insert import plugged
+from .insert import NotOneMap, plugged
 
 _PROPOSALS, _DETECTIONS = 1000, 100  # per image, that box heads and mask heads see in testing
 _COLUMNS = ('block', 'where', 'channels', 'map', 'parameters', 'MACs', 'frozen', 'norm in eval')
@@ -113,7 +113,8 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
         size: H and W.
 
     Raises:
-        ValueError: a block cannot take the map that it gets; names block, place and map.
+        ValueError: a block cannot take the map that it gets, or does not get one map; names block,
+            place and map.
     """
     put = dict(plugged(model))
     blocks = {
@@ -156,15 +157,16 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
 
 def _warning(kind: str, rows: list[Row]) -> str:
     path = rows[0].path + (f' and {len(rows) - 1} more' if len(rows) > 1 else '')
+    learn = 'Add learn=True to the plugin, or s' if rows[0].place else 'S'
     if kind == 'frozen':
         return (
-            f'{path} cannot learn: frozen with the stage around it. Add learn=True to the plugin, '
-            'leave the stage out of its stages, or lower backbone.frozen_stages'
+            f'{path} cannot learn: frozen with the stage around it. '
+            f'{learn}et backbone.frozen_stages lower'
         )
     if kind == 'norm':
         return (
-            f'{path}: its batch norms stay at the mean and variance they have, as '
-            'backbone.norm_eval=True. Add learn=True to the plugin, or set norm_eval=False'
+            f'{path}: the batch norms stay at the mean and variance they have, as '
+            f'backbone.norm_eval=True. {learn}et norm_eval=False'
         )
     return f'{path} never runs: nothing calls the module behind which it stands. Name another place'
 
@@ -207,6 +209,8 @@ def _try(
         image = torch.empty(1, 3, *size, dtype=like.dtype, device=like.device)
         try:
             _run(model, image)
+        except NotOneMap as error:
+            raise ValueError(str(error)) from error
         except Exception as error:  # whatever a stranger's network does with tensors without values
             if inside:
                 place = getattr(getattr(blocks[inside[-1]], 'plugin', None), 'place', '')

@@ -107,9 +107,11 @@ def _measured(checkpoint: Path, stem: str) -> str:
                     f'By `{record["command"]}` on {record["hardware"]}, torch {record["torch"]}.'
                 )
     found = re.search(r'(\d+)$', checkpoint.resolve().stem)
-    logged = read_scalars(checkpoint.resolve().parent).get('mIoU', {})
-    if found and int(found.group()) in logged:
-        return f'mIoU {logged[int(found.group())]} on the validation data, during training.'
+    scalars = read_scalars(checkpoint.resolve().parent)
+    for metric in 'mIoU', 'coco/bbox_mAP':
+        if found and int(found.group()) in scalars.get(metric, {}):
+            value = scalars[metric][int(found.group())]
+            return f'{metric} {value} on the validation data, during training.'
     return 'Not measured: run `tools/test.py` and publish again.'
 
 

@@ -8,7 +8,7 @@ from mmdet.models import ResNet
 from mmseg.models import ResNetV1c
 
 from mmattn import CMPESEResNet, CMPESEResNetV1c
-from tests.models.test_sknet import (
+from tests.models.backbones import (
     checkpointing_keeps_gradients,
     counted,
     equal,

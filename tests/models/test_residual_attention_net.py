@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mmattn import ResidualAttentionNet
-from tests.models.test_sknet import (
+from tests.models.backbones import (
     checkpointing_keeps_gradients,
     counted,
     equal,
