@@ -15,7 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument('checkpoint', help='.pth or .safetensors')
     args.add_argument('--work-dir', help='where the record goes (default: work_dirs/<config name>)')
     args.add_argument(
-        '--out', metavar='PATH', help='a .pkl for all predictions, or a folder for PNGs or COCO results'
+        '--out',
+        metavar='PATH',
+        help='a .pkl for all predictions, or a folder for PNGs or COCO results',
     )
     args.add_argument('--show-dir', metavar='DIR', help='pictures of image, truth and prediction')
     config_options(args)

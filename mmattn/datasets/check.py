@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def _cure(problem: str, remedy: str) -> str:
 
 def _fingerprint(pairs: list[tuple[str, str]], allowed: list[int]) -> str:
     digest = hashlib.sha256(repr(allowed).encode())
-    for path in sum(pairs, ()):
+    for path in chain.from_iterable(pairs):
         stat = os.stat(path)
         digest.update(f'{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
     return digest.hexdigest()[:32]

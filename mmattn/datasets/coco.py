@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmattn.datasets import check
+from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError
 from mmattn.progress import track
 
@@ -34,7 +35,7 @@ _MPX = 100  # pixels of an image, in millions
 _FAR = 5e6  # px; pycocotools takes up to 160 bytes for a pixel of an outline
 _KEYS = {
     'images': {'id', 'file_name', 'width', 'height'},
-    'annotations': {'id', 'image_id', 'category_id', 'bbox'},
+    'annotations': {'id', 'image_id', 'category_id', 'bbox', 'area'},
     'categories': {'id', 'name'},
 }
 _INTEGERS = {'id', 'image_id', 'category_id', 'width', 'height'}
@@ -178,12 +179,16 @@ def _check(
         )
     if not train and any(a['id'] == 0 for a in annotations):
         warnings.append('annotation id 0 scores as a miss in pycocotools. Count the ids from 1.')
-    for key, value in dict(area='w * h of the box', iscrowd='0').items():
-        without = [a['id'] for a in annotations if key not in a]
-        if without:
-            warnings.append(
-                f'{len(without)} annotations, e.g. {without[0]}, have no {key!r}: {value} is taken.'
-            )
+    without = [a['id'] for a in annotations if 'iscrowd' not in a]
+    if without and not train:  # mmdet trains with 0 for it, pycocotools has no default
+        raise DataError(
+            f"annotation {without[0]}: missing 'iscrowd', which scoring reads ({len(without)} such "
+            'annotations). Add 0.'
+        )
+    if without:
+        warnings.append(
+            f"{len(without)} annotations, e.g. {without[0]}, have no 'iscrowd': 0 is taken."
+        )
     rows = [place[a['image_id']] for a in annotations]
     sizes = np.array([(i['width'], i['height']) for i in images], np.float64)[rows]
     kept = _check_boxes(annotations, sizes, doubt, warnings)
@@ -349,7 +354,7 @@ def _check_boxes(
             f'annotation {annotations[row]["id"]}: bbox[{column}] is {show(boxes[row][column])}. '
             'Correct or remove it.'
         )
-    areas = _floats([a.get('area', 1) for a in annotations])
+    areas = _floats([a['area'] for a in annotations])
     wild = np.flatnonzero(~np.isfinite(areas))
     if wild.size:
         annotation = annotations[wild[0]]
@@ -475,7 +480,10 @@ def _rle_problem(rle: dict, width: int, height: int) -> str | None:
     if size != [height, width]:
         return f'RLE size {size[1]}x{size[0]}, image {width}x{height}'
     if type(counts) is str:
-        counts = _runs(counts)
+        try:
+            counts = run_lengths(counts)
+        except ValueError:
+            counts = None
     if type(counts) is not list:
         return 'RLE counts are damaged'
     wrong = [c for c in counts if type(c) is not int or not 0 <= c < 2**32]
@@ -484,31 +492,6 @@ def _rle_problem(rle: dict, width: int, height: int) -> str | None:
     if sum(counts) != width * height:
         return f'RLE covers {sum(counts)} px, image has {width * height}'
     return None
-
-
-def _runs(text: str) -> list[int] | None:
-    """The runs in pycocotools' compressed counts; None if it cannot have written them.
-
-    A count is spread over characters of 5 bits, the lowest first: 32 marks that more follow, 16 in
-    the last one the sign. From the fourth on it is the difference to the count two places earlier.
-    """
-    if not text.isascii() or not text:
-        return None
-    code = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    more = code & 32 > 0
-    if code.min() < 0 or code.max() > 63 or more[-1]:
-        return None
-    last = np.flatnonzero(~more)
-    lengths = np.diff(last, prepend=-1)
-    if lengths.max() > 6:  # 29 bits hold more than any image has
-        return None
-    first = last - lengths + 1
-    place = np.arange(code.size) - first.repeat(lengths)
-    counts = np.add.reduceat((code & 31) << 5 * place, first)
-    counts -= (code[last] >> 4 & 1) << 5 * lengths
-    for parity in 1, 2:
-        counts[parity::2] = counts[parity::2].cumsum()
-    return counts.tolist()
 
 
 def prepare_coco(root: str | Path, say: Callable[[str], None] = print) -> dict[str, int]:

@@ -117,8 +117,8 @@ def _known_address(scheme: str, name: str) -> str:
         raise CheckpointError(
             f'weights {scheme}://{name}: allowed https://, torchvision://, open-mmlab:// or a path.'
         )
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=3)
+    if not table.get(name):  # some names of torchvision have no weights
+        near = difflib.get_close_matches(name, [k for k in table if table[k]], n=3)
         hint = f' Did you mean {", ".join(near)}?' if near else ''
         raise CheckpointError(f'weights {scheme}://{name}: no such name is known.{hint}')
     found = table[name]
@@ -193,7 +193,7 @@ def start_from(
     """
     weights = inherited(model, _unwrapped(weights))
     fit = _Fit(model, weights)
-    places = tuple(f'{path}.' for path in sorted({*_blocks(model), *dict(plugged(model))}))
+    places = _outermost({*_blocks(model), *dict(plugged(model))})
     new = [key for key in fit.missing if key.startswith(places)]
     fit.missing = [
         k for k in fit.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
@@ -210,8 +210,7 @@ def start_from(
     model.load_state_dict({key: weights[key] for key in fit.matched}, strict=False)
     parts = [f'{len(fit.matched)} tensors loaded from {source}']
     if new:
-        blocks = {key.rsplit('.', 1)[0] for key in new}
-        paths = [place[:-1] for place in places if any(f'{b}.'.startswith(place) for b in blocks)]
+        paths = [place[:-1] for place in places if any(key.startswith(place) for key in new)]
         parts.append(f'new: {len(new)} of {len(paths)} blocks ({_some(paths)})')
     if heads and not hasattr(model, 'backbone'):
         parts.append(f'left: the classifier ({_some(heads)})')
@@ -244,6 +243,15 @@ class _Fit:
             first = next(iter(self.weights), '(empty)')
             return f'is of another model: none of its {len(self.weights)} keys match, e.g. {first}'
         return f'does not fit the model: {"; ".join(self.wrong)}'
+
+
+def _outermost(paths: set[str]) -> tuple[str, ...]:
+    """The paths that lie in none of the others, each with a dot behind."""
+    found: list[str] = []
+    for path in sorted(f'{path}.' for path in paths):
+        if not path.startswith(tuple(found)):
+            found.append(path)
+    return tuple(found)
 
 
 def _some(names: list[str]) -> str:

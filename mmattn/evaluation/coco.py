@@ -17,9 +17,9 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-import numpy as np
 from pycocotools import mask
 
+from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError, UsageError, WriteError
 
 IOU_TYPES = dict(bbox='bbox', segm='segmentation')  # the field that each compares
@@ -328,7 +328,7 @@ def _rle(segmentation: Any, image: dict) -> dict:
     if segmentation['size'] != size:
         raise ValueError(f'segmentation has size {short(segmentation["size"])}, its image {size}')
     if isinstance(counts, str):
-        runs = _unpack(counts)
+        runs = run_lengths(counts)
     elif isinstance(counts, list) and all(type(n) is int for n in counts):
         runs = counts
     else:
@@ -357,27 +357,3 @@ def _check_polygons(polygons: list, height: int, width: int) -> None:
                 if not _is_number(value) or not -side <= value <= 2 * side:
                     allowed = f'numbers {-side}..{2 * side}'
                     raise ValueError(f'polygon {index} holds {short(value)}, allowed: {allowed}')
-
-
-def _unpack(counts: str) -> list[int]:
-    """Run lengths of a compressed RLE.
-
-    A character holds 5 bits, lowest first, from 48 on; 32 says that more follow, 16 in the last one
-    that the number is negative. From the fourth on, numbers are differences to the last but one.
-    """
-    code = np.frombuffer(counts.encode(), np.uint8) - np.uint8(48)  # wraps below 0
-    last = code & 32 == 0
-    ends = np.flatnonzero(last)
-    starts = np.zeros(ends.size + 1, np.int64)
-    starts[1:] = ends + 1
-    if code.max(initial=0) > 63 or starts[-1] != code.size:
-        raise ValueError(f'counts are {short(counts)}: no RLE, or cut short')
-    place = np.arange(code.size) - starts[last.cumsum() - last]
-    if place.max(initial=0) > 6:
-        raise ValueError(f'counts are {short(counts)}: a number has more than 35 bits')
-    bits = (code & 31).astype(np.int64) << 5 * place
-    runs = np.add.reduceat(bits, starts[:-1]) if code.size else bits
-    runs -= (code[ends] & 16 > 0) << 5 * (place[ends] + 1)
-    for chain in runs[1::2], runs[2::2]:
-        chain[:] = chain.cumsum()
-    return runs.tolist()

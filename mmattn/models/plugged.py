@@ -1,12 +1,15 @@
 """The stock detectors and segmentor of mmdet and mmseg, with `plugins=[...]`."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from mmdet.models import FasterRCNN as StockFasterRCNN
 from mmdet.models import MaskRCNN as StockMaskRCNN
 from mmdet.models import RetinaNet as StockRetinaNet
-from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmdet.registry import MODELS as DET_MODELS
+from mmengine.registry import Registry
 from mmseg.models import EncoderDecoder as StockEncoderDecoder
+from mmseg.registry import MODELS as SEG_MODELS
 
 from mmattn.plugins import insert, keep_learning, plugged
 from mmattn.registry import MODELS
@@ -29,17 +32,23 @@ class Plugged:
     """
 
     keeps_learning = True
+    host: ClassVar[Registry] = DET_MODELS  # where the backbone's name is looked up
 
     def __init__(self, *, plugins: Sequence[dict] = (), **kwargs) -> None:
         backbone = kwargs.get('backbone')
         own = []
-        if backbone and backbone.get('plugins') and _makes_plugins(backbone['type']):
+        if backbone and backbone.get('plugins') and self._makes_plugins(backbone['type']):
             kwargs['backbone'] = {k: v for k, v in backbone.items() if k != 'plugins'}
             own = [_below_backbone(plugin) for plugin in backbone['plugins']]
         super().__init__(**kwargs)
         insert(self, [*own, *plugins])
         if own or plugins:
             self.train(self.training)  # freezes and wakes what has just come
+
+    def _makes_plugins(self, kind: str | type) -> bool:
+        """Whether a backbone is one of the ResNets that read MMCV's `plugins`."""
+        found = self.host.get(kind) if isinstance(kind, str) else kind
+        return hasattr(found, 'make_stage_plugins')
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -72,12 +81,10 @@ class MaskRCNN(Plugged, StockMaskRCNN):
 class EncoderDecoder(Plugged, StockEncoderDecoder):
     """mmseg.EncoderDecoder with `plugins=[...]`, see `Plugged`."""
 
-
-def _makes_plugins(kind: str | type) -> bool:
-    """Whether a backbone is one of the ResNets that read MMCV's `plugins`."""
-    found = MMENGINE_MODELS.get(kind) if isinstance(kind, str) else kind
-    return hasattr(found, 'make_stage_plugins')
+    host = SEG_MODELS
 
 
 def _below_backbone(plugin: dict) -> dict:
+    if not isinstance(plugin, dict):
+        return plugin  # which `insert` refuses
     return {k: f'backbone.{v}' if k in ('at', 'replace') else v for k, v in plugin.items()}

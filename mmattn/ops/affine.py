@@ -54,8 +54,10 @@ def affine_sample(
         if size is not None and tuple(size) != tuple(x.shape[2:]):
             return y
         still = (moves == 0).flatten(1).all(1)  # (N)
-        # to ask costs less than the pass it saves; not on a GPU, which would have to wait
-        if still.is_cpu and not torch.compiler.is_compiling() and not still.any():
+        # to ask costs less than the pass it saves; not on a GPU, which would have to wait, nor of
+        # a tensor without values
+        asked = type(still) is Tensor and still.is_cpu
+        if asked and not torch.compiler.is_compiling() and not still.any():
             return y
         return _Still.apply(y, x, still)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
+from itertools import chain
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ _KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn')
 _GEOMETRY = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
 # DCNv2 multiplies by sigmoid(0) = 0.5 at its start, so it computes what the plain convolution did
 # with twice the weights: Deformable ConvNets v2, CVPR 2019, eq. 1.
+_KINDS = dict(position=str, at=str, replace=str, stages=(list, tuple), blocks=(list, tuple))
 _STRENGTH = {'ModulatedDeformConv2dPack': 2.0}
 
 
@@ -70,15 +72,13 @@ def insert(model: nn.Module, plugins: Sequence[dict]) -> list[str]:
         the paths of the blocks, below which their state-dict keys are.
 
     Raises:
-        ValueError: a plugin that cannot be understood, built or placed; the model is unchanged if
-            its place was not found, and may hold those before it.
+        ValueError: a plugin that cannot be understood, built or placed. The model is unchanged if
+            one could not be understood, and may else hold those before it.
         NotOneMap: when the network runs, a plugin behind a module that returns a tuple, say.
     """
-    paths: list[str] = []
-    order = sorted(range(len(plugins)), key=lambda k: 'replace' not in plugins[k])
-    for k in order:
-        paths += _Entry(model, plugins[k], k).put()
-    return paths
+    entries = [_Entry(model, plugin, number) for number, plugin in enumerate(plugins)]
+    entries.sort(key=lambda entry: entry.place != 'replace')
+    return [path for entry in entries for path in entry.put()]
 
 
 def plugged(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -87,9 +87,13 @@ def plugged(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def keep_learning(model: nn.Module, mode: bool = True) -> None:
-    """What `train(mode)` of a network with frozen stages or norms owes plugins with `learn`."""
+    """What `train(mode)` of a network with frozen stages or norms owes its plugins.
+
+    Networks of mmattn call it for plugins with `learn`; of any other network all plugins learn.
+    """
+    every = not getattr(model, 'keeps_learning', False)
     for _, block in plugged(model):
-        if block.plugin.learn:
+        if every or block.plugin.learn:
             block.requires_grad_(True)
             block.train(mode)
 
@@ -106,7 +110,8 @@ def inherited(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
     """
     weights = dict(weights)
     for path, block in plugged(model):
-        own = {f'{path}.{key}' for key in block.state_dict()}
+        nested = tuple(f'{name}.' for name, _ in plugged(block) if name)
+        own = {f'{path}.{key}' for key in block.state_dict() if not key.startswith(nested)}
         plain = {key for key in weights if key.startswith(f'{path}.')}
         if not block.plugin.place.startswith('instead') or own <= plain:
             continue  # no replacement, or weights of the replacement itself
@@ -148,14 +153,15 @@ class _Entry:
 
     def __init__(self, model: nn.Module, plugin: dict, number: int) -> None:
         self.model, self.number = model, number
-        if not isinstance(plugin, dict) or 'type' not in (plugin.get('cfg') or {}):
+        cfg = plugin.get('cfg') if isinstance(plugin, dict) else None
+        if not isinstance(cfg, dict) or not isinstance(cfg.get('type'), str | type):
             raise ValueError(f'plugins[{number}]={plugin!r}: write dict(cfg=dict(type=...), ...)')
-        self.cfg = dict(plugin['cfg'])
+        self.cfg = dict(cfg)
         self.what = f'plugins[{number}] ({_name_of(self.cfg["type"])})'
         for key in plugin:
             if key not in _KEYS:
                 self.fail(f'has no key {key}; allowed {", ".join(_KEYS)}')
-        places = [key for key in ('position', 'at', 'replace') if key in plugin]
+        places = [key for key in ('position', 'at', 'replace') if plugin.get(key) is not None]
         if len(places) != 1:
             self.fail(
                 f'needs one of position, at, replace, and has {" and ".join(places) or "none"}'
@@ -163,6 +169,10 @@ class _Entry:
         self.place = places[0]
         if self.place != 'position' and not {'stages', 'blocks'}.isdisjoint(plugin):
             self.fail(f'stages and blocks go with position, not with {self.place}')
+        for key, kind in _KINDS.items():
+            if plugin.get(key) is not None and not isinstance(plugin[key], kind):
+                allowed = 'a string' if kind is str else 'a list'
+                self.fail(f'{key}={plugin[key]!r}, allowed is {allowed}')
         self.plugin = dict(plugin)
         self.cls = self.find()
         self.learn = bool(plugin.get('learn', False))
@@ -206,14 +216,16 @@ class _Entry:
 
     def matches(self, pattern: str) -> list[str]:
         steps, exact = pattern.split('.'), not set(pattern) & set('*?[')
-        inside = tuple(f'{path}.' for path, _ in plugged(self.model))
+        put = dict(plugged(self.model))
+        inside = tuple(f'{path}.' for path in put)
+        added = {path for path, block in put.items() if block.plugin.place[:7] != 'instead'}
         every = [name for name, _ in self.model.named_modules() if name]
         found = [
             name
             for name in every
             if name.count('.') == len(steps) - 1
             and all(fnmatch.fnmatchcase(a, b) for a, b in zip(name.split('.'), steps))
-            and (exact or not f'{name}.'.startswith(inside))  # a star finds no plugins
+            and (exact or not (name.startswith(inside) or name in added))  # a star finds no plugins
         ]
         if not found:
             near = difflib.get_close_matches(pattern, every, n=3, cutoff=0)
@@ -357,14 +369,14 @@ class _Entry:
                     'in_channels in its cfg'
                 )
             cfg['in_channels'] = channels
-        try:
-            block = self.cls(**cfg)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f'{self.what} at {path}: {error}') from error
-        reason = getattr(block, 'limits', {}).get('plugin')
+        limits = getattr(self.cls, 'limits', {})  # of some classes it follows from the arguments
+        reason = limits.get('plugin') if isinstance(limits, dict) else None
         if reason and self.place != 'replace':
             self.fail(f'cannot stand behind {path}: {reason}')
-        return block
+        try:
+            return self.cls(**cfg)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f'{self.what} at {path}: {error}') from error
 
     def add(self, host: str, block: nn.Module, place: str) -> str:
         owner = self.model.get_submodule(host)
@@ -374,9 +386,10 @@ class _Entry:
                 f'{host} has a {name} already. Tell them apart: postfix in cfg, '
                 "such as postfix='_2'"
             )
-        like = next(owner.parameters(), None)
+        values = chain(owner.parameters(), self.model.parameters())
+        like = next((value for value in values if value.is_floating_point()), None)
         if like is not None:
-            block.to(like.device, like.dtype if like.is_floating_point() else None)
+            block.to(like.device, like.dtype)
         block.plugin = Plugin(self.number, place, self.learn)
         block.train(owner.training)
         owner.add_module(name, block)

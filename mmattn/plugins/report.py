@@ -1,5 +1,6 @@
 """What blocks a network has, where, at what cost, and whether they can learn."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -7,7 +8,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +21,12 @@ from mmattn.blocks import AttentionBlock
 
 from .insert import NotOneMap, plugged
 
+# What a network raises that cannot do with shapes alone.
+_VALUES_NEEDED = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 _PROPOSALS, _DETECTIONS = 1000, 100  # per image, that box heads and mask heads see in testing
 _COLUMNS = ('block', 'where', 'channels', 'map', 'parameters', 'MACs', 'frozen', 'norm in eval')
 
@@ -75,14 +87,15 @@ class Report:
             return 'no attention blocks'
         table = [(*_COLUMNS, 'identity now')]
         for row in self.rows:
-            shapes = sorted({'x'.join(map(str, shape[2:])) for shape in row.maps}, key=len)
+            sizes = sorted({shape[2:] for shape in row.maps}, key=math.prod, reverse=True)
+            shapes = ' '.join('x'.join(map(str, sides)) for sides in sizes)
             many = f' {row.runs} times' if (row.runs or 0) > 1 else ''
             table.append(
                 (
                     row.path,
                     f'{row.type} {row.place}'.strip(),
                     str(row.channels or '-'),
-                    (' '.join(reversed(shapes)) or '-') + many,
+                    (shapes or '-') + many,
                     f'{row.parameters:,}',
                     '-' if row.macs is None else f'{row.macs / 1e6:,.1f} M',
                     _word(row.frozen),
@@ -117,11 +130,10 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
             place and map.
     """
     put = dict(plugged(model))
-    blocks = {
-        name: m
-        for name, m in model.named_modules()
-        if name in put or isinstance(m, AttentionBlock)  # also those that heads have of their own
-    }
+    blocks: dict[str, nn.Module] = {}
+    for name, m in model.named_modules():  # also those that heads have of their own
+        if name in put or (isinstance(m, AttentionBlock) and not _within(name, blocks)):
+            blocks[name] = m
     with _modes_kept(model):
         model.train()
         training = {name: (_frozen(block), _norm_eval(block)) for name, block in blocks.items()}
@@ -153,6 +165,11 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
                 groups.setdefault((entry, kind), []).append(row)
     warnings += [_warning(kind, found) for (_, kind), found in groups.items()]
     return Report(rows, tuple(size), sum(p.numel() for p in model.parameters()), macs, warnings)
+
+
+def _within(path: str, blocks: dict[str, nn.Module]) -> bool:
+    """Whether a module belongs to one of the blocks."""
+    return any(not name or path.startswith(f'{name}.') for name in blocks)
 
 
 def _warning(kind: str, rows: list[Row]) -> str:
@@ -212,7 +229,7 @@ def _try(
         except NotOneMap as error:
             raise ValueError(str(error)) from error
         except Exception as error:  # whatever a stranger's network does with tensors without values
-            if inside:
+            if inside and not isinstance(error, _VALUES_NEEDED):
                 place = getattr(getattr(blocks[inside[-1]], 'plugin', None), 'place', '')
                 shape = seen[inside[-1]].shapes[-1]
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Weights of plain networks in networks with attention: what fits is said, what does not is refused."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -441,6 +442,17 @@ def test_a_run_starts_from_pretrained_weights_and_says_so(cbam, imagenet):
     assert re.search(r'new: \d+ of 8 \w+ \(layer1.0.cbam, ', log)
 
 
+def test_replaced_convolutions_of_a_run_start_from_the_pretrained_ones(still, imagenet, tmp_path):
+    start = {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=str(imagenet))}
+    checkpoint, log = begun(tmp_path, attention='sk', options=still | start)
+    wanted, found = torch.load(imagenet), checkpoint['state_dict']
+    for k in range(1, 5):
+        own = found[f'backbone.layer{k}.1.conv2.convs.0.0.weight']
+        assert torch.equal(own, wanted[f'layer{k}.1.conv2.weight'])
+    assert f'backbone: {len(wanted) - 2} tensors loaded from {imagenet}; new: ' in log
+    assert all(not value.any() for key, value in found.items() if key.endswith('.rho.scale'))
+
+
 def test_a_part_of_a_checkpoint_is_named_by_its_prefix(still, cbam, tmp_path):
     path = cbam[0] / 'iter_1.pth'
     cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
@@ -461,6 +473,26 @@ def test_pretrained_weights_of_another_network_are_refused(still, tmp_path):
     message = r'other.pth .*another model.* model.backbone.init_cfg.checkpoint=FILE.*init_cfg=None'
     with pytest.raises(CheckpointError, match=message):
         train(CONFIG, work_dir=tmp_path / 'run', validate=False, options=options)
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_pretrained_weights_is_refused_and_does_not_run(still, tmp_path):
+    marker = tmp_path / 'executed'
+    torch.save(dict(state_dict={}, meta=Payload(marker)), tmp_path / 'bad.pth')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'bad.pth'))
+    options = still | {'model.backbone.init_cfg': cfg}
+    with pytest.raises(CheckpointError, match='it is refused, as loading it could execute code'):
+        train(CONFIG, work_dir=tmp_path / 'run', validate=False, options=options)
+    assert not marker.exists()
 
 
 @pytest.fixture(scope='module')
