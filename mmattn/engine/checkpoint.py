@@ -90,7 +90,7 @@ def fetch(address: str | Path) -> Path:
     path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
     if path.is_file():
         return path
-    digits = re.search(r'-([0-9a-f]{8,64})\.\w+$', path.name)
+    digits = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$', path.name)  # no date
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         print_log(f'downloading {url} to {path}')
@@ -194,7 +194,10 @@ def start_from(
     weights = inherited(model, _unwrapped(weights))
     fit = _Fit(model, weights)
     places = _outermost({*_blocks(model), *dict(plugged(model))})
-    new = [key for key in fit.missing if key.startswith(places)]
+    inherited_keys = {
+        f'{path}.{to}' for path, block in plugged(model) for _, to, _ in block.plugin.inherits
+    }
+    new = [k for k in fit.missing if k.startswith(places) and k not in inherited_keys]
     fit.missing = [
         k for k in fit.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
     ]  # which old files have not
@@ -207,7 +210,7 @@ def start_from(
             'fits with --init-from.'
         )
     _check_forms(model, forms, source)
-    model.load_state_dict({key: weights[key] for key in fit.matched}, strict=False)
+    model.load_state_dict({**fit.own, **{key: weights[key] for key in fit.matched}})
     parts = [f'{len(fit.matched)} tensors loaded from {source}']
     if new:
         paths = [place[:-1] for place in places if any(key.startswith(place) for key in new)]

@@ -17,9 +17,9 @@ from mmattn.registry import MODELS
 
 _KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn')
 _GEOMETRY = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
+_KINDS = dict(position=str, at=str, replace=str, stages=(list, tuple), blocks=(list, tuple))
 # DCNv2 multiplies by sigmoid(0) = 0.5 at its start, so it computes what the plain convolution did
 # with twice the weights: Deformable ConvNets v2, CVPR 2019, eq. 1.
-_KINDS = dict(position=str, at=str, replace=str, stages=(list, tuple), blocks=(list, tuple))
 _STRENGTH = {'ModulatedDeformConv2dPack': 2.0}
 
 
@@ -101,6 +101,8 @@ def keep_learning(model: nn.Module, mode: bool = True) -> None:
 def inherited(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of the plain network under the keys of the network with replacements.
 
+    Loading does the same, by whatever loader: this is for who wants to know beforehand.
+
     Args:
         model: has plugins with `replace`.
         weights: a state dict; keys of modules that are not replaced are kept.
@@ -110,16 +112,23 @@ def inherited(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
     """
     weights = dict(weights)
     for path, block in plugged(model):
-        nested = tuple(f'{name}.' for name, _ in plugged(block) if name)
-        own = {f'{path}.{key}' for key in block.state_dict() if not key.startswith(nested)}
-        plain = {key for key in weights if key.startswith(f'{path}.')}
-        if not block.plugin.place.startswith('instead') or own <= plain:
-            continue  # no replacement, or weights of the replacement itself
-        values = {key: weights.pop(key) for key in plain}
-        for key, to, factor in block.plugin.inherits:
-            if f'{path}.{key}' in values:
-                weights[f'{path}.{to}'] = factor * values[f'{path}.{key}']
+        if block.plugin.place.startswith('instead'):
+            _inherit(block, weights, f'{path}.')
+            own = {f'{path}.{key}' for key in block.state_dict()}
+            if own.isdisjoint(weights):
+                weights = {k: v for k, v in weights.items() if not k.startswith(f'{path}.')}
     return weights
+
+
+def _inherit(block: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Turn the weights of the convolution that was here into those of its replacement, in place."""
+    found = {key for key in weights if key.startswith(prefix)}
+    if not found <= {f'{prefix}{key}' for key, _, _ in block.plugin.inherits}:
+        return  # weights of the replacement itself
+    values = {key: weights.pop(key) for key in found}
+    for key, to, factor in block.plugin.inherits:
+        if f'{prefix}{key}' in values:
+            weights[f'{prefix}{to}'] = factor * values[f'{prefix}{key}']
 
 
 class NotOneMap(TypeError):
@@ -336,6 +345,7 @@ class _Entry:
         for kind in '_forward_hooks', '_forward_pre_hooks':  # of plugins around it
             getattr(new, kind).update(getattr(old, kind))
         new.plugin = Plugin(self.number, f'instead of {path}', self.learn, inherits)
+        new.register_load_state_dict_pre_hook(_inherit)
         self.model.set_submodule(path, new)
         return path
 

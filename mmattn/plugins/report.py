@@ -159,7 +159,7 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
     warnings = [f'maps and MACs are unknown: {reason}'] if reason else []
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        entry = put[row.path].plugin.entry if row.path in put else row.path
+        entry = put[row.path].plugin.entry if row.path in put else row.type
         for kind, wrong in ('frozen', row.frozen), ('norm', row.norm_eval), ('idle', row.runs == 0):
             if wrong:
                 groups.setdefault((entry, kind), []).append(row)

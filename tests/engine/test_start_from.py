@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.models import ResNet
+from mmengine.runner import load_checkpoint as mmengine_load
 from torch import nn
 
 from mmattn import insert
@@ -267,6 +268,43 @@ def test_a_convolution_of_another_shape_is_not_inherited():
     ):
         start_from(model, weights, 'a.pth')
     assert unchanged(model, before)
+
+
+def test_a_replaced_convolution_that_the_weights_lack_is_missing():
+    model, weights = resnet(SK), resnet().state_dict()
+    weights = {key: value for key, value in weights.items() if key != 'layer4.1.conv2.weight'}
+    before = copied(model)
+    with pytest.raises(CheckpointError, match=r'1 missing: layer4.1.conv2.convs.0.0.weight'):
+        start_from(model, weights, 'a.pth')
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize('kind', ['SKConv2d', 'DCNv2'])
+def test_other_loaders_give_replacements_the_plain_weights_too(kind, tmp_path):
+    if kind == 'DCNv2':
+        pytest.importorskip('mmcv._ext', reason='mmcv has no compiled operators')
+    plugin = SK if kind == 'SKConv2d' else dict(cfg=dict(type='DCNv2'), replace='layer4.*.conv2')
+    plain, ours, twin = resnet(), resnet(plugin), resnet(plugin)
+    start_from(ours, plain.state_dict(), 'a.pth')
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    mmengine_load(twin, str(tmp_path / 'plain.pth'), map_location='cpu')
+    other = resnet(plugin)
+    other.load_state_dict(plain.state_dict(), strict=False)
+    to = 'convs.0.0.weight' if kind == 'SKConv2d' else 'weight'
+    for k in range(2):
+        wanted = ours.layer4[k].conv2.state_dict()[to]
+        assert not torch.equal(resnet(plugin).layer4[k].conv2.state_dict()[to], wanted)
+        assert torch.equal(twin.layer4[k].conv2.state_dict()[to], wanted)
+        assert torch.equal(other.layer4[k].conv2.state_dict()[to], wanted)
+    copy = resnet(plugin)
+    copy.load_state_dict(ours.state_dict())  # its own weights as they are
+    assert unchanged(copy, ours.state_dict())
+
+
+def test_a_date_in_a_name_is_no_hash(net):
+    fetch('https://x.org/mask_rcnn-20200804.pth')
+    fetch('https://x.org/mask_rcnn_20200804-0676ba61.pth')
+    assert [hash_prefix for _, hash_prefix in net] == [None, '0676ba61']
 
 
 def test_weights_of_the_other_form_are_refused():

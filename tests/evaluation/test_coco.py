@@ -268,7 +268,7 @@ def never(monkeypatch):
         ('segm', 'segmentation', dict(size=[10, 20]), 'allowed: polygons, size and counts'),
         ('segm', 'segmentation', dict(PIXELS, counts=[0, 5]), 'RLE covers 5 pixels, its image has 200'),
         ('segm', 'segmentation', dict(PIXELS, counts=[0, 2500]), 'RLE covers 2500 pixels'),
-        ('segm', 'segmentation', dict(PIXELS, counts=[]), 'no RLE, or cut short'),
+        ('segm', 'segmentation', dict(PIXELS, counts=[]), 'RLE covers 0 pixels'),
         ('segm', 'segmentation', dict(PIXELS, counts=''), 'no RLE, or cut short'),
         ('segm', 'segmentation', dict(PIXELS, counts=[-1, 201]), r'counts are \[-1, 201\]: one run is -1'),
         ('segm', 'segmentation', dict(PIXELS, counts=[0.0, 200.0]), 'allowed: a string, or'),
