@@ -126,6 +126,11 @@ def test_wrong_plugins(options, tmp_path, capsys, plugin, pattern):
     refused(capsys, 2, pattern, 'train', config, '--work-dir', tmp_path / 'run', *options)
 
 
+def test_a_batch_too_small_for_a_norm(options, tmp_path, capsys):
+    given = [CONFIG, '--work-dir', tmp_path / 'run', '--attention', 'sk', *options]
+    refused(capsys, 2, 'SKConv2d: .*batch size 1', 'train', *given, 'train_dataloader.batch_size=1')
+
+
 def test_annotations_that_do_not_fit_are_named_before_training(options, street, tmp_path, capsys):
     source = street / 'annotations' / 'instancesonly_filtered_gtFine_train.json'
     coco = json.loads(source.read_text())

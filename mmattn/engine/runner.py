@@ -22,6 +22,7 @@ from torch import nn
 from mmattn.datasets.check import check_classes, check_data
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 from mmattn.plugins import report
+from mmattn.zoo.catalogue import registered_blocks
 
 from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
@@ -506,13 +507,15 @@ def _building(cfg: Config):
 
 
 def _run(job: Callable):
-    """Run a loop; what a data worker raised comes back as the user's error it is."""
+    """Run a loop; what a data worker or a block raised comes back as the user's error it is."""
     try:
         return job()
     except (AssertionError, AttributeError, ValueError, OSError, RuntimeError) as error:
         text = str(error)
         if 'failed to load image' in text or 'cannot identify image' in text:
             raise DataError(text.strip().splitlines()[-1].split(': ', 1)[-1]) from error
+        if isinstance(error, ValueError) and text.split(': ')[0] in registered_blocks():
+            raise UsageError(f'{text}.') from error  # such as a batch too small for its norm
         raise
 
 
