@@ -73,7 +73,8 @@ def test_published_weights_know_their_blocks(trained, options, tmp_path, capsys)
     (weights,) = tmp_path.glob('*.safetensors')
     assert weights.name.startswith('mask_rcnn_r18_street_cbam_gc-')
     assert read_checkpoint(weights)['meta']['attention']['names'] == 'cbam,gc'
-    assert 'mmattn.CBAM' in weights.with_suffix('.md').read_text()
+    card = weights.with_suffix('.md').read_text()
+    assert 'mmattn.CBAM' in card and f'config `{CONFIG} --attention cbam,gc`' in card
     assert tool('test')([CONFIG, str(weights), '--work-dir', str(tmp_path / 'w'), *options]) == 0
     other = [CONFIG, str(weights), '--attention', 'se', *options]
     refused(capsys, 2, r'--attention se: .* was trained with cbam,gc', 'test', *other)

@@ -27,7 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument('--rounds', type=int, default=7, help='default: %(default)s')
     args.add_argument('--json', metavar='OUT', help='write the figures there, too')
     args.add_argument('--plugins', action='store_true', help='the cost of plugging')
-    args = args.parse_args(argv)
+    given, parsed = args, args.parse_args(argv)
+    if parsed.plugins and (parsed.pattern != '*' or parsed.size != given.get_default('size')):
+        given.error('--plugins measures one network at one size: leave pattern and --size out')
+    args = parsed
 
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the memory profiler's notes to its makers
 

@@ -66,9 +66,8 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         load_weights(model, read_back['state_dict'], path, read_back['meta'].get('blocks'))
         if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
-    card = _card(
-        stem, load_config(config, attention=attention), meta, names, Path(checkpoint), paths
-    )
+    shown = load_config(config, attention=attention)
+    card = _card(stem, Path(config).stem, shown, meta, names, Path(checkpoint), paths)
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths
@@ -115,7 +114,17 @@ def _measured(checkpoint: Path, stem: str) -> str:
     return 'Not measured: run `tools/test.py` and publish again.'
 
 
-def _card(stem: str, cfg: Config, meta: dict, names: dict, checkpoint: Path, paths: dict) -> str:
+def _card(
+    stem: str,
+    config: str,
+    cfg: Config,
+    meta: dict,
+    names: dict,
+    checkpoint: Path,
+    paths: dict[str, Path],
+) -> str:
+    blocks = meta.get('attention', {}).get('names')
+    command = f'configs/{config}.py' + (f' --attention {blocks}' if blocks else '')
     data = cfg.train_dataloader['dataset']
     data = data['datasets'][0] if 'datasets' in data else data
     shown = Config({k: v for k, v in cfg.to_dict().items() if k not in _PRIVATE})
@@ -125,7 +134,7 @@ def _card(stem: str, cfg: Config, meta: dict, names: dict, checkpoint: Path, pat
     licence = f'\nLicence of the data: {names["licence"]}.\n' if 'licence' in names else ''
     return f"""# {stem}
 
-Trained with mmattn, config `configs/{stem}.py`, iteration {meta.get('iter', 'unknown')}.
+Trained with mmattn, config `{command}`, iteration {meta.get('iter', 'unknown')}.
 
 ## Files
 
