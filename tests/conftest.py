@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -16,6 +17,13 @@ GOLDEN = Path(__file__).parent / 'golden'
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_scope():
+    """A scope that one test sets is not met by the next: which test comes next is chance."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -3,18 +3,18 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from mmseg.utils import register_all_modules
+from mmengine.registry import init_default_scope
 
 from mmattn.datasets.check import check_classes, check_data
 from mmattn.errors import DataError, UsageError
 
-register_all_modules()
 TRAIN = 'street_000001_000000'
 
 
 @pytest.fixture
 def broken(street, tmp_path):
     """A copy of the tiny set to damage, its image and its label map, and a check of it."""
+    init_default_scope('mmseg')
     root = tmp_path / 'street'
     shutil.copytree(street, root)
     image = root / 'leftImg8bit/train/street' / f'{TRAIN}_leftImg8bit.png'
