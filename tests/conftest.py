@@ -22,8 +22,7 @@ def seeded():
 @pytest.fixture(autouse=True)
 def own_scope():
     """A scope that one test sets is not met by the next: which test comes next is chance."""
-    with DefaultScope.overwrite_default_scope('mmengine'):
-        yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session', autouse=True)

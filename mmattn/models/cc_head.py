@@ -5,16 +5,16 @@ Reference code: open-mmlab/mmsegmentation, mmseg/models/decode_heads/cc_head.py.
     no compiled operator is needed, half precision runs.
 """
 
-import torch
-from mmseg.models.decode_heads import FCNHead
 from torch import Tensor
 
 from mmattn.blocks import CrissCrossAttention
 from mmattn.registry import MODELS
 
+from .attention_head import AttentionHead
+
 
 @MODELS.register_module()
-class CCHead(FCNHead):
+class CCHead(AttentionHead):
     """conv3x3 -> RCCA -> conv3x3 -> [conv3x3 of the input beside it] -> classifier.
 
     The state dict is that of MMSegmentation's `CCHead`.
@@ -29,14 +29,9 @@ class CCHead(FCNHead):
     """
 
     def __init__(self, recurrence: int = 2, **kwargs) -> None:
-        super().__init__(num_convs=2, **kwargs)
+        super().__init__(**kwargs)
         self.recurrence = recurrence
         self.cca = CrissCrossAttention(self.channels, recurrence=recurrence)
 
-    def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
-        """Feature maps of the backbone -> (N, channels, H, W), what the classifier sees."""
-        x = self._transform_inputs(inputs)
-        feats = self.convs[1](self.cca(self.convs[0](x)))
-        if self.concat_input:
-            feats = self.conv_cat(torch.cat([x, feats], dim=1))
-        return feats
+    def attend(self, x: Tensor) -> Tensor:
+        return self.cca(x)
