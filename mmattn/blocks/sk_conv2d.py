@@ -35,8 +35,8 @@ class SKConv2d(AttentionBlock):
         branches: from 2.
         reduction, min_channels: see above.
         init: 'paper', or 'identity': y = c0 + rho (y - c0) with c0 the plain convolution of the
-            first branch and rho learned from 0, so that with the weights of the convolution it
-            replaces (`take_over`) the block starts as that.
+            first branch and rho learned from 0, so that the block starts as the convolution that
+            `mmattn.insert` replaces by it.
 
     Raises:
         ValueError: an argument out of range; an input other than (N, in_channels, H, W); training
@@ -125,26 +125,6 @@ class SKConv2d(AttentionBlock):
             kaiming_normal(branch[0])
         nn.init.normal_(self.fc1[0].weight, std=_STD)
         nn.init.normal_(self.fc2.weight, std=_STD)
-
-    def take_over(self, conv: nn.Conv2d) -> None:
-        """Copy the weights of the convolution that this one replaces into the first branch.
-
-        Raises:
-            ValueError: a convolution of other shape or place, such as other groups.
-        """
-        mine = self.convs[0][0]
-        for name in 'kernel_size', 'stride', 'padding', 'dilation', 'groups':
-            self._check(
-                getattr(conv, name) == getattr(mine, name),
-                f'{name}={getattr(mine, name)} cannot take over {name}={getattr(conv, name)}; '
-                'give the values of the convolution it replaces',
-            )
-        self._check(
-            conv.weight.shape == mine.weight.shape and (conv.bias is None) == (mine.bias is None),
-            f'weights {tuple(mine.weight.shape)} cannot take over {tuple(conv.weight.shape)}, or '
-            'one of the two has a bias',
-        )
-        mine.load_state_dict(conv.state_dict())
 
     def identity(self, *inputs: Tensor) -> Tensor:
         return self.convs[0][0](inputs[0])

@@ -163,7 +163,13 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
         for kind, wrong in ('frozen', row.frozen), ('norm', row.norm_eval), ('idle', row.runs == 0):
             if wrong:
                 groups.setdefault((entry, kind), []).append(row)
-    warnings += [_warning(kind, found) for (_, kind), found in groups.items()]
+    option = 'Add learn=True to the plugin, or s'
+    if not getattr(model, 'keeps_learning', False):
+        option = 'Call mmattn.plugins.keep_learning(model) after model.train(), or s'
+    warnings += [
+        _warning(kind, found, option if found[0].place else 'S')
+        for (_, kind), found in groups.items()
+    ]
     return Report(rows, tuple(size), sum(p.numel() for p in model.parameters()), macs, warnings)
 
 
@@ -172,9 +178,8 @@ def _within(path: str, blocks: dict[str, nn.Module]) -> bool:
     return any(not name or path.startswith(f'{name}.') for name in blocks)
 
 
-def _warning(kind: str, rows: list[Row]) -> str:
+def _warning(kind: str, rows: list[Row], learn: str) -> str:
     path = rows[0].path + (f' and {len(rows) - 1} more' if len(rows) > 1 else '')
-    learn = 'Add learn=True to the plugin, or s' if rows[0].place else 'S'
     if kind == 'frozen':
         return (
             f'{path} cannot learn: frozen with the stage around it. '

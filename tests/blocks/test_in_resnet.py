@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmattn.blocks import AFNB, CMPESE, SKConv2d
+from mmattn import insert
+from mmattn.blocks import AFNB, CMPESE
 from tests.blocks.contract import registered
 
 BLOCKS = registered()
@@ -83,14 +84,8 @@ def test_as_a_plugin_it_starts_as_the_plain_network(name, position, host):
 
 def with_sk(model):
     """Selective kernels in place of the 3x3 convolutions of the last stage."""
-    blocks = []
-    for unit in model.layer4:
-        conv = unit.conv2
-        geometry = {k: getattr(conv, k) for k in ('stride', 'padding', 'dilation', 'groups')}
-        unit.conv2 = SKConv2d(conv.in_channels, conv.out_channels, 3, **geometry, init='identity')
-        unit.conv2.take_over(conv)
-        blocks.append(unit.conv2)
-    return blocks
+    plugin = dict(cfg=dict(type='mmattn.SKConv2d', init='identity'), replace='layer4.*.conv2')
+    return [model.get_submodule(path) for path in insert(model, [plugin])]
 
 
 def with_cmpese(model):

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmattn import BAM, SE, SKConv2d, insert
 from mmattn.engine.config import load_config, replace_type
-from mmattn.plugins import plugged, report
+from mmattn.plugins import keep_learning, plugged, report
 from tests.conftest import ROOT, randomise
 
 PLACEMENTS = ROOT / 'configs' / '_base_' / 'attention'
@@ -245,6 +245,21 @@ def test_each_entry_of_the_list_has_its_own_warning():
         'backbone.layer1.bam cannot learn',
         'backbone.layer1.bam and 3 more',
     ]
+
+
+def test_of_other_networks_the_option_is_a_call():
+    """`learn` is refused there, so it must not be the advice."""
+    model = ResNet(18, frozen_stages=1, norm_eval=True, **NARROW)
+    insert(model, [bam(position='after_stage', stages=(True, False, False, False))])
+    found = report(model, SIZE)
+    assert len(found.warnings) == 2
+    assert all('Call mmattn.plugins.keep_learning(model)' in text for text in found.warnings)
+    assert not any('learn=True' in text for text in found.warnings)
+    model.train()
+    keep_learning(model)
+    ((_, block),) = plugged(model)
+    assert all(p.requires_grad for p in block.parameters())
+    assert all(m.training for m in block.modules())
 
 
 @pytest.mark.parametrize('mode', [False, True])
