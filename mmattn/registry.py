@@ -17,5 +17,5 @@ def _child(parent: Registry, *locations: str) -> Registry:
 
 MODELS = _child(MMENGINE_MODELS, 'mmattn.blocks', 'mmattn.models')
 DATASETS = _child(MMENGINE_DATASETS, 'mmattn.datasets.camvid')
-METRICS = _child(MMENGINE_METRICS, 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou')
+METRICS = _child(MMENGINE_METRICS, 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou_metric')
 HOOKS = _child(MMENGINE_HOOKS, 'mmattn.engine')

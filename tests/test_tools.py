@@ -340,6 +340,7 @@ def test_camvid_weights_carry_their_licence():
 def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path, street):
     """A whole segmentor with MMSegmentation's CCHead; its state dict loads into ours strictly."""
     from mmengine.config import Config
+    from mmengine.registry import init_default_scope
     from mmseg.apis import inference_model
     from mmseg.registry import MODELS
 
@@ -348,7 +349,8 @@ def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path
 
     cfg: Config = load_config(CONFIG)
     replace_type(cfg.model, 'SyncBN', 'BN')
-    cfg.model.decode_head.type = 'CCHead'
+    cfg.model.type, cfg.model.decode_head.type = 'EncoderDecoder', 'CCHead'
+    init_default_scope('mmseg')
     theirs = randomise(MODELS.build(cfg.model)).eval()
     theirs.cfg = cfg
     torch.save(dict(state_dict=theirs.state_dict()), tmp_path / 'theirs.pth')

@@ -1,8 +1,10 @@
 """Score saved results without a model.
 
-coco    detections in COCO's results format: its twelve numbers, and the AP of every category
+coco        detections in COCO's results format: its twelve numbers, and the AP of every category
+cityscapes  label maps as PNG: IoU and iIoU of every class and category, and their means
 
 Example: python tools/evaluate.py coco --annotations instances_val2017.json --results boxes.json
+         python tools/evaluate.py cityscapes --annotations gtFine/val --predictions maps
 """
 
 import argparse
@@ -15,10 +17,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
     kinds = args.add_subparsers(dest='kind', required=True, metavar='KIND')
     coco = kinds.add_parser('coco', help="detections in COCO's format")
-    coco.add_argument(
-        '-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
-        help='show the traceback of an error',
-    )  # fmt: skip
+    cityscapes = kinds.add_parser('cityscapes', help='label maps with the label ids of Cityscapes')
+    for kind in coco, cityscapes:
+        kind.add_argument(
+            '-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
+            help='show the traceback of an error',
+        )  # fmt: skip
+        kind.add_argument('--json', metavar='OUT', help='write all digits there, too')
     coco.add_argument('--annotations', required=True, metavar='JSON', help='COCO instances file')
     coco.add_argument('--results', required=True, metavar='JSON', help='COCO results file')
     coco.add_argument(
@@ -29,10 +34,17 @@ def main(argv: list[str] | None = None) -> int:
         '--backend', choices=['auto', 'pycocotools', 'faster_coco_eval'], default='auto',
         help='auto: faster_coco_eval where it is installed, else pycocotools',
     )  # fmt: skip
-    coco.add_argument('--json', metavar='OUT', help='write all digits there, too')
+    cityscapes.add_argument(
+        '--annotations', required=True, metavar='DIR',
+        help='folder with *_gtFine_labelIds.png, and *_gtFine_instanceIds.png for iIoU: gtFine/val',
+    )  # fmt: skip
+    cityscapes.add_argument(
+        '--predictions', required=True, metavar='DIR',
+        help='folder with a PNG of label ids per image, as tools/test.py --out writes',
+    )  # fmt: skip
     args = args.parse_args(argv)
 
-    def task() -> None:
+    def score_coco() -> None:
         from mmattn.evaluation.coco import report
 
         report(
@@ -43,7 +55,12 @@ def main(argv: list[str] | None = None) -> int:
             json_path=args.json,
         )
 
-    return run(task, args)
+    def score_cityscapes() -> None:
+        from mmattn.evaluation.cityscapes import report
+
+        report(args.annotations, args.predictions, json_path=args.json)
+
+    return run(score_coco if args.kind == 'coco' else score_cityscapes, args)
 
 
 if __name__ == '__main__':

@@ -1,28 +1,108 @@
-"""Intersection over union with the figure of every class."""
+"""Counting pixels by label and prediction: exact, in one pass of integers.
 
-from collections.abc import Sequence
+Reference code: mmseg, evaluation/metrics/iou_metric.py (`intersect_and_union`). Differs from it in:
+int64 throughout, where fp32 sums lose pixels above 2**24; all pairs are kept, not their sums alone.
+"""
 
-from mmseg.evaluation import IoUMetric as SegIoUMetric
+from typing import TYPE_CHECKING, Any
 
-from mmattn.registry import METRICS
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK = 1 << 18  # pixels: what one bincount copies to int64 (2 MiB) then stays in the cache
 
 
-@METRICS.register_module()
-class IoUMetric(SegIoUMetric):
-    """MMSegmentation's `IoUMetric` that also returns `IoU.<class>` in percent.
+def confusion(
+    prediction: 'np.ndarray | Tensor',
+    label: 'np.ndarray | Tensor',
+    num_classes: int,
+    ignore_index: int = 255,
+) -> np.ndarray:
+    """Pixels per pair of label and predicted class, (num_classes + 1, num_classes + 1) int64.
 
-    Areas are added as integers: fp32 sums lose pixels above 2**24, which a few images reach.
+    Rows are labels, columns predictions; the last row and the last column hold what is not in
+    0..num_classes-1. Pixels whose label is `ignore_index` are nowhere.
+
+    Args:
+        prediction: integers of any kind and shape, on any device.
+        label: integers of the same shape.
+        num_classes: 1 or more.
+        ignore_index: the label to leave out, of any value.
+
+    Raises:
+        ValueError: the shapes differ; num_classes is below 1.
+        TypeError: values that are no integers.
     """
+    if num_classes < 1:
+        raise ValueError(f'confusion: {num_classes=}, allowed: 1 or more')
+    prediction, label = _integers(prediction, 'prediction'), _integers(label, 'label')
+    if prediction.shape != label.shape:
+        raise ValueError(
+            f'confusion: the shapes differ: prediction {prediction.shape}, label {label.shape}'
+        )
+    prediction, label = prediction.reshape(-1), label.reshape(-1)
+    bits = (num_classes - 1).bit_length()
+    matrix = np.zeros((num_classes + 1,) * 2, np.int64)
+    # All pairs of two bytes fit into 16 bits, so that labels need no test of their range.
+    pairs = np.zeros((256, 1 << bits), np.int64) if bits <= 8 else None
+    for start in range(0, label.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        columns, rows = _bytes(prediction[part]), _bytes(label[part])
+        if pairs is None or columns is None or rows is None or columns.max() >> bits:
+            matrix += _any_values(prediction[part], label[part], num_classes, ignore_index)
+            continue
+        index = rows.astype(np.uint16)
+        index <<= bits
+        index += columns
+        pairs += np.bincount(index, minlength=pairs.size).reshape(pairs.shape)
+    if pairs is not None:
+        n = num_classes
+        if 0 <= ignore_index < 256:
+            pairs[ignore_index] = 0
+        matrix[:n, :n] += pairs[:n, :n]
+        matrix[:n, n] += pairs[:n, n:].sum(1)
+        matrix[n, :n] += pairs[n:, :n].sum(0)
+        matrix[n, n] += pairs[n:, n:].sum()
+    return matrix
 
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        before = len(self.results)
-        super().process(data_batch, data_samples)
-        self.results[before:] = [tuple(a.long() for a in areas) for areas in self.results[before:]]
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        metrics = super().compute_metrics(results)
-        if not self.format_only:
-            intersection, union = (sum(area).numpy() for area in list(zip(*results))[:2])
-            for name, i, u in zip(self.dataset_meta['classes'], intersection, union):
-                metrics[f'IoU.{name}'] = round(100 * i / u, 2) if u else float('nan')
-        return {name: round(float(value), 2) for name, value in metrics.items()}
+def areas(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels per class of intersection, union, prediction and label, from `confusion`'s matrix.
+
+    As in mmseg, a pixel whose label is no class still counts for the class predicted there, and one
+    whose prediction is no class for its label.
+    """
+    intersection = np.diagonal(matrix)[:-1].copy()
+    prediction, label = matrix[:, :-1].sum(0), matrix[:-1].sum(1)
+    return intersection, prediction + label - intersection, prediction, label
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    array = np.asarray(values.cpu() if hasattr(values, 'cpu') else values)
+    if array.dtype.kind not in 'iub':
+        raise TypeError(f'confusion: {name} is {array.dtype}, allowed: integers')
+    return array
+
+
+def _bytes(values: np.ndarray) -> np.ndarray | None:
+    """The values as uint8; None if one does not fit, below 0 included."""
+    if values.dtype == np.uint8:
+        return values
+    fits = int(np.bitwise_or.reduce(values)) >> 8 == 0  # a negative one sets the highest bits
+    return values.astype(np.uint8) if fits else None
+
+
+def _any_values(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int
+) -> np.ndarray:
+    """`confusion` of values without bounds, slower."""
+    prediction, label = prediction.astype(np.int64), label.astype(np.int64)
+    kept = label != ignore_index
+    columns, rows = (
+        np.where((values >= 0) & (values < num_classes), values, num_classes)
+        for values in (prediction[kept], label[kept])
+    )
+    side = num_classes + 1
+    return np.bincount(rows * side + columns, minlength=side * side).reshape(side, side)

@@ -1,0 +1,179 @@
+"""Intersection over union during training and testing, with the figure of every class."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmseg.evaluation import IoUMetric as SegIoUMetric
+from PIL import Image
+from prettytable import PrettyTable
+
+from mmattn.errors import DataError, UsageError
+from mmattn.registry import METRICS
+
+from .iou import areas, confusion
+
+_CHOICES = ('mIoU', 'mDice', 'mFscore')
+
+
+@METRICS.register_module()
+class IoUMetric(SegIoUMetric):
+    """MMSegmentation's `IoUMetric` that also returns `IoU.<class>`; all figures are in percent.
+
+    Arguments are those of `mmseg.IoUMetric`. Label maps go to `output_dir/<image name>.png`: of the
+    19 classes of Cityscapes as label ids, which its evaluator takes, of others as class indices,
+    plus 1 where the data set has `reduce_zero_label`.
+
+    Attributes:
+        results: per image the filled cells of its confusion matrix and their pixels.
+        matrix: after `evaluate`, of all images (see `iou.confusion`); on the main process.
+
+    Raises:
+        UsageError: an unknown metric; `format_only` without `output_dir`.
+        DataError: while counting, an image without labels, a label that is neither a class nor
+            ignored, a label map of another size than the prediction, two images of one name.
+    """
+
+    matrix: np.ndarray | None = None
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        asked = [self.metrics] if isinstance(self.metrics, str) else self.metrics
+        if not set(asked) <= set(_CHOICES):
+            raise UsageError(f'IoUMetric: iou_metrics={asked}, allowed: {", ".join(_CHOICES)}.')
+        if self.format_only and not self.output_dir:
+            raise UsageError('IoUMetric: format_only needs a folder. Set output_dir, or use --out.')
+        self._written: dict[str, str] = {}  # image by stem
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            prediction = sample['pred_sem_seg']['data'].squeeze()
+            if prediction.is_floating_point():  # of a head with a single output channel
+                prediction = prediction.long()
+            if not self.format_only:
+                matrix = self._count(sample, prediction)
+                cells = np.flatnonzero(matrix)
+                self.results.append((cells.astype(np.int32), matrix.ravel()[cells]))
+            if self.output_dir:
+                self._write(sample, prediction)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        if self.output_dir:
+            kind = 'Cityscapes label ids' if self._is_cityscapes() else 'class indices'
+            print_log(f'label maps are in {self.output_dir}, as {kind}', logger='current')
+        if self.format_only:
+            return {}
+        side = len(self.dataset_meta['classes']) + 1
+        self.matrix = np.zeros((side, side), np.int64)
+        for cells, counts in results:
+            self.matrix.ravel()[cells] += counts
+        figures = self.figures(self.matrix)
+        ious = figures['IoU'] if 'IoU' in figures else self.figures(self.matrix, 'mIoU')['IoU']
+        metrics = {'aAcc': float(figures.pop('aAcc'))}
+        metrics |= {f'm{name}': _mean(values) for name, values in figures.items()}
+        metrics |= {f'IoU.{name}': v for name, v in zip(self.dataset_meta['classes'], ious)}
+        self._say(figures, len(results))
+        return {name: round(100 * float(value), 2) for name, value in metrics.items()}
+
+    def figures(
+        self, matrix: np.ndarray, iou_metrics: str | list[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """mmseg's figures of a confusion matrix, fractions in float64.
+
+        `aAcc` is one number, the others are one per class, nan where mmseg divides 0 by 0.
+        """
+        totals = (torch.from_numpy(area).double() for area in areas(matrix))
+        return self.total_area_to_metrics(
+            *totals, iou_metrics or self.metrics, self.nan_to_num, self.beta
+        )
+
+    def _count(self, sample: dict, prediction: torch.Tensor) -> np.ndarray:
+        """The confusion matrix of one image."""
+        image = sample.get('img_path', 'an image')
+        if 'gt_sem_seg' not in sample:
+            raise DataError(
+                f'{image} has no label map to compare with. To write predictions only, set '
+                'test_evaluator.format_only=True and use --out.'
+            )
+        label = sample['gt_sem_seg']['data'].squeeze()
+        where = sample.get('seg_map_path') or f'the label map of {image}'
+        count = len(self.dataset_meta['classes'])
+        if label.shape != prediction.shape:
+            sizes = [f'{tuple(x.shape)}' for x in (label, prediction)]
+            raise DataError(
+                f'{where} has shape {sizes[0]}, its prediction {sizes[1]}. '
+                'Load annotations after the last Resize of the pipeline, or replace the file.'
+            )
+        matrix = confusion(prediction, label, count, self.ignore_index)
+        if matrix[-1].any():
+            wrong = label[(label != self.ignore_index) & ((label < 0) | (label >= count))]
+            raise DataError(
+                f'label {int(wrong[0])} in {where} is outside 0..{count - 1} and not '
+                f'{self.ignore_index}, which is ignored. The labels must be train ids: '
+                'see tools/prepare_data.py.'
+            )
+        return matrix
+
+    def _write(self, sample: dict, prediction: torch.Tensor) -> None:
+        image = sample['img_path']
+        stem = Path(image).stem
+        other = self._written.setdefault(stem, image)
+        if other != image:
+            raise DataError(
+                f'{other} and {image} would both be written to {stem}.png. Rename one of them.'
+            )
+        values = prediction.cpu().numpy()
+        if self._is_cityscapes():
+            from .cityscapes import label_ids
+
+            values = label_ids()[values]
+        elif sample.get('reduce_zero_label'):
+            values = values.astype(np.int64) + 1
+        few = len(self.dataset_meta['classes']) < 256
+        path = Path(self.output_dir, f'{stem}.png')
+        Image.fromarray(values.astype(np.uint8 if few else np.uint16)).save(path)
+
+    def _is_cityscapes(self) -> bool:
+        from mmseg.datasets import CityscapesDataset
+
+        return tuple(self.dataset_meta['classes']) == CityscapesDataset.METAINFO['classes']
+
+    def _say(self, figures: dict[str, np.ndarray], images: int) -> None:
+        """Log the table, and which classes the means are without."""
+        names = self.dataset_meta['classes']
+        _, union, _, label = areas(self.matrix)
+        table = PrettyTable(['Class', *figures])
+        for index, name in enumerate(names):
+            nothing = '-' if union[index] else 'absent'
+            row = (values[index] for values in figures.values())
+            table.add_row([name, *(nothing if np.isnan(v) else f'{100 * v:.2f}' for v in row)])
+        print_log(f'per class results:\n{table}', logger='current')
+        absent = [name for name, u in zip(names, union) if not u]
+        only_predicted = [name for name, u, n in zip(names, union, label) if u and not n]
+        says = []
+        if not label.any():
+            says.append(f'no labelled pixel in {images} images: there is nothing to score')
+        elif absent:
+            effect = f'the means are over the other {len(names) - len(absent)} classes'
+            if self.nan_to_num is not None:
+                effect = f'counted as {self.nan_to_num} (nan_to_num)'
+            says.append(
+                f'absent from labels and predictions of {images} images, {effect}: '
+                + ', '.join(absent)
+            )
+        if only_predicted and label.any():
+            says.append(
+                f'predicted, but in no label of {images} images, so the IoU of 0 counts in the '
+                'mean: ' + ', '.join(only_predicted)
+            )
+        for text in says:
+            print_log(text, logger='current', level=logging.WARNING)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over those that are a number; nan if none is."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else float('nan')
