@@ -5,7 +5,7 @@ Source: CCNet, ICCV 2019, arXiv 1811.11721, section 4.1, and speedinghzl/CCNet.
 """
 _base_ = [
     '_base_/models/segmentor_r50.py',
-    '_base_/datasets/cityscapes_769.py',
+    '_base_/datasets/cityscapes_ccnet.py',
     '_base_/schedules/sgd_60k.py',
     '_base_/runtime.py',
 ]

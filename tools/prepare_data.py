@@ -2,7 +2,8 @@
 
 street      generate street scenes in the Cityscapes layout and as COCO JSON
 camvid      copy CamVid from --root, void labels set to 255
-cityscapes  check a Cityscapes download at --root and write its train ids
+cityscapes  check a Cityscapes download at --root, write its train ids and instances as COCO JSON
+ade20k      check a download of ADE20K, the folder ADEChallengeData2016, at --root
 coco        check a download of COCO 2017 at --root
 bccd        copy BCCD from --root, boxes as COCO JSON
 dsb2018     copy the 256x256 images of DSB 2018 from --root, masks as COCO JSON
@@ -16,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mmattn.cli import parser, run
+from mmattn.errors import UsageError
 
 
 def prepare(name: str) -> Callable:
@@ -25,7 +27,9 @@ def prepare(name: str) -> Callable:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
-    args.add_argument('name', choices=['street', 'camvid', 'cityscapes', 'coco', 'bccd', 'dsb2018'])
+    args.add_argument(
+        'name', choices=['street', 'camvid', 'cityscapes', 'ade20k', 'coco', 'bccd', 'dsb2018']
+    )
     args.add_argument('--root', help='where the original set lies (default: data/<name>)')
     args.add_argument('--out', help='where the prepared set goes (default: data/<name>)')
     street = args.add_argument_group('street')
@@ -46,9 +50,12 @@ def main(argv: list[str] | None = None) -> int:
             out = Path(args.out or root)
             images = dict(zip(SPLITS, args.images))
             generate(out, images=images, size=args.size, seed=args.seed, overwrite=args.overwrite)
-        elif args.name in ('cityscapes', 'coco'):  # large: used where they lie
+        elif args.name in ('cityscapes', 'ade20k', 'coco'):  # large: used where they lie
+            elsewhere = root.resolve() != out.resolve()
+            if root.is_dir() and elsewhere and (out.exists() or out.is_symlink()):
+                raise UsageError(f'{out} is there, but is not {root}. Remove it or set --out.')
             prepare(args.name)(root)
-            if not out.exists() and root.resolve() != out.resolve():
+            if elsewhere:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.symlink_to(root.resolve())
                 print(f'{out} -> {root}')

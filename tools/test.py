@@ -1,5 +1,5 @@
 """Evaluate a checkpoint on the test data of its config: prints the metrics, and writes them to
-metrics/<checkpoint>.json of the work dir.
+metrics/<checkpoint>.json of the work dir, with --tta to metrics/<checkpoint>_tta.json.
 
 Example: python tools/test.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
 """
@@ -20,6 +20,12 @@ def main(argv: list[str] | None = None) -> int:
         help='a .pkl for all predictions, or a folder for PNGs or COCO results',
     )
     args.add_argument('--show-dir', metavar='DIR', help='pictures of image, truth and prediction')
+    args.add_argument(
+        '--tta',
+        action='store_true',
+        help='average a segmentor over scales and flips, as `tta_pipeline` of the config says '
+        '(default: 0.5 to 1.75 times the size, as it is and mirrored)',
+    )
     config_options(args)
     args = args.parse_args(argv)
 
@@ -35,9 +41,10 @@ def main(argv: list[str] | None = None) -> int:
             attention=args.attention,
             options=args.cfg_options,
             launcher=args.launcher,
+            tta=args.tta,
         )
         for name, value in metrics.items():
-            print(f'{name:24s} {value}')
+            print(f'{name:24s} {"absent" if value != value else value}')
 
     return run(task, args)
 

@@ -21,7 +21,7 @@ from reprlib import repr as show
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mmattn.datasets import check
+from mmattn.datasets import check, files
 from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError
 from mmattn.progress import track
@@ -31,7 +31,6 @@ COUNTS = {'train': 118287, 'val': 5000}
 PACKAGES = 'train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org'
 
 _VERSION = 1  # of the check: a verdict of another version does not count
-_MPX = 100  # pixels of an image, in millions
 _FAR = 5e6  # px; pycocotools takes up to 160 bytes for a pixel of an outline
 _KEYS = {
     'images': {'id', 'file_name', 'width', 'height'},
@@ -39,7 +38,6 @@ _KEYS = {
     'categories': {'id', 'name'},
 }
 _INTEGERS = {'id', 'image_id', 'category_id', 'width', 'height'}
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 _CHUNK = 20000  # annotations whose polygons are looked at together
 
 
@@ -268,9 +266,9 @@ def _check_names(images: list[dict], warnings: list[str]) -> None:
         ident, name, width, height = (image[k] for k in ('id', 'file_name', 'width', 'height'))
         if type(name) is not str or not name:
             raise DataError(f'image {ident}: file_name is {show(name)}, expected a text.')
-        if min(width, height) < 1 or width * height > _MPX * 1e6:
+        if min(width, height) < 1 or width * height > files.MPX * 1e6:
             raise DataError(
-                f'image {ident}: size {width}x{height}, allowed 1x1 to {_MPX} megapixels.'
+                f'image {ident}: size {width}x{height}, allowed 1x1 to {files.MPX} megapixels.'
             )
         users.setdefault(name, []).append(ident)
     if len(users) < len(images):
@@ -300,11 +298,12 @@ def _file_problem(image: dict, folder: Path, home: str) -> str | None:
             return f'{what} is empty'
         with Image.open(path) as opened:
             size, kind = opened.size, opened.format
-            if math.prod(size) > _MPX * 1e6:  # Pillow's own limit is higher
+            if math.prod(size) > files.MPX * 1e6:  # Pillow's own limit is higher
                 raise Image.DecompressionBombError
-            turned = 'exif' in opened.info and opened.getexif().get(_ORIENTATION) in range(5, 9)
-        end = check._END.get(f'.{kind.lower()}')
-        if end and end not in check._tail(path):
+            exif = opened.getexif() if 'exif' in opened.info else {}
+            turned = exif.get(files.ORIENTATION) in range(5, 9)
+        end = files.END.get(kind)
+        if end and end not in files.tail(path):
             return f'{what} is cut short: its end is missing'
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return f'{what} is missing'
@@ -312,7 +311,7 @@ def _file_problem(image: dict, folder: Path, home: str) -> str | None:
         with open(path, 'rb') as file:
             return f'{what} is damaged or no image: it starts with {file.read(8)!r}'
     except Image.DecompressionBombError:
-        return f'{what} declares more than {_MPX} megapixels'
+        return f'{what} declares more than {files.MPX} megapixels'
     except (OSError, ValueError) as error:
         return f'file_name {show(name)} of image {ident} cannot be read: {error.args[-1]}'
     width, height = reversed(size) if turned else size

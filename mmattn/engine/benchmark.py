@@ -115,11 +115,11 @@ def _measure(cls: type[AttentionBlock], arguments: dict, size: tuple, rounds: in
     _equal(name, block, make, batch)
     runs = block, make(block)
     gradient = torch.randn_like(block(*inputs))
-    forward, peer_forward = _least(rounds, *(functools.partial(_forward, f, inputs) for f in runs))
+    forward, peer_forward = least(rounds, *(functools.partial(_forward, f, inputs) for f in runs))
     steps = [_step(f, inputs, gradient) for f in runs]
-    step, peer_step = _least(rounds, *steps)
+    step, peer_step = least(rounds, *steps)
     kept, peer_kept = (_try(_kept, f, inputs) for f in runs)
-    peak, peer_peak = (_try(_peak, f) for f in steps)
+    most, peer_most = (_try(peak, f) for f in steps)
     return Row(
         name=name,
         peer=origin,
@@ -129,8 +129,8 @@ def _measure(cls: type[AttentionBlock], arguments: dict, size: tuple, rounds: in
         peer_step=peer_step,
         kept=kept,
         peer_kept=peer_kept,
-        peak=peak,
-        peer_peak=peer_peak,
+        peak=most,
+        peer_peak=peer_most,
     )
 
 
@@ -197,9 +197,9 @@ def _step(run: Callable, inputs: list[Tensor], gradient: Tensor) -> Callable[[],
     return step
 
 
-def _least(rounds: int, *candidates: Callable[[], Any]) -> list[float | None]:
+def least(rounds: int, *candidates: Callable[[], Any]) -> list[float | None]:
     """ms of each candidate, the least of the rounds; in turn within each round."""
-    able = [_try(lambda f=f: f() or True) for f in candidates]
+    able = [_try(lambda f=f: (f(), True)[1]) for f in candidates]
     times = [
         [_time(f) if ok else None for f, ok in zip(candidates, able, strict=True)]
         for _ in range(rounds)
@@ -231,7 +231,7 @@ def _kept(run: Callable, inputs: list[Tensor]) -> int:
     return sum(kept.values())
 
 
-def _peak(step: Callable[[], None]) -> int:
+def peak(step: Callable[[], None]) -> int:
     """Most bytes at once that a step allocates."""
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
@@ -278,7 +278,7 @@ def report(
     print(f'{"block":<30}{"peer":<9}' + ''.join(f'{name:>12}{"x":>7}' for name in columns))
     for row in benchmark(pattern, size, rounds):
         rows.append(row)
-        print(f'{row.name:<30}{row.peer:<9}' + ''.join(map(_cell, _pairs(row))))
+        print(f'{row.name:<30}{row.peer:<9}' + ''.join(map(cell, _pairs(row))))
     if json_path:
         content = dict(machine=about, size=size, rounds=rounds, rows=[asdict(r) for r in rows])
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
@@ -292,7 +292,7 @@ def _pairs(row: Row) -> list[tuple[float, float | None]]:
     return [(row.forward, row.peer_forward), (row.step, row.peer_step), *scaled]
 
 
-def _cell(pair: tuple[float, float | None]) -> str:
+def cell(pair: tuple[float, float | None]) -> str:
     ours, theirs = pair
     ratio = f'{theirs / ours:.2f}' if theirs and ours else '-'
     return f'{ours:>12.1f}{ratio:>7}'

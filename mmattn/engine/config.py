@@ -54,7 +54,7 @@ _PLAIN_DICTS = {
         'bypass_duplicate',
     },
     'model.train_cfg': _ASSIGNED | {'rpn', 'rpn_proposal', 'rcnn'},
-    'model.test_cfg': {'mode', 'crop_size', 'stride', 'rpn', 'rcnn'} | _SELECTED,
+    'model.test_cfg': {'mode', 'crop_size', 'stride', 'window_batch', 'rpn', 'rcnn'} | _SELECTED,
     'train_cfg.rpn': _ASSIGNED,
     'train_cfg.rpn_proposal': _SELECTED,
     'train_cfg.rcnn': _ASSIGNED | {'mask_size'},

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmattn.plugins import insert
 
-from .benchmark import _least, machine
+from .benchmark import least, machine
 from .config import load_config
 from .runner import check_writable
 
@@ -66,7 +66,7 @@ def report_overhead(config: str | Path, rounds: int, json_path: str | Path | Non
     print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
     rows = []
     for what, stock, ours in _comparisons(config):
-        rows.append(Overhead(what, *_least(rounds, stock, ours)))
+        rows.append(Overhead(what, *least(rounds, stock, ours)))
         row = rows[-1]
         print(f'{what:<62}{row.stock:>10.1f}{row.ours:>10.1f}{row.ours / row.stock:>8.3f}')
     if json_path:

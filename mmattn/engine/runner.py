@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner as EngineRunner
 from torch import nn
 
@@ -43,7 +43,7 @@ class Runner(EngineRunner):
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', **_) -> dict:
         checkpoint = _read_first(filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = _network(self.model)
         forms = checkpoint.get('meta', {}).get('blocks')
         weights, said = checkpoint['state_dict'], f'loaded {filename}'
         if self.start == 'strict':
@@ -64,7 +64,7 @@ class Runner(EngineRunner):
 
     def _init_model_weights(self) -> None:
         """Initialise as mmengine does, but read pretrained weights safely and say what fitted."""
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = _network(self.model)
         pretrained = []
         for name, module in model.named_modules():
             own = getattr(module, 'init_cfg', None)
@@ -188,22 +188,26 @@ def test(
     attention: str | None = None,
     options: dict | list[str] | None = None,
     launcher: str = 'none',
+    tta: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config.
 
     Args:
         config: its path.
         checkpoint: a `.pth` or `.safetensors` file; None evaluates the network as it starts.
-        work_dir: where log and `metrics/<checkpoint>.json` go, default `work_dirs/<config name>`.
-        out: a `.pkl` to dump all predictions into, or a folder: for label maps as PNG, or
-            `results.bbox.json` and `results.segm.json` in COCO's format.
+        work_dir: where log and `metrics/<checkpoint>.json` go (with `tta`, `<checkpoint>_tta`),
+            default `work_dirs/<config name>`.
+        out: a `.pkl` to dump all predictions into, or a folder: for label maps as PNG (see
+            `IoUMetric`), or `results.bbox.json` and `results.segm.json` in COCO's format.
         show_dir: a folder for pictures of image, truth and prediction side by side.
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        tta: average a segmentor over the scales and flips of the config's `tta_pipeline`, or of
+            `mmattn.models.seg_tta.tta_pipeline`, by its `tta_model`, or `mmattn.SegTTAModel`.
 
     Returns:
-        the metrics, in percent.
+        the metrics, in percent; nan for a class that is absent, null in the JSON.
 
     Raises:
         MmattnError: of the kind that fits.
@@ -215,6 +219,8 @@ def test(
     cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
     if checkpoint:
         _drop_pretrained(cfg.model)
+    if tta:
+        _use_tta(cfg)
     evaluators = (
         cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     )
@@ -244,14 +250,16 @@ def test(
             config=Path(config).name,
             checkpoint=Path(checkpoint).name,
             sha256=sha256(checkpoint),
-            metrics=metrics,
+            metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
             command=f'python tools/test.py {_relative(config)} {_relative(checkpoint)}'
+            + (f' --attention {attention}' if attention else '')
+            + (' --tta' if tta else '')
             + _flags(options),
             hardware=hardware(),
             torch=torch.__version__,
             date=time.strftime('%Y-%m-%d'),
         )
-        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}.json'
+        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}{"_tta" if tta else ""}.json'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + '\n')
     return metrics
@@ -435,6 +443,20 @@ def _use_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def _use_tta(cfg: Config) -> None:
+    """Wrap the network in one that averages, and have each test image read in several ways."""
+    if 'decode_head' not in cfg.model:
+        raise UsageError(f'--tta averages maps of classes: {cfg.filename} is no segmentor.')
+    from mmattn.models.seg_tta import tta_pipeline
+
+    for leaf in dataset_leaves(cfg.test_dataloader['dataset']):
+        try:
+            leaf['pipeline'] = cfg.get('tta_pipeline') or tta_pipeline(leaf['pipeline'])
+        except ValueError as error:
+            raise UsageError(f'--tta: {error}.') from error
+    cfg.model = dict(cfg.get('tta_model') or dict(type='mmattn.SegTTAModel'), module=cfg.model)
+
+
 def _scale_lr(cfg: Config, enable: bool) -> None:
     base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
     if enable and not base:
@@ -517,6 +539,13 @@ def _run(job: Callable):
         if isinstance(error, ValueError) and text.split(': ')[0] in registered_blocks():
             raise UsageError(f'{text}.') from error  # such as a batch too small for its norm
         raise
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The network itself, in what distributes it or averages over augmentations."""
+    if is_model_wrapper(model):
+        model = model.module
+    return model.module if isinstance(model, BaseTTAModel) else model
 
 
 def _drop_pretrained(cfg: dict) -> None:

@@ -12,4 +12,5 @@ from .plugged import FasterRCNN as FasterRCNN
 from .plugged import MaskRCNN as MaskRCNN
 from .plugged import RetinaNet as RetinaNet
 from .residual_attention_net import ResidualAttentionNet as ResidualAttentionNet
+from .seg_tta import SegTTAModel as SegTTAModel
 from .sknet import SKNet as SKNet

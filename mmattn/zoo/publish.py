@@ -99,7 +99,9 @@ def _measured(checkpoint: Path, stem: str) -> str:
             record = json.loads(path.read_text())
             if record.get('sha256') == own:
                 rows = '\n'.join(
-                    f'| {k} | {v} |' for k, v in record['metrics'].items() if '_time' not in k
+                    f'| {k} | {"absent" if v is None else v} |'
+                    for k, v in record['metrics'].items()
+                    if '_time' not in k
                 )
                 return (
                     f'| metric | value |\n|---|---|\n{rows}\n\n'

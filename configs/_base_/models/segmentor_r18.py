@@ -5,7 +5,7 @@ the stride is 16 instead of 8 for speed. Starts from random weights: nothing is 
 """
 norm_cfg = dict(type='SyncBN', requires_grad=True)  # plain BN where there is one process
 model = dict(
-    type='EncoderDecoder',
+    type='mmattn.EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],

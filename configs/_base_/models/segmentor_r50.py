@@ -5,7 +5,7 @@ convolutions, dilations 2 and 4, auxiliary head of 512 channels on stage 3 with 
 """
 norm_cfg = dict(type='SyncBN', requires_grad=True)  # plain BN where there is one process
 model = dict(
-    type='EncoderDecoder',
+    type='mmattn.EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],

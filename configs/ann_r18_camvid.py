@@ -1,0 +1,20 @@
+"""ANN on ResNet-18, CamVid: asymmetric non-local attention in the decode head, else fcn_r18_camvid.py.
+
+1,800 iterations of batch 8, crop 240x320, from random weights. The last checkpoint is the result:
+CamVid's val split is one clip beside the training frames, so nothing is chosen by it.
+"""
+_base_ = [
+    '_base_/models/segmentor_r18.py',
+    '_base_/datasets/camvid.py',
+    '_base_/schedules/adamw_1800.py',
+    '_base_/runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(
+        type='mmattn.ANNHead',
+        in_channels=[256, 512],
+        in_index=[2, 3],
+        project_channels=64,
+        num_classes=11),
+    auxiliary_head=dict(num_classes=11))

@@ -1,0 +1,14 @@
+"""CCNet on ResNet-50, Cityscapes: criss-cross attention (R = 2) in the decode head, MMSegmentation's recipe.
+
+40,000 iterations of batch 8 (4 GPUs x 2), crop 512x1024, SGD 0.01, poly 0.9; test on whole images.
+Source: open-mmlab/mmsegmentation, ccnet_r50-d8_4xb2-40k_cityscapes-512x1024.
+"""
+_base_ = [
+    '_base_/models/segmentor_r50_mmseg.py',
+    '_base_/datasets/cityscapes_512x1024.py',
+    '_base_/schedules/sgd_40k.py',
+    '_base_/runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(type='mmattn.CCHead', recurrence=2))

@@ -1,0 +1,14 @@
+"""GCNet on ResNet-50, Cityscapes: global context (ratio 1/4) in the decode head, MMSegmentation's recipe.
+
+80,000 iterations of batch 8 (4 GPUs x 2), crop 512x1024, SGD 0.01, poly 0.9; test on whole images.
+Source: open-mmlab/mmsegmentation, gcnet_r50-d8_4xb2-80k_cityscapes-512x1024.
+"""
+_base_ = [
+    '_base_/models/segmentor_r50_mmseg.py',
+    '_base_/datasets/cityscapes_512x1024.py',
+    '_base_/schedules/sgd_80k.py',
+    '_base_/runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(type='mmattn.GCHead', ratio=1 / 4))

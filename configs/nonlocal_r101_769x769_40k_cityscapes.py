@@ -1,0 +1,20 @@
+"""Non-local network on ResNet-101, Cityscapes: embedded Gaussian non-local attention in the decode head, MMSegmentation's recipe.
+
+40,000 iterations of batch 8 (4 GPUs x 2), crop 769x769, SGD 0.01, poly 0.9; test by sliding window.
+Source: open-mmlab/mmsegmentation, nonlocal_r101-d8_4xb2-40k_cityscapes-769x769.
+"""
+_base_ = [
+    '_base_/models/segmentor_r50_mmseg.py',
+    '_base_/datasets/cityscapes_769x769.py',
+    '_base_/schedules/sgd_40k.py',
+    '_base_/runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        depth=101,
+        init_cfg=dict(
+            checkpoint='https://download.openmmlab.com/pretrain/third_party/resnet101_v1c-e67eebb6.pth')),
+    decode_head=dict(type='mmattn.NLHead', mode='embedded_gaussian', align_corners=True),
+    auxiliary_head=dict(align_corners=True),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(513, 513)))
