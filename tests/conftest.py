@@ -30,7 +30,7 @@ def own_cache(tmp_path_factory):
     """Verdicts on data sets go nowhere that outlives the tests."""
     from mmattn.datasets import check
 
-    check._CACHE = tmp_path_factory.mktemp('cache')
+    check.CACHE = tmp_path_factory.mktemp('cache')
 
 
 @pytest.fixture(scope='session')

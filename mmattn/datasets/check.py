@@ -21,7 +21,7 @@ from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 
 _VERSION = 2  # of the check of label maps: a verdict of another version does not count
-_CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn' / 'checks'
+CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn' / 'checks'
 _HOW_TO_GET = {
     'CityscapesDataset': 'Get it from cityscapes-dataset.com, then run: '
     'python tools/prepare_data.py cityscapes --root DIR',
@@ -295,7 +295,7 @@ def _check_label_maps(maps: LabelMaps) -> list[str]:
 def cached(maps: LabelMaps) -> Path:
     """Where the verdict on these files is kept."""
     known = [_VERSION, maps.train, maps.table.tolist(), maps.classes]
-    return _CACHE / f'{_fingerprint(maps.pairs, known)}.json'
+    return CACHE / f'{fingerprint(maps.pairs, known)}.json'
 
 
 def keep(cache: Path, maps: LabelMaps, warnings: list[str]) -> None:
@@ -308,7 +308,7 @@ def keep(cache: Path, maps: LabelMaps, warnings: list[str]) -> None:
         pass  # nowhere to keep it: the next run checks again
 
 
-def _fingerprint(paths: Iterable[tuple[str, ...]], known: list) -> str:
+def fingerprint(paths: Iterable[tuple[str, ...]], known: list) -> str:
     """Of names, sizes and times of files, and of what else the verdict depends on."""
     digest = hashlib.sha256(repr(known).encode())
     for path in chain.from_iterable(paths):

@@ -32,7 +32,7 @@ PACKAGES = 'train2017.zip, val2017.zip and annotations_trainval2017.zip of cocod
 
 _VERSION = 1  # of the check: a verdict of another version does not count
 _FAR = 5e6  # px; pycocotools takes up to 160 bytes for a pixel of an outline
-_KEYS = {
+KEYS = {
     'images': {'id', 'file_name', 'width', 'height'},
     'annotations': {'id', 'image_id', 'category_id', 'bbox', 'area'},
     'categories': {'id', 'name'},
@@ -83,13 +83,13 @@ def check_coco(
     data = file.read_bytes()
     digest = hashlib.sha256(data)
     digest.update(repr((_VERSION, os.path.abspath(folder), options)).encode())
-    cache = check._CACHE / f'{digest.hexdigest()[:32]}.json'
+    cache = check.CACHE / f'{digest.hexdigest()[:32]}.json'
     warnings = _kept(cache, folder)
     if warnings is None:
         collecting = gc.isenabled()
         gc.disable()  # it would walk through millions of new objects again and again
         try:
-            coco = _parse(data, name)
+            coco = parse(data, name)
             warnings = _check(coco, folder, **options)
         except DataError as error:
             raise DataError(f'{name}: {error}') from error
@@ -119,10 +119,10 @@ def _keep(cache: Path, folder: Path, names: list[str], warnings: list[str]) -> N
 
 
 def _state(folder: Path, names: list[str]) -> str:
-    return check._fingerprint([tuple(os.path.join(folder, name) for name in names)], [])
+    return check.fingerprint([tuple(os.path.join(folder, name) for name in names)], [])
 
 
-def _parse(data: bytes, name: str) -> dict:
+def parse(data: bytes, name: str) -> dict:
     if len(data) > 5e7:
         print(f'reading and checking {name}, {len(data) / 1e6:.0f} MB', file=sys.stderr, flush=True)
     try:
@@ -154,7 +154,7 @@ def _check(
             raise DataError(text)
         warnings.append(text)
 
-    images, annotations, categories = (_entries(coco, kind) for kind in _KEYS)
+    images, annotations, categories = (read_entries(coco, kind) for kind in KEYS)
     if not images:
         raise DataError('it lists no image. Get it again.')
     chosen = _chosen(categories, classes)
@@ -209,9 +209,9 @@ def _check(
     return warnings
 
 
-def _entries(coco: dict, kind: str) -> list[dict]:
+def read_entries(coco: dict, kind: str) -> list[dict]:
     """The list of one kind, each entry with its keys, integers where they belong, ids unique."""
-    entries, keys, integers = coco.get(kind), _KEYS[kind], _KEYS[kind] & _INTEGERS
+    entries, keys, integers = coco.get(kind), KEYS[kind], KEYS[kind] & _INTEGERS
     if type(entries) is not list:
         why = f'is {show(entries)}, expected a list' if kind in coco else 'is missing'
         raise DataError(f'{kind!r} {why}. Is this a file of COCO instances?')
@@ -277,7 +277,7 @@ def _check_names(images: list[dict], warnings: list[str]) -> None:
 
 
 def _check_files(images: list[dict], folder: Path) -> None:
-    work = partial(_file_problem, folder=folder, home=os.path.join(os.path.realpath(folder), ''))
+    work = partial(file_problem, folder=folder, home=os.path.join(os.path.realpath(folder), ''))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # reading frees the GIL
         results = pool.map(work, images)
         problems = [p for p in track(results, total=len(images), title=f'checking {folder}') if p]
@@ -286,7 +286,7 @@ def _check_files(images: list[dict], folder: Path) -> None:
         raise DataError(f'{problems[0]}{more}. Get the files again or correct the JSON.')
 
 
-def _file_problem(image: dict, folder: Path, home: str) -> str | None:
+def file_problem(image: dict, folder: Path, home: str) -> str | None:
     """What is wrong with the file of an image, as the beginning of a sentence."""
     ident, name = image['id'], image['file_name']
     path = os.path.join(folder, name)
@@ -322,7 +322,7 @@ def _file_problem(image: dict, folder: Path, home: str) -> str | None:
     return None
 
 
-def _floats(values: list) -> np.ndarray:
+def floats(values: list) -> np.ndarray:
     """As float64; what is no number becomes nan, bools too."""
     try:
         if set(map(type, values)) <= {int, float}:
@@ -345,7 +345,7 @@ def _check_boxes(
         if annotation.get('iscrowd', 0) not in (0, 1):
             crowd = show(annotation['iscrowd'])
             raise DataError(f'annotation {annotation["id"]}: iscrowd is {crowd}, allowed 0, 1.')
-    values = _floats(list(chain.from_iterable(boxes)))
+    values = floats(list(chain.from_iterable(boxes)))
     wild = np.flatnonzero(~(np.abs(values) <= _FAR))
     if wild.size:
         row, column = divmod(int(wild[0]), 4)
@@ -353,7 +353,7 @@ def _check_boxes(
             f'annotation {annotations[row]["id"]}: bbox[{column}] is {show(boxes[row][column])}. '
             'Correct or remove it.'
         )
-    areas = _floats([a['area'] for a in annotations])
+    areas = floats([a['area'] for a in annotations])
     wild = np.flatnonzero(~np.isfinite(areas))
     if wild.size:
         annotation = annotations[wild[0]]
@@ -456,7 +456,7 @@ def _check_polygons(
     for at in short:
         polygons[at], lengths[at] = [0] * 6, 6  # passes what follows
     ends = lengths.cumsum()
-    values = _floats(list(chain.from_iterable(polygons)))
+    values = floats(list(chain.from_iterable(polygons)))
     wild = np.flatnonzero(~(np.abs(values) <= _FAR))
     if wild.size:
         at = int(np.searchsorted(ends, wild[0], side='right'))

@@ -219,15 +219,15 @@ def _examine_coco(dataset, same: list[tuple[str, dict]], part: dict, pool: Execu
     if not file.is_file():
         return
     try:
-        content = coco._parse(file.read_bytes(), str(file))
-        images, annotations, categories = (coco._entries(content, kind) for kind in coco._KEYS)
+        content = coco.parse(file.read_bytes(), str(file))
+        images, annotations, categories = (coco.read_entries(content, kind) for kind in coco.KEYS)
     except DataError:
         return  # said above
     images = [image for image in images if type(image['file_name']) is str]
     faulty = {}
     if errors:  # then it is not known that each image is there and as large as the JSON says
         home = os.path.join(os.path.realpath(folder), '')
-        work = partial(coco._file_problem, folder=folder, home=home)
+        work = partial(coco.file_problem, folder=folder, home=home)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
             faulty = {i: text for i, text in enumerate(threads.map(work, images)) if text}
         if faulty:
@@ -251,7 +251,7 @@ def _count_boxes(
     """Objects and groups (iscrowd) per category, by area, and the images without objects."""
     names = {c['id']: c['name'] for c in categories if classes is None or c['name'] in classes}
     counts, places = Counter(), {ident: set() for ident in names}
-    areas = coco._floats([a['area'] for a in annotations])
+    areas = coco.floats([a['area'] for a in annotations])
     for annotation, area in zip(annotations, areas.tolist()):
         ident = annotation['category_id']
         if ident not in names:

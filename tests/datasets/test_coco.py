@@ -109,7 +109,7 @@ def test_the_verdict_is_kept_with_its_warnings(case, looks):
     warnings = case.check(**options)
     assert len(warnings) == 1 and 'train_dataloader' in warnings[0]
     assert case.check(**options) == warnings and len(looks) == 1
-    for path in check._CACHE.iterdir():
+    for path in check.CACHE.iterdir():
         path.write_text(path.read_text()[:20])
     assert case.check(**options) == warnings and len(looks) == 2
 
