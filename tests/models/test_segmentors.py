@@ -13,8 +13,10 @@ from mmseg.structures import SegDataSample
 
 from mmattn.datasets.street import generate
 from mmattn.engine.config import load_config, replace_type
-from tests.conftest import ROOT
+from mmattn.plugins import plugged
+from tests.conftest import ROOT, randomise
 
+KINDS = {'cbam': {'CBAM'}, 'gc,se': {'ContextBlock', 'SE'}, 'sk': {'SKConv2d'}}
 SLIDE = dict(mode='slide', crop_size=(640, 1280), stride=(384, 768))
 
 
@@ -108,3 +110,25 @@ def test_crops_of_ignored_pixels_teach_nothing_and_are_counted(sampler, mean_of_
     for _ in range(4):
         model.loss(image, samples(255, 255))
     assert len(said) == 2 and said[1].startswith('no labelled pixel in 10 of 11 crops')
+
+
+@pytest.mark.parametrize('attention', ['cbam', 'gc,se', 'sk'])
+@pytest.mark.parametrize('model', ['ccnet', 'ann', 'danet', 'nonlocal', 'gcnet'])
+def test_attention_in_the_backbone_learns(model, attention):
+    init_default_scope('mmseg')
+    cfg = load_config(ROOT / 'configs' / f'{model}_r18_street.py', {}, attention).model
+    replace_type(cfg, 'SyncBN', 'BN')
+    segmentor = MODELS.build(ConfigDict(cfg)).train()
+    segmentor.init_weights()
+    for _, block in plugged(segmentor):
+        randomise(block)
+    label = torch.randint(0, 19, (2, 1, 64, 96))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=v)) for v in label]
+    losses = segmentor.loss(torch.randn(2, 3, 64, 96), samples)
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+    blocks = plugged(segmentor)
+    assert {type(block).__name__ for _, block in blocks} == KINDS[attention]
+    for path, block in blocks:
+        for name, p in block.named_parameters():
+            assert p.grad is not None and p.grad.isfinite().all(), f'{path}.{name}'
+        assert any(p.grad.any() for p in block.parameters()), path
