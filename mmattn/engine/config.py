@@ -72,6 +72,20 @@ _SWALLOW = {CheckpointHook}  # accept any keyword and read none of it
 _REGISTRIES = [value for value in vars(root).values() if isinstance(value, Registry)]
 
 
+class _Config(Config):
+    """A config whose text is formatted once: mmengine asks for it eleven times in a run."""
+
+    @property
+    def pretty_text(self) -> str:
+        content = repr(self._cfg_dict)
+        if _FORMATTED.get('content') != content:
+            _FORMATTED.update(content=content, text=super().pretty_text)
+        return _FORMATTED['text']
+
+
+_FORMATTED: dict[str, str] = {}  # the latest text, and of what
+
+
 def load_config(
     path: str | Path, options: dict | None = None, attention: str | dict | None = None
 ) -> Config:
@@ -91,6 +105,7 @@ def load_config(
         raise UsageError(f'config {path} does not exist.{near}')
     try:
         cfg = Config.fromfile(path)
+        object.__setattr__(cfg, '__class__', _Config)  # with all that fromfile found
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error

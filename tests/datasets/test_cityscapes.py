@@ -265,11 +265,12 @@ def test_the_configs_read_what_was_prepared(prepared, tmp_path, name):
         if not instances:
             height, width = sample['inputs'].shape[1:]
             if not loader.startswith('train'):
-                assert (height, width) == (64, 128)
-            elif name == 'cityscapes':
+                assert (height, width) == ((1025, 2049) if '769x769' in name else (64, 128))
+            elif name == 'cityscapes_512x1024':
                 assert (height, width) == (512, 1024)
-            else:  # of the smallest scale 716x1433, less than the crop
-                assert 716 <= height <= 769 and width == 769
+            else:  # of the smallest scales 716x1433 and 512x1024, less than the crop
+                least = 512 if '769x769' in name else 716
+                assert least <= height <= 769 and width == 769
             assert set(truth.gt_sem_seg.data.unique().tolist()) <= {*range(19), 255}
         else:
             height = sample['inputs'].shape[1]

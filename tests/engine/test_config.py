@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 
 from mmattn.engine.config import check_config, load_config, parse_options, replace_type
@@ -112,3 +115,21 @@ def test_replace_type_reaches_every_depth():
     assert replace_type(cfg.model, 'SyncBN', 'BN') == 3
     assert replace_type(cfg.model, 'SyncBN', 'BN') == 0
     assert cfg.model.decode_head.norm_cfg.type == 'BN'
+
+
+def test_the_text_of_a_config_follows_its_changes():
+    """It is formatted once for each content, and is that of mmengine."""
+    from mmengine.config import Config
+
+    cfg = load_config(CONFIG)
+    plain = Config.fromfile(CONFIG)
+    for change in {}, {'train_cfg.max_iters': 7}, {'model.decode_head.channels': 64}, {}:
+        cfg.merge_from_dict(change)
+        plain.merge_from_dict(change)
+        assert cfg.pretty_text == plain.pretty_text
+        assert copy.deepcopy(cfg).pretty_text == plain.pretty_text
+    other = load_config(CONFIG)
+    assert other.pretty_text != cfg.pretty_text
+    cfg.train_cfg.max_iters = 9
+    assert 'max_iters=9' in cfg.pretty_text
+    assert pickle.loads(pickle.dumps(cfg)).to_dict() == cfg.to_dict()
