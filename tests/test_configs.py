@@ -17,11 +17,16 @@ CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 DETECTORS = [p for p in CONFIGS if p.stem.startswith(('faster_rcnn', 'mask_rcnn', 'retinanet'))]
 SEGMENTORS = [p for p in CONFIGS if p not in DETECTORS]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-STEP = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1}
+STEP = {
+    'train_cfg.max_iters': 1,
+    'train_cfg.val_interval': 1,
+    'default_hooks.checkpoint.interval': 1,
+    'default_hooks.checkpoint.save_optimizer': False,  # it fills the disk, and takes time
+}
 
 
 def step_options(path, root) -> dict:
-    options = tiny_options(root) | STEP | {'default_hooks.checkpoint.interval': 1}
+    options = tiny_options(root) | STEP
     size = (65, 65)
     options['model.data_preprocessor.size'] = size
     for name, value in {'crop_size': size}.items():
@@ -92,8 +97,7 @@ def detector_options(path, street, folder) -> dict:
         for annotation in coco['annotations']:
             annotation['category_id'] = annotation['category_id'] % len(classes) + 1
         (folder / f'{split}.json').write_text(json.dumps(coco))
-    options = tiny_options(street) | STEP | {'default_hooks.checkpoint.interval': 1}
-    options['default_hooks.checkpoint.save_optimizer'] = False  # it fills the disk, and takes time
+    options = tiny_options(street) | STEP
     size = (192, 96) if 'dcn' in path.stem else (128, 64)  # DCN wants 3x3 in the last stage
     options['train_dataloader.dataset.pipeline.2.scale'] = size
     for name in LOADERS:
