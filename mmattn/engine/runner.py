@@ -328,8 +328,10 @@ def _prepare(
     cfg.work_dir = str(
         work_dir or cfg.get('work_dir') or Path('work_dirs') / run_name(config, names)
     )
-    if 'visualizer' in cfg:  # mmengine keeps one per name and process, with the first one's folder
-        cfg.visualizer['name'] = f'{Path(config).stem}_{time.time_ns()}'
+    # mmengine keeps a logger and a visualizer per name and process, with the first one's folder
+    cfg.experiment_name = f'{Path(config).stem}_{time.time_ns()}'
+    if 'visualizer' in cfg:
+        cfg.visualizer['name'] = cfg.experiment_name
     cfg.launcher = launcher
     _use_launcher(cfg, launcher)
     return cfg
