@@ -169,4 +169,4 @@ Seed {meta.get('seed', 'not recorded')}.
 """
 
 
-_PRIVATE = ('work_dir', 'experiment_name', 'load_from', 'resume', 'launcher')  # of one machine or one run
+_PRIVATE = ('work_dir', 'experiment_name', 'load_from', 'resume', 'launcher')  # of one run
