@@ -83,6 +83,20 @@ class ConvNormAct(nn.Sequential):
             self.norm.reset_parameters()
 
 
+def foldable(conv: nn.Module | None) -> bool:
+    """Whether a layer is a 1x1 convolution and no more, so that its weights say all about it.
+
+    Then they may be multiplied with others and applied in another order. Not a subclass or a
+    parametrised one, and not where a hook would miss the call.
+    """
+    return (
+        type(conv) is nn.Conv2d
+        and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
+        and conv.padding in ((0, 0), 'valid', 'same')
+        and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks)
+    )
+
+
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """One number for both axes, or a number for each."""
     return (value, value) if isinstance(value, int) else tuple(value)

@@ -9,7 +9,7 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
 
 from torch import Tensor, nn
 
-from mmattn.ops import criss_cross, criss_cross_map
+from mmattn.ops import as_adjacent, channels_last, criss_cross, criss_cross_map
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -21,6 +21,8 @@ _REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
 @MODELS.register_module()
 class CrissCrossAttention(AttentionBlock):
     """x <- gamma * criss_cross(W_q x, W_k x, W_v x) + x, `recurrence` times with the same weights.
+
+    W_v is applied to what the attention gathers of x, which is the same, as its weights sum to 1.
 
     (N, C, H, W) -> same shape and dtype; N, H, W >= 1. `gamma` starts at 0, so a fresh block
     returns its input. The state dict is that of `mmcv.ops.CrissCrossAttention`.
@@ -50,17 +52,19 @@ class CrissCrossAttention(AttentionBlock):
         self.gamma = Scale(0)
 
     @recorded('pairwise', by='attention_map')
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The context of each pixel, before gamma."""
-        return criss_cross(q, k, v)
+    def attend(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
+        """The mean of x that each pixel sees, before W_v."""
+        return criss_cross(q, k, x)
 
-    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
         """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
         return criss_cross_map(q, k, queries)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         for _ in range(self.recurrence):
-            context = self.attend(self.query_conv(x), self.key_conv(x), self.value_conv(x))
-            x = self.gamma(context).to(x.dtype) + x
+            near = channels_last(x)
+            q, k = self.query_conv(near), self.key_conv(near)
+            context = self.value_conv(self.attend(q, k, near.to(q.dtype)))
+            x = x + self.gamma(as_adjacent(context, x)).to(x.dtype)
         return x

@@ -7,19 +7,23 @@ Reference code: open-mmlab/mmcv, mmcv/cnn/bricks/non_local.py; AlexHex7/Non-loca
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmattn.ops import (
+    as_adjacent,
+    channels_last,
     concatenation_attention,
     concatenation_weights,
     dot_product_attention,
     softmax_attention,
     softmax_weights,
     widen,
+    without_autocast,
 )
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .conv_norm_act import ConvNormAct
+from .conv_norm_act import ConvNormAct, foldable
 
 _STD = 0.01  # of the start of g, theta and phi, section 4.1 of the paper
 _MODES = ('gaussian', 'embedded_gaussian', 'dot_product', 'concatenation')
@@ -133,22 +137,32 @@ class NonLocal2d(AttentionBlock):
             nn.init.zeros_(last.bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> theta (N, E, H, W), phi (N, E, h, w); E is C with mode 'gaussian'."""
+        """(N, C, H, W) -> theta (N, E, H, W), phi (N, E, h, w).
+
+        E is C with mode 'gaussian', and 1 with 'concatenation': the parts of w . [theta ; phi].
+        """
         if self.mode == 'gaussian':
             return x, self.phi(x) if self.sub_sample else x
+        if self.mode == 'concatenation':
+            w = widen(self.concat_project.conv.weight.flatten())  # (2 d)
+            of_theta, of_phi = w[: self.inter_channels], w[self.inter_channels :]
+            return self._logits(self.theta, of_theta, x), self._logits(self.phi, of_phi, x)
         return self.theta(x), self.phi(x)
+
+    def _logits(self, layer: nn.Module, w: Tensor, x: Tensor) -> Tensor:
+        """w . layer(x), (N, 1, h, w) in fp32 or wider; one channel where w and layer fold."""
+        conv = getattr(layer, 'conv', None)
+        if not foldable(conv):
+            return (widen(layer(x)) * w[:, None, None]).sum(1, keepdim=True)
+        with without_autocast(x):
+            weight, bias = w @ widen(conv.weight.flatten(1)), w @ widen(conv.bias)
+            return F.conv2d(widen(x), weight[None, :, None, None], bias[None])
 
     @property
     def scale(self) -> float:
         """Factor of the logits."""
         scaled = self.mode == 'embedded_gaussian' and self.use_scale
         return self.inter_channels**-0.5 if scaled else 1.0
-
-    def concatenate(self, theta: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """w . [theta ; phi] as a sum of two: (N, d, P), (N, d, S) -> (N, P), (N, S)."""
-        w = widen(self.concat_project.conv.weight.flatten())  # (2 d)
-        a, b = w[: self.inter_channels], w[self.inter_channels :]
-        return (widen(theta) * a[:, None]).sum(1), (widen(phi) * b[:, None]).sum(1)
 
     @recorded('pairwise', by='attention_map')
     def attend(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -157,7 +171,7 @@ class NonLocal2d(AttentionBlock):
         if self.mode == 'dot_product':
             y = dot_product_attention(q, k, v)
         elif self.mode == 'concatenation':
-            y = concatenation_attention(*self.concatenate(q, k), v)
+            y = concatenation_attention(q[:, 0], k[:, 0], v)
         else:
             y = softmax_attention(q, k, v, self.scale)
         return y.unflatten(2, theta.shape[2:])
@@ -168,7 +182,7 @@ class NonLocal2d(AttentionBlock):
         if self.mode == 'dot_product':
             weights = widen(q).mT @ widen(k) / k.shape[2]
         elif self.mode == 'concatenation':
-            weights = concatenation_weights(*self.concatenate(q, k))
+            weights = concatenation_weights(q[:, 0], k[:, 0])
         else:
             weights = softmax_weights(q, k, self.scale)
         return weights.unflatten(2, phi.shape[2:])
@@ -179,5 +193,6 @@ class NonLocal2d(AttentionBlock):
             self._check(False, f'input {tuple(x.shape)} with sub_sample=True, allowed H, W from 2')
         if self.conv_out.norm is not None:
             self._check_batch(self.conv_out.norm, x, 'the norm of conv_out')
-        theta, phi = self.project(x)
-        return x + self.conv_out(self.attend(theta, phi, self.g(x))).to(x.dtype)
+        near = channels_last(x)
+        context = self.conv_out(self.attend(*self.project(near), self.g(near)))
+        return x + as_adjacent(context, x).to(x.dtype)

@@ -20,6 +20,8 @@ _REDUCTION = 8  # channels of query and key: C // 8, in the authors' code
 class PAM(AttentionBlock):
     """y = gamma * sum_s softmax_s(q[p] . k[s]) v[s] + x; the logits are not scaled.
 
+    The values are projected after they are summed, which is the same, as the weights sum to 1.
+
     (N, C, H, W) -> same shape and dtype. `gamma` starts at 0. Arguments and state dict are those of
     MMSegmentation's `PAM`.
 
@@ -54,19 +56,19 @@ class PAM(AttentionBlock):
         self.gamma = Scale(0)
 
     @recorded('pairwise', by='attention_map')
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The context of each pixel, before gamma."""
-        context = softmax_attention(q.flatten(2), k.flatten(2), v.flatten(2))
-        return context.unflatten(2, q.shape[2:])
+    def attend(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
+        """The mean of x that each pixel sees, before the projection of the values."""
+        return softmax_attention(q.flatten(2), k.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
 
-    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
         """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
         weights = softmax_weights(q.flatten(2)[..., queries], k.flatten(2))
         return weights.unflatten(2, k.shape[2:])
 
     def context(self, x: Tensor) -> Tensor:
         """gamma times the context, (N, C, H, W)."""
-        context = self.attend(self.query_project(x), self.key_project(x), self.value_project(x))
+        q, k = self.query_project(x), self.key_project(x)
+        context = self.value_project(self.attend(q, k, x.to(q.dtype)))
         return self.gamma(context).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .precision import widen, without_autocast
+
+_BLOCK = 1 << 22  # weights at a time: 16 MB in fp32, so that the cache holds them
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -17,6 +20,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     The pixel itself is counted once. The logits are not scaled. Logits and softmax are computed in
     fp32 or wider whatever the inputs are, so half precision does not overflow; under autocast too.
+    Copies nothing that is in channels_last.
 
     Args:
         q: (N, E, H, W) queries.
@@ -24,7 +28,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: (N, C, H, W) values.
 
     Returns:
-        (N, C, H, W) in the dtype of v.
+        (N, C, H, W) in the dtype of v, in channels_last.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -34,42 +38,98 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             f'criss_cross: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; '
             'expected (N, E, H, W), (N, E, H, W), (N, C, H, W)'
         )
-    q_row, k_row = widen(q).permute(0, 2, 3, 1), widen(k).permute(0, 2, 3, 1)  # (N, H, W, E)
-    v_row = v.permute(0, 2, 3, 1)  # (N, H, W, C)
-    q_col, k_col, v_col = q_row.transpose(1, 2), k_row.transpose(1, 2), v_row.transpose(1, 2)
-
+    q, k, v = (t.permute(0, 2, 3, 1) for t in (q, k, v))  # (N, H, W, E or C)
     with without_autocast(q):
-        row = q_row @ k_row.mT  # (N, H, W, W): logits of pixel (h, w) to (h, :)
-        col = q_col @ k_col.mT  # (N, W, H, H): logits of pixel (h, w) to (:, w), stored at [w, h]
-        at = torch.arange(q.shape[2], device=q.device)
-        col = col.masked_fill(at[:, None] == at, float('-inf'))  # row has the pixel itself
-        row, col = (part.to(v.dtype) for part in _CrossSoftmax.apply(row, col))
-        out = row @ v_row + (col @ v_col).transpose(1, 2)  # (N, H, W, C)
+        if torch.compiler.is_compiling():  # a graph has no loop over blocks
+            out = _whole(q, k, v)
+        else:
+            out = _CrissCross.apply(*(t.contiguous() for t in (q, k, v)))
     return out.permute(0, 3, 1, 2)
 
 
-class _CrossSoftmax(torch.autograd.Function):
-    """One softmax over the row (N, H, W, W) and the column (N, W, H, H) of each pixel.
+class _CrissCross(torch.autograd.Function):
+    """`criss_cross` on (N, H, W, E), (N, H, W, E), (N, H, W, C), by blocks of rows of an image.
 
-    Between forward and backward it keeps its results alone.
+    Between forward and backward it keeps q, k and v alone; the weights are computed again.
     """
 
     @staticmethod
-    def forward(row: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
-        peak = torch.maximum(row.amax(-1), col.amax(-1).mT)  # (N, H, W)
-        row, col = (row - peak[..., None]).exp(), (col - peak.mT[..., None]).exp()
-        total = row.sum(-1) + col.sum(-1).mT
-        return row / total[..., None], col / total.mT[..., None]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        out = torch.empty_like(v)
+        for n, rows, weights in _blocks(widen(q), widen(k)):
+            row, column = _parts(weights.to(v.dtype))
+            torch.bmm(row, v[n, rows], out=out[n, rows])
+            out[n, rows].transpose(0, 1).baddbmm_(column, v[n].transpose(0, 1))
+        return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept = ctx.saved_tensors
+        q, k, v, grad = (widen(t) for t in (*kept, grad.contiguous()))
+        q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for n, rows, weights in _blocks(q, k):
+            of_rows = grad[n, rows]
+            logits = _pairs(of_rows, v[n], rows, torch.empty_like(weights))  # the weights' gradient
+            logits = torch._softmax_backward_data(logits, weights, -1, weights.dtype)
+            row, column = _parts(weights)
+            _add_to_keys(v_grad[n], rows, row, column, of_rows)
+            row, column = _parts(logits)
+            torch.bmm(row, k[n, rows], out=q_grad[n, rows])
+            q_grad[n, rows].transpose(0, 1).baddbmm_(column, k[n].transpose(0, 1))
+            _add_to_keys(k_grad[n], rows, row, column, q[n, rows])
+        return tuple(g.to(t.dtype) for g, t in zip((q_grad, k_grad, v_grad), kept, strict=True))
 
-    @staticmethod
-    def backward(ctx: Any, row_grad: Tensor, col_grad: Tensor) -> tuple[Tensor, Tensor]:
-        row, col = ctx.saved_tensors
-        mean = (row * row_grad).sum(-1) + (col * col_grad).sum(-1).mT  # (N, H, W)
-        return row * (row_grad - mean[..., None]), col * (col_grad - mean.mT[..., None])
+
+def _blocks(q, k):
+    """Image, block of its rows and their weights (h, W, W + H), overwritten by the next block."""
+    height, width = q.shape[1:3]
+    count = min(height, max(1, _BLOCK // (width * (width + height))))
+    room = q.new_empty(count, width, width + height)
+    for n in range(len(q)):
+        for first in range(0, height, count):
+            rows = slice(first, min(first + count, height))
+            weights = _pairs(q[n, rows], k[n], rows, room[: rows.stop - first])
+            own = weights[..., width + first :].diagonal(dim1=0, dim2=2)  # (W, h)
+            own.fill_(float('-inf'))  # the row has the pixel itself
+            yield n, rows, torch.softmax(weights, -1, out=weights)
+
+
+def _pairs(x: Tensor, y: Tensor, rows: slice, room: Tensor) -> Tensor:
+    """Products of the pixels of some rows, (h, W, C), with their rows and columns of y, (H, W, C).
+
+    Into room, (h, W, W + H): first the pixels of the row, then those of the column.
+    """
+    row, column = _parts(room)
+    torch.bmm(x, y[rows].mT, out=row)
+    torch.bmm(x.transpose(0, 1), y.transpose(0, 1).mT, out=column)
+    return room
+
+
+def _parts(room: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, W, W + H) -> the views (h, W, W) on rows, and (W, h, H) on columns."""
+    width = room.shape[1]
+    return room[..., :width], room[..., width:].transpose(0, 1)
+
+
+def _add_to_keys(out: Tensor, rows: slice, row: Tensor, column: Tensor, x: Tensor) -> None:
+    """Add to each pixel of out, (H, W, C), what the pixels of x, (h, W, C), that see it weigh."""
+    out[rows].baddbmm_(row.mT, x)
+    out.transpose(0, 1).baddbmm_(column.mT, x.transpose(0, 1))
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same in operations that any compiler and exporter knows."""
+    height, width = q.shape[1:3]
+    columns = [t.transpose(1, 2) for t in (q, k, v)]  # (N, W, H, E or C)
+    row = widen(q) @ widen(k).mT  # (N, H, W, W)
+    column = widen(columns[0]) @ widen(columns[1]).mT  # (N, W, H, H)
+    at = torch.arange(height, device=q.device)
+    column = column.masked_fill(at[:, None] == at, float('-inf'))  # row has the pixel itself
+    weights = torch.cat([row, column.transpose(1, 2)], -1).softmax(-1).to(v.dtype)
+    row, column = weights.split([width, height], -1)
+    return row @ v + (column.transpose(1, 2) @ columns[2]).transpose(1, 2)
 
 
 def criss_cross_map(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:

@@ -1,17 +1,36 @@
-"""Non-local aggregation over all pairs of positions, with three kinds of pairwise function.
+"""Non-local aggregation over all pairs of positions, without a map over the pairs.
 
 Source: Non-local Neural Networks, CVPR 2018, arXiv 1711.07971, eq. 1-6.
+
+What each form allocates beside its result, P queries and S keys of C values:
+
+- softmax: a few rows of the map at a time, forward and backward; the backward pass computes them
+  again. By torch's fused kernels where these take the tensors, else by `_RowAttention`.
+- dot product: by associativity, one matrix of E x C.
+- concatenation: two sorted lists and their running sums, of the size of the values.
+
+A program that is exported holds torch's own attention operator, or for concatenation the pairs.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .precision import widen, without_autocast
+
+_MATH = 0  # of torch.nn.attention.SDPBackend: the one that builds the map
+_ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, so that the cache holds them
+_CHANNELS = 64  # at a time in running sums, for the same reason
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     """o[p] = sum_s softmax_s(scale * q[p] . k[s]) v[s], the (embedded) Gaussian of eq. 2-3.
 
-    Logits and softmax are computed in fp32 or wider, so half precision does not overflow.
+    Logits and softmax are computed in fp32 or wider, so half precision does not overflow. Never
+    allocates the (P, S) map. Fastest where the channels of q, k, v are adjacent in memory.
 
     Args:
         q: (N, E, P) queries.
@@ -23,9 +42,28 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
         (N, C, P) in the dtype of v.
     """
     with without_autocast(q):
-        weights = softmax_weights(q, k, scale)
-        # in this order the gradient of the weights comes out in their own layout, without a copy
-        return (weights.to(v.dtype) @ v.mT).mT
+        if q.dtype == k.dtype == v.dtype and q.shape[0]:
+            heads = [t.mT.contiguous()[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
+            if torch.compiler.is_compiling() or _fused(*heads, scale):
+                return _fused_attention(*heads, scale)
+        return _RowAttention.apply(widen(q), widen(k), v, scale)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    """Whether torch has a kernel for these tensors that does not build the map."""
+    return torch._fused_sdp_choice(q, k, v, scale=scale) != _MATH
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """torch's attention on (N, 1, positions, channels) -> (N, C, P)."""
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    # kernels take the row of a query that is not finite for masked; in the formula it is NaN
+    nan = (q.detach() - q.detach()).sum(-1, keepdim=True)  # or 0
+    if torch.compiler.is_compiling():
+        out = out + nan
+    else:
+        out.data.add_(nan)  # past autograd, which keeps `out` and would keep a sum beside it
+    return out[:, 0].mT
 
 
 def softmax_weights(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
@@ -33,6 +71,53 @@ def softmax_weights(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
     with without_autocast(q):
         q = widen(q) if scale == 1 else widen(q) * scale
         return (q.mT @ widen(k)).softmax(-1)
+
+
+class _RowAttention(torch.autograd.Function):
+    """`softmax_attention` by blocks of queries, for any widths, dtypes, layouts and devices.
+
+    Between forward and backward it keeps q, k and v alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        out = v.new_empty(*v.shape[:2], q.shape[2])
+        for n, rows, weights in _row_blocks(q, k, scale):
+            torch.mm(v[n], weights.to(v.dtype).mT, out=out[n, :, rows])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        wide_v, grad = widen(v), widen(grad)
+        q_grad = torch.empty_like(q)
+        k_grad, v_grad = torch.zeros_like(k), torch.zeros_like(wide_v)
+        for n, rows, weights in _row_blocks(q, k, ctx.scale):
+            of_rows = grad[n, :, rows]  # (C, R)
+            v_grad[n].addmm_(of_rows, weights)
+            logits_grad = of_rows.mT @ wide_v[n]  # first that of the weights, (R, S)
+            logits_grad = torch._softmax_backward_data(logits_grad, weights, -1, weights.dtype)
+            logits_grad *= ctx.scale
+            torch.mm(k[n], logits_grad.mT, out=q_grad[n, :, rows])
+            k_grad[n].addmm_(q[n, :, rows], logits_grad)
+        return q_grad, k_grad, v_grad.to(v.dtype), None
+
+
+def _row_blocks(q, k, scale):
+    """Image, block of queries and its rows of the map (R, S), overwritten by the next block."""
+    positions, keys = q.shape[2], k.shape[2]
+    count = max(1, _ROWS // keys)
+    for n in range(len(q)):
+        scaled = q[n].mT if scale == 1 else q[n].mT * scale  # (P, E)
+        room = q.new_empty(min(count, positions), keys)
+        for first in range(0, positions, count):
+            rows = slice(first, min(first + count, positions))
+            weights = room[: rows.stop - first]
+            torch.mm(scaled[rows], k[n], out=weights)
+            yield n, rows, torch.softmax(weights, -1, out=weights)
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -62,7 +147,9 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """o[p] = sum_s relu(a[p] + b[s]) v[s] / S, eq. 5-6 with w_f [theta ; phi] = a + b.
 
-    Summed in fp32 or wider.
+    Query p sees the keys with b[s] > -a[p]: with the keys in descending order of b, the first few.
+    Their sum is looked up in running sums, so it takes O(S log S + P log S + (P + S) C). Summed in
+    fp32 or wider.
 
     Args:
         a: (N, P), what the weight vector of eq. 5 makes of the queries.
@@ -73,10 +160,67 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         (N, C, P) in the dtype of v.
     """
     with without_autocast(a):
-        pairs = concatenation_weights(a, b)
-        return (pairs @ widen(v).mT).mT.to(v.dtype)
+        a, b = widen(a), widen(b)
+        if torch.compiler.is_exporting():  # interchange formats have no search in sorted lists
+            return (concatenation_weights(a, b) @ widen(v).mT).mT.to(v.dtype)
+        return _SortedRelu.apply(a, b, v)
 
 
 def concatenation_weights(a: Tensor, b: Tensor) -> Tensor:
     """relu(a[p] + b[s]) / S: (N, P), (N, S) -> (N, P, S)."""
     return (widen(a)[:, :, None] + widen(b)[:, None, :]).relu() / b.shape[1]
+
+
+class _SortedRelu(torch.autograd.Function):
+    """`concatenation_attention`; keeps its inputs alone.
+
+    The gradient of v is the same sum with the roles of queries and keys exchanged.
+    """
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        out = v.new_empty(*v.shape[:2], a.shape[1])
+        for out1, *inputs in zip(out, a, b, widen(v), strict=True):
+            out1.copy_(_relu_sum(*inputs)[0] / b.shape[1])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, v = ctx.saved_tensors
+        grads = []
+        for a1, b1, v1, grad1 in zip(a, b, widen(v), widen(grad) / b.shape[1], strict=True):
+            seen = _relu_sum(a1, b1, v1)[1]
+            v_grad, seeing = _relu_sum(b1, a1, grad1)
+            grads.append(((grad1 * seen).sum(0), (v1 * seeing).sum(0), v_grad))
+        if not grads:  # an empty batch
+            return tuple(torch.zeros_like(t) for t in (a, b, v))
+        a_grad, b_grad, v_grad = (torch.stack(each) for each in zip(*grads, strict=True))
+        return a_grad, b_grad, v_grad.to(v.dtype)
+
+
+def _relu_sum(a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_s relu(a[p] + b[s]) v[s] and the sum of v over the same s: (P), (S), (C, S) -> 2 (C, P).
+
+    By summation by parts: only differences of b enter, all of one sign, so a common offset of a
+    against b cancels nothing.
+    """
+    sorted_b, order = b.sort(descending=True)
+    count = torch.searchsorted(-sorted_b, a)  # keys that each query sees
+    last = (count - 1).clamp(min=0)
+    margin = (a + sorted_b[last]) * (count > 0)  # (P)
+    steps = -sorted_b.diff()  # (S - 1)
+    out, seen = v.new_empty(2, len(v), len(a))
+    for first in range(0, len(v), _CHANNELS):
+        part = slice(first, first + _CHANNELS)
+        sums = v[part, order].cumsum(1)  # (c, S)
+        areas = F.pad((sums[:, :-1] * steps).cumsum(1), (1, 0))
+        # a value that is not finite reaches all queries: the formula has 0 times infinity
+        unseen = 0 * sums[:, -1:]
+        torch.mul(sums[:, last], count > 0, out=seen[part])
+        torch.addcmul(areas[:, last] * (count > 0) + unseen, seen[part], margin, out=out[part])
+    return out, seen
