@@ -23,8 +23,8 @@ class APNB(AsymmetricBlock):
     """y = act(norm(W [W_o softmax(q^T pool(q) / sqrt(d)) pool(v) ; x])), q = act(norm(W_q x)).
 
     (N, in_channels, H, W) -> (N, out_channels, H, W). Arguments and state dict are those of
-    MMSegmentation's `APNB`. Query and key projection are one module, run twice, as there: its norm
-    is updated twice a training step.
+    MMSegmentation's `APNB`. Query and key projection are one module, run once; the running
+    statistics of its norm are those of the two runs a training step there.
 
     Args:
         in_channels: C.

@@ -1,5 +1,9 @@
 """One stage of asymmetric non-local attention: all positions look at pooled keys and values.
 
+What is linear is applied to the few pooled positions instead of to all: the projection of the
+values, that of the output, and the half of the bottleneck that reads the context. The weights of a
+query sum to 1, and so do those of pooling, so biases go along.
+
 Source: Asymmetric Non-local Neural Networks for Semantic Segmentation, ICCV 2019,
     arXiv 1908.07678, eq. 5-8.
 Reference code: open-mmlab/mmsegmentation, mmseg/models/decode_heads/ann_head.py. Differs from it
@@ -15,7 +19,7 @@ from torch.nn import functional as F
 from mmattn.ops import pyramid_pool, softmax_attention, softmax_weights
 
 from .base import AttentionBlock, recorded, zero
-from .conv_norm_act import ConvNormAct
+from .conv_norm_act import ConvNormAct, foldable, watched
 from .scale import Scale
 
 
@@ -59,17 +63,39 @@ class AsymmetricStage(nn.Module):
         self.out_project = nn.Conv2d(channels, out_channels, 1)
 
     def project(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> queries (N, d, H, W), keys and values (N, d, S)."""
-        q = self.query_project(high)
+        """-> queries (N, d, H, W), keys (N, d, S), and values (N, out, S) after W_o."""
+        if self.query_project is self.key_project and high is low:
+            q = k = _run_twice(self.query_project, low)
+        else:
+            q, k = self.query_project(high), self.key_project(low)
         if self.query_scale > 1:
             q = F.max_pool2d(q, self.query_scale)
-        scales = self.key_pool_scales
-        k, v = self.key_project(low), self.value_project(low)
-        return q, pyramid_pool(k, scales), pyramid_pool(v, scales)
+        pooled = pyramid_pool(low, self.key_pool_scales)[..., None]  # (N, C, S, 1)
+        v = self.out_project(self.value_project(pooled))
+        return q, pyramid_pool(k, self.key_pool_scales), v.flatten(2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """-> (N, d, H, W), the grid of the queries."""
-        return softmax_attention(q.flatten(2), k, v, self.scale).unflatten(2, q.shape[2:])
+
+def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
+    """layer(x), with running statistics as after two runs of it, which give the same."""
+    norm = layer.norm
+    if not isinstance(norm, nn.modules.batchnorm._NormBase):
+        if not isinstance(norm, nn.GroupNorm | None):
+            layer(x)  # what it keeps is its own business
+        return layer(x)
+    if not (norm.training and norm.track_running_stats):
+        return layer(x)
+    momentum = norm.momentum
+    try:
+        if momentum is None:  # the mean over all batches
+            norm.momentum = 2 / (float(norm.num_batches_tracked) + 2)
+        else:
+            norm.momentum = 1 - (1 - momentum) ** 2
+        y = layer(x)
+    finally:
+        norm.momentum = momentum
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        norm.num_batches_tracked.add_(1)
+    return y
 
 
 class AsymmetricBlock(AttentionBlock):
@@ -139,7 +165,8 @@ class AsymmetricBlock(AttentionBlock):
 
     @recorded('pairwise', by='attention_map')
     def attend(self, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage) -> Tensor:
-        return stage.attend(q, k, v)
+        """(N, d, H, W), (N, d, S), (N, out, S) -> (N, out, H, W)."""
+        return softmax_attention(q.flatten(2), k, v, stage.scale).unflatten(2, q.shape[2:])
 
     def attention_map(
         self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage
@@ -150,6 +177,9 @@ class AsymmetricBlock(AttentionBlock):
     def fuse(self, high: Tensor, low: Tensor) -> Tensor:
         """bottleneck([sum of the contexts ; high])."""
         size, context = high.shape[2:], 0
+        conv = self.bottleneck.conv
+        fold = foldable(conv) and not watched(self.bottleneck)
+        width = conv.in_channels - self.high_in_channels  # of the context
         for stage in self.stages:
             if min(size) < stage.query_scale:
                 self._check(
@@ -160,13 +190,17 @@ class AsymmetricBlock(AttentionBlock):
             norms = [stage.query_project.norm, stage.key_project.norm, self.bottleneck.norm]
             for norm, seen in zip(norms, (high, low, high), strict=True):
                 self._check_batch(norm, seen, 'a batch norm')
-            prior = self.attend(*stage.project(high, low), stage)
+            q, k, v = stage.project(high, low)
+            if fold:
+                v = conv.weight[:, :width].flatten(1) @ v
+            prior = self.attend(q, k, v, stage)
             if stage.query_scale > 1:
                 prior = F.interpolate(prior, size=size, mode='bilinear', align_corners=False)
-            context = context + stage.out_project(prior)
-        y = self.bottleneck(_cat(context, high))
+            context = context + prior
+        if fold:
+            y = F.conv2d(high, conv.weight[:, width:], conv.bias) + context
+            for layer in list(self.bottleneck)[1:]:
+                y = layer(y)
+        else:
+            y = self.bottleneck(torch.cat([context.to(high.dtype), high], 1))
         return high + self.rho(y).to(high.dtype) if self.init == 'identity' else y.to(high.dtype)
-
-
-def _cat(context: Tensor, x: Tensor) -> Tensor:
-    return torch.cat([context.to(x.dtype), x], 1)

@@ -6,6 +6,7 @@ Reference code: Jongchan/attention-module, MODELS/bam.py. Differs from it in: th
     the default beside the code's product.
 """
 
+import torch
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
@@ -107,8 +108,8 @@ class BAM(AttentionBlock):
     def gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in (0, 1)."""
         by_channel, by_place = self.channel_logits(x)[:, :, None, None], self.spatial_logits(x)
-        return (by_channel + by_place if self.fusion == 'add' else by_channel * by_place).sigmoid()
+        return (by_channel + by_place if self.fusion == 'add' else by_channel * by_place).sigmoid_()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x * ((0.5 if self.init == 'identity' else 1.0) + self.gate(x))
+        return torch.addcmul(0.5 * x if self.init == 'identity' else x, x, self.gate(x))

@@ -9,7 +9,7 @@ Reference code: Jongchan/attention-module, MODELS/cbam.py, MODELS/model_resnet.p
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import global_pool
+from mmattn.ops import channel_mean, first_max, global_pool
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -91,7 +91,7 @@ class CBAM(AttentionBlock):
     @recorded('spatial')
     def spatial_gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W)."""
-        m = torch.cat([x.max(1, keepdim=True).values, x.mean(1, keepdim=True)], 1)  # (N, 2, H, W)
+        m = torch.cat([first_max(x, 1)[:, None], channel_mean(x)], 1)  # (N, 2, H, W)
         return self._sigmoid(self.spatial(m)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -93,8 +93,13 @@ def foldable(conv: nn.Module | None) -> bool:
         type(conv) is nn.Conv2d
         and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
         and conv.padding in ((0, 0), 'valid', 'same')
-        and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks)
+        and not watched(conv)
     )
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether a hook waits for the calls of a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:

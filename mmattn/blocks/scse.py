@@ -87,5 +87,6 @@ class SCSE(AttentionBlock):
         by_channel = x * self.channel_gate(x)[:, :, None, None]
         if self.fusion == 'channel':
             return by_channel
-        by_place = x * self.spatial_gate(x)
-        return by_channel + by_place if self.fusion == 'add' else torch.max(by_channel, by_place)
+        if self.fusion == 'add':
+            return torch.addcmul(by_channel, x, self.spatial_gate(x))
+        return torch.max(by_channel, x * self.spatial_gate(x))

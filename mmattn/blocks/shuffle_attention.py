@@ -9,7 +9,7 @@ Reference code: wofmanaf/SA-Net, models/sa_resnet.py. Differs from it in: channe
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import channel_shuffle
+from mmattn.ops import scale_halves
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -64,11 +64,10 @@ class ShuffleAttention(AttentionBlock):
     @recorded('spatial', view='by_image')
     def spatial_gate(self, x1: Tensor) -> Tensor:
         """(N G, k, H, W) -> same shape."""
-        gn = self.gn  # called below its module, which refuses a single value
-        return self._sigmoid(
-            self.sweight * torch.group_norm(x1, gn.num_groups, gn.weight, gn.bias, gn.eps)
-            + self.sbias
-        )
+        gn = self.gn  # called below its module, which refuses a single value; with what follows
+        weight, bias = self.sweight.flatten(), self.sbias.flatten()
+        weight, bias = weight * gn.weight, weight * gn.bias + bias
+        return self._sigmoid(torch.group_norm(x1, gn.num_groups, weight, bias, gn.eps))
 
     def by_image(self, gate: Tensor) -> Tensor:
         """(N G, k, ...) -> (N, C / 2), or (N, C / 2, H, W) of a map."""
@@ -79,6 +78,5 @@ class ShuffleAttention(AttentionBlock):
         self._check_input(x)
         parts = x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (N G, 2 k, H, W)
         x0, x1 = parts.chunk(2, dim=1)
-        y0, y1 = x0 * self.channel_gate(x0).to(x.dtype), x1 * self.spatial_gate(x1).to(x.dtype)
-        y = torch.cat([y0, y1], 1).reshape(x.shape)
-        return y if self.init == 'identity' else channel_shuffle(y, 2)
+        gates = self.channel_gate(x0).to(x.dtype), self.spatial_gate(x1).to(x.dtype)
+        return scale_halves(x, *gates, shuffle=self.init != 'identity')

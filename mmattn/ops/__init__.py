@@ -2,10 +2,13 @@
 
 from .affine import affine_sample as affine_sample
 from .channel import channel_attention as channel_attention
+from .channel import channel_mean as channel_mean
 from .channel import channel_shuffle as channel_shuffle
 from .channel import context_pool as context_pool
+from .channel import first_max as first_max
 from .channel import global_pool as global_pool
 from .channel import group_similarity as group_similarity
+from .channel import scale_halves as scale_halves
 from .criss_cross import criss_cross as criss_cross
 from .criss_cross import criss_cross_map as criss_cross_map
 from .deform_conv import deform_conv as deform_conv

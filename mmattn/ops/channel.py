@@ -1,9 +1,11 @@
 """Attention between channels, pooling of maps to one value a channel, and channel shuffle."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .precision import widen, without_autocast
 
@@ -59,12 +61,42 @@ def global_pool(x: Tensor, kind: str) -> Tensor:
     if kind == 'avg':
         return x.mean((2, 3))
     if kind == 'max':
-        return x.flatten(2).max(-1).values  # its gradient goes to one pixel, as max_pool2d's does
+        return first_max(x.flatten(2), 2)
     if kind == 'lp':
         return widen(x).square().sum((2, 3)).clamp(min=_SMALLEST_SUM).sqrt()
     if kind == 'lse':
         return widen(x).flatten(2).logsumexp(-1)
     raise ValueError(f"global_pool: {kind=}, allowed 'avg', 'max', 'lp', 'lse'")
+
+
+def first_max(x: Tensor, dim: int) -> Tensor:
+    """The maximum along an axis, whose gradient goes to the first of equals, as in max-pooling.
+
+    Faster than `x.max(dim).values`: the place is looked for in two steps, and only if it is needed.
+    """
+    if torch.compiler.is_compiling():
+        return x.max(dim).values
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x.amax(dim)
+    length = x.shape[dim]
+    part = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
+    with torch.no_grad():
+        parts = x.unflatten(dim, (length // part, part))
+        which = parts.amax(dim + 1).argmax(dim, keepdim=True).unsqueeze(dim)
+        index = [-1] * parts.dim()
+        index[dim + 1] = part
+        chosen = parts.gather(dim, which.expand(index)).squeeze(dim)
+        place = which.squeeze(dim) * part + chosen.argmax(dim, keepdim=True)
+    return x.gather(dim, place).squeeze(dim)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Mean over the channels, (N, C, H, W) -> (N, 1, H, W)."""
+    if widen(x) is not x:  # 1 / C is not exact in half precision
+        return x.mean(1, keepdim=True)
+    with without_autocast(x):  # a product with a vector reads x at full speed
+        mean = x.new_full((1, x.shape[1]), 1 / x.shape[1]) @ x.flatten(2)
+    return mean.unflatten(2, x.shape[2:])
 
 
 def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +113,13 @@ def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         the context (N, C) in the dtype of x, and the weights (N, 1, H, W), which sum to 1.
     """
     weights = widen(logits).flatten(2).softmax(-1)  # (N, 1, P)
+    flat, factors = x.flatten(2), weights.to(x.dtype)[:, 0]
     with without_autocast(x):
-        context = x.flatten(2) @ weights.to(x.dtype).mT  # (N, C, 1)
-    return context.flatten(1), weights.reshape(logits.shape)
+        if torch.compiler.is_compiling() or len(x) == 0:
+            context = (flat @ factors[:, :, None]).flatten(1)
+        else:  # a batched product with one column is several times slower
+            context = torch.stack([torch.mv(*one) for one in zip(flat, factors, strict=True)])
+    return context, weights.reshape(logits.shape)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -94,6 +130,80 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """
     parts = x.unflatten(1, (groups, x.shape[1] // groups))
     return parts.transpose(1, 2).flatten(1, 2)
+
+
+def scale_halves(x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Tensor:
+    """Multiply the halves of each channel group by factors, and `channel_shuffle` by 2 if asked.
+
+    Each product is written where it ends up, without a copy to bring the halves together.
+
+    Args:
+        x: (N, C, H, W), G groups of 2 k channels.
+        first: (N G, k, 1 or H, 1 or W), factors of the first half of each group.
+        second: the same of the second half.
+        shuffle: whether to deal out the channels.
+
+    Returns:
+        (N, C, H, W).
+    """
+    groups, half = len(first) // max(1, len(x)), first.shape[1]
+    if not torch.compiler.is_compiling():
+        return _ScaleHalves.apply(x.contiguous(), first, second, shuffle)
+    halves = x.unflatten(1, (groups, 2, half)).flatten(0, 1).unbind(1)  # 2 (N G, k, H, W)
+    y = torch.cat([t * f for t, f in zip(halves, (first, second), strict=True)], 1)
+    y = y.reshape(x.shape)
+    return channel_shuffle(y, 2) if shuffle else y
+
+
+class _ScaleHalves(torch.autograd.Function):
+    """`scale_halves` of a contiguous map."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Tensor:
+        ctx.save_for_backward(x, first, second)
+        ctx.shuffle = shuffle
+        out = torch.empty_like(x)
+        for source, target, factor in _halves(x, out, (first, second), shuffle):
+            torch.mul(source, factor, out=target)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, *factors = ctx.saved_tensors
+        grad = grad.contiguous()
+        x_grad, grads = torch.empty_like(x), [torch.empty_like(f) for f in factors]
+        every = zip(
+            _halves(x, grad, factors, ctx.shuffle),
+            _halves(x_grad, grad, grads, ctx.shuffle),
+            strict=True,
+        )
+        for (source, of_target, factor), (of_source, _, of_factor) in every:
+            torch.mul(of_target, factor, out=of_source)
+            product = of_target * source
+            alone = factor.shape[-1] != product.shape[-1]
+            of_factor.copy_(product.sum(-1, keepdim=True) if alone else product)
+        return x_grad, *grads, None
+
+
+def _halves(x, y, factors, shuffle):
+    """Views (N, some groups, k, H W): parts of x, their places in y, and the factors of them."""
+    batch, pixels, half = len(x), x.shape[2:].numel(), factors[0].shape[1]
+    groups = x.shape[1] // (2 * half)
+    # 2 G runs of k channels; channel shuffle deals out the first G beside the second G
+    x = x.view(batch, 2, groups, half, pixels)
+    if shuffle:
+        y = y.view(batch, groups, half, 2, pixels).permute(0, 3, 1, 2, 4)
+    else:
+        y = y.view(batch, 2, groups, half, pixels)
+    for which, factor in enumerate(factors):
+        factor = factor.view(batch, groups, half, -1)
+        for part in range(2):
+            start = (which + part * groups) % 2  # runs are in turn of the first and second half
+            runs = slice(start, None, 2)
+            group = (part * groups + start) // 2
+            source = x[:, part, runs]
+            yield source, y[:, part, runs], factor[:, group : group + source.shape[1]]
 
 
 def group_similarity(parts: Tensor, eps: float) -> Tensor:
@@ -114,5 +224,7 @@ def group_similarity(parts: Tensor, eps: float) -> Tensor:
         t = (parts.mean(-1, keepdim=True).mT @ parts).squeeze(2)  # (N, G, P)
         t = t - t.mean(-1, keepdim=True)
         if t.shape[-1] > 1:  # else t is 0 and there is no deviation
-            t = t / (t.std(-1, keepdim=True) + eps)
+            # as std, which is many times slower
+            deviation = torch.linalg.vector_norm(t, dim=-1, keepdim=True) / (t.shape[-1] - 1) ** 0.5
+            t = t / (deviation + eps)
         return t
