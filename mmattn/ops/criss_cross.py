@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .memory import require
 from .precision import widen, without_autocast
 
 _BLOCK = 1 << 22  # weights at a time: 16 MB in fp32, so that the cache holds them
@@ -32,12 +33,14 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes do not fit each other.
+        MemoryError: less is free than the result takes.
     """
     if q.dim() != 4 or q.shape != k.shape or q.shape[2:] != v.shape[2:] or len(q) != len(v):
         raise ValueError(
             f'criss_cross: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; '
             'expected (N, E, H, W), (N, E, H, W), (N, C, H, W)'
         )
+    require(v.numel() * v.element_size(), v, 'criss-cross attention')
     q, k, v = (t.permute(0, 2, 3, 1) for t in (q, k, v))  # (N, H, W, E or C)
     with without_autocast(q):
         if torch.compiler.is_compiling():  # a graph has no loop over blocks

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .memory import require
 from .precision import widen, without_autocast
 
 _MATH = 0  # of torch.nn.attention.SDPBackend: the one that builds the map
@@ -40,13 +41,22 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
 
     Returns:
         (N, C, P) in the dtype of v.
+
+    Raises:
+        MemoryError: less is free than the result and copies of q, k and v take.
     """
+    result = len(v) * v.shape[1] * q.shape[2]
+    require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
     with without_autocast(q):
         if q.dtype == k.dtype == v.dtype and q.shape[0]:
             heads = [t.mT.contiguous()[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if torch.compiler.is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
         return _RowAttention.apply(widen(q), widen(k), v, scale)
+
+
+def _bytes(like: Tensor, *elements: int) -> int:
+    return sum(elements) * like.element_size()
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
@@ -133,8 +143,12 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Returns:
         (N, C, P) in the dtype of v.
+
+    Raises:
+        MemoryError: less is free than the result and a copy of k take.
     """
     width, positions, values = q.shape[1], k.shape[2], v.shape[1]
+    require(_bytes(v, len(v) * values * q.shape[2], k.numel()), v, 'dot-product attention')
     with without_autocast(q):
         wide_q, wide_k = widen(q), widen(k) / positions
         if width * values * (positions + q.shape[2]) <= positions * q.shape[2] * (width + values):
@@ -158,7 +172,11 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
 
     Returns:
         (N, C, P) in the dtype of v.
+
+    Raises:
+        MemoryError: less is free than the result and as much again take.
     """
+    require(_bytes(v, 2 * len(v) * v.shape[1] * a.shape[1]), v, 'concatenation attention')
     with without_autocast(a):
         a, b = widen(a), widen(b)
         if torch.compiler.is_exporting():  # interchange formats have no search in sorted lists

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -55,6 +57,27 @@ def test_the_shared_norm_is_updated_twice_a_step():
     block(torch.randn(2, 8, 5, 4))
     assert block.stages[0].key_project.bn.num_batches_tracked == 2
     assert block.bottleneck.bn.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize('momentum', [0.1, 0.3, None])
+def test_the_running_statistics_are_those_of_two_runs(momentum):
+    block, x = APNB(8, norm_cfg=dict(type='BN', momentum=momentum)).double(), draw(3, 2, 8, 5, 4)
+    twin = copy.deepcopy(block.stages[0].key_project)
+    for batch in x:
+        block(batch)
+        twin(batch), twin(batch)
+    for key, value in twin.bn.state_dict().items():
+        torch.testing.assert_close(block.stages[0].key_project.bn.state_dict()[key], value)
+    assert block.stages[0].key_project.bn.momentum == momentum
+
+
+def test_a_hook_on_the_bottleneck_sees_its_call():
+    """Which folding would leave out."""
+    block, x = drawn(APNB(8, key_pool_scales=(1, 2))), draw(2, 8, 5, 4)
+    expected, seen = block(x), []
+    block.bottleneck.conv.register_forward_hook(lambda *args: seen.append(args[2]))
+    torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
+    assert len(seen) == 1
 
 
 def test_start():
