@@ -7,12 +7,14 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
     precision; at least 8 channels are demanded instead of failing in forward.
 """
 
+import torch
 from torch import Tensor, nn
 
-from mmattn.ops import as_adjacent, channels_last, criss_cross, criss_cross_map
+from mmattn.ops import as_adjacent, channels_last, criss_cross, criss_cross_map, project
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
+from .conv_norm_act import foldable
 from .scale import Scale
 
 _REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
@@ -21,8 +23,6 @@ _REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
 @MODELS.register_module()
 class CrissCrossAttention(AttentionBlock):
     """x <- gamma * criss_cross(W_q x, W_k x, W_v x) + x, `recurrence` times with the same weights.
-
-    W_v is applied to what the attention gathers of x, which is the same, as its weights sum to 1.
 
     (N, C, H, W) -> same shape and dtype; N, H, W >= 1. `gamma` starts at 0, so a fresh block
     returns its input. The state dict is that of `mmcv.ops.CrissCrossAttention`.
@@ -52,19 +52,27 @@ class CrissCrossAttention(AttentionBlock):
         self.gamma = Scale(0)
 
     @recorded('pairwise', by='attention_map')
-    def attend(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
-        """The mean of x that each pixel sees, before W_v."""
-        return criss_cross(q, k, x)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The context of each pixel, before gamma."""
+        return criss_cross(q, k, v)
 
-    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
         return criss_cross_map(q, k, queries)
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """W_q x, W_k x, W_v x; in one product where the three layers are no more than that."""
+        layers = self.query_conv, self.key_conv, self.value_conv
+        if not all(map(foldable, layers)):
+            near = channels_last(x)
+            return [layer(near) for layer in layers]
+        weight = torch.cat([layer.weight for layer in layers]).flatten(1)
+        bias = torch.cat([layer.bias for layer in layers])
+        return list(project(x, weight, bias).split([len(layer.bias) for layer in layers], 1))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         for _ in range(self.recurrence):
-            near = channels_last(x)
-            q, k = self.query_conv(near), self.key_conv(near)
-            context = self.value_conv(self.attend(q, k, near.to(q.dtype)))
+            context = self.attend(*self.project(x))
             x = x + self.gamma(as_adjacent(context, x)).to(x.dtype)
         return x

@@ -14,6 +14,7 @@ from .criss_cross import criss_cross_map as criss_cross_map
 from .deform_conv import deform_conv as deform_conv
 from .layout import as_adjacent as as_adjacent
 from .layout import channels_last as channels_last
+from .layout import project as project
 from .non_local import concatenation_attention as concatenation_attention
 from .non_local import concatenation_weights as concatenation_weights
 from .non_local import dot_product_attention as dot_product_attention

@@ -46,7 +46,8 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a graph has no loop over blocks
             out = _whole(q, k, v)
         else:
-            out = _CrissCross.apply(*(t.contiguous() for t in (q, k, v)))
+            adjacent = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+            out = _CrissCross.apply(*adjacent)
     return out.permute(0, 3, 1, 2)
 
 
@@ -59,7 +60,7 @@ class _CrissCross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        out = torch.empty_like(v)
+        out = v.new_empty(v.shape)
         for n, rows, weights in _blocks(widen(q), widen(k)):
             row, column = _parts(weights.to(v.dtype))
             torch.bmm(row, v[n, rows], out=out[n, rows])
@@ -71,7 +72,7 @@ class _CrissCross(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept = ctx.saved_tensors
         q, k, v, grad = (widen(t) for t in (*kept, grad.contiguous()))
-        q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        q_grad, k_grad, v_grad = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
         for n, rows, weights in _blocks(q, k):
             of_rows = grad[n, rows]
             logits = _pairs(of_rows, v[n], rows, torch.empty_like(weights))  # the weights' gradient

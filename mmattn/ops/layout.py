@@ -3,13 +3,20 @@
 Products over channels are fastest where channels are adjacent; maps come and go as they please.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .precision import autocast, without_autocast
 
 
 def channels_last(x: Tensor) -> Tensor:
     """x (N, C, H, W) with adjacent channels, copied where it has others."""
-    return x.contiguous(memory_format=torch.channels_last)
+    if torch.compiler.is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous(memory_format=torch.channels_last)
+    return _Relayout.apply(x, True)
 
 
 def as_adjacent(y: Tensor, x: Tensor) -> Tensor:
@@ -17,5 +24,76 @@ def as_adjacent(y: Tensor, x: Tensor) -> Tensor:
 
     A sum of two maps of one layout takes a fraction of the time of one of two.
     """
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return channels_last(y) if last else y.contiguous()
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return channels_last(y)
+    if torch.compiler.is_compiling() or y.is_contiguous():
+        return y.contiguous()
+    return _Relayout.apply(y, False)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution that makes channels adjacent: (N, C, H, W), (D, C), (D) -> (N, D, H, W).
+
+    The product reads x in the layout that it has, and is faster than a convolution within one.
+    """
+    x, weight, bias = (autocast(t) for t in (x, weight, bias))
+    with without_autocast(x):
+        if torch.compiler.is_compiling():
+            y = _linear(x, weight, bias)
+        else:
+            y = _Project.apply(x, weight, bias)
+    return y.mT.unflatten(2, x.shape[2:])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(N, C, H, W), (D, C), (D) -> (N, H W, D)."""
+    return torch.baddbmm(bias, x.flatten(2).mT, weight.mT.expand(len(x), -1, -1))
+
+
+class _Project(torch.autograd.Function):
+    """`_linear`, whose gradient comes back in the layout of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        x_grad, weight_grad = None, torch.zeros_like(weight)
+        for image, of_image in zip(x.flatten(2), grad, strict=True):
+            weight_grad.addmm_(of_image.mT, image.mT)
+        if ctx.needs_input_grad[0]:
+            pixels = grad.new_empty(*grad.shape[:2], x.shape[1])  # (N, H W, C)
+            for of_pixels, of_image in zip(pixels, grad, strict=True):
+                torch.mm(of_image, weight, out=of_pixels)
+            last = x.is_contiguous(memory_format=torch.channels_last)
+            x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
+        return x_grad, weight_grad, grad.sum((0, 1))
+
+
+class _Relayout(torch.autograd.Function):
+    """A copy with adjacent channels or without; the gradient comes back in the layout of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, last: bool) -> Tensor:
+        ctx.last = x.is_contiguous(memory_format=torch.channels_last)
+        return _copy(x, last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _copy(grad, ctx.last), None
+
+
+def _copy(x: Tensor, last: bool) -> Tensor:
+    if last:
+        return x.contiguous(memory_format=torch.channels_last)
+    if x.device.type != 'cpu' or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    for source, target in zip(x.flatten(2), out.flatten(2), strict=True):
+        target.copy_(source)  # torch transposes matrices by tiles, and only those
+    return out

@@ -16,3 +16,11 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     if torch.amp.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x as autocast gives it to a matrix product: in its dtype where it is on, else as it is."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
