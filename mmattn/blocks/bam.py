@@ -6,7 +6,6 @@ Reference code: Jongchan/attention-module, MODELS/bam.py. Differs from it in: th
     the default beside the code's product.
 """
 
-import torch
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
@@ -112,4 +111,4 @@ class BAM(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return torch.addcmul(0.5 * x if self.init == 'identity' else x, x, self.gate(x))
+        return x * ((0.5 if self.init == 'identity' else 1.0) + self.gate(x))

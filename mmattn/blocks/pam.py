@@ -7,7 +7,7 @@ Reference code: junfu1115/DANet, encoding/nn/da_att.py; open-mmlab/mmsegmentatio
 
 from torch import Tensor, nn
 
-from mmattn.ops import softmax_attention, softmax_weights
+from mmattn.ops import as_adjacent, softmax_attention, softmax_weights
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -69,7 +69,7 @@ class PAM(AttentionBlock):
         """gamma times the context, (N, C, H, W)."""
         q, k = self.query_project(x), self.key_project(x)
         context = self.value_project(self.attend(q, k, x.to(q.dtype)))
-        return self.gamma(context).to(x.dtype)
+        return self.gamma(as_adjacent(context, x)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

@@ -92,8 +92,9 @@ def first_max(x: Tensor, dim: int) -> Tensor:
 
 def channel_mean(x: Tensor) -> Tensor:
     """Mean over the channels, (N, C, H, W) -> (N, 1, H, W)."""
-    if widen(x) is not x:  # 1 / C is not exact in half precision
-        return x.mean(1, keepdim=True)
+    half = widen(x) is not x  # 1 / C would not be exact
+    if half or (x.requires_grad and torch.is_grad_enabled()):
+        return x.mean(1, keepdim=True)  # whose gradient is cheaper
     with without_autocast(x):  # a product with a vector reads x at full speed
         mean = x.new_full((1, x.shape[1]), 1 / x.shape[1]) @ x.flatten(2)
     return mean.unflatten(2, x.shape[2:])

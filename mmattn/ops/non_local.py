@@ -48,7 +48,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     result = len(v) * v.shape[1] * q.shape[2]
     require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
     with without_autocast(q):
-        if q.dtype == k.dtype == v.dtype and q.shape[0]:
+        alike = q.dtype == k.dtype == v.dtype and len(q) > 0
+        if alike and (q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()):
             heads = [t.mT.contiguous()[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if torch.compiler.is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
@@ -93,10 +94,10 @@ class _RowAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        out = v.new_empty(*v.shape[:2], q.shape[2])
+        out = v.new_empty(len(v), q.shape[2], v.shape[1])
         for n, rows, weights in _row_blocks(q, k, scale):
-            torch.mm(v[n], weights.to(v.dtype).mT, out=out[n, :, rows])
-        return out
+            torch.mm(weights.to(v.dtype), v[n].mT, out=out[n, rows])
+        return out.mT
 
     @staticmethod
     @once_differentiable

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmattn import ops
+
+LAYOUTS = torch.contiguous_format, torch.channels_last
+
+
+def draw(*shape, layout=torch.contiguous_format):
+    return torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize('to', LAYOUTS)
+@pytest.mark.parametrize('of', LAYOUTS)
+@pytest.mark.parametrize('shape', [(2, 3, 4, 5), (1, 70, 9, 8), (0, 3, 4, 5), (2, 3, 1, 1)])
+def test_as_adjacent(shape, of, to):
+    """Values stay, the layout is that of the other map, and the gradient's that of the input."""
+    y = draw(*shape, layout=of).requires_grad_()
+    z = ops.as_adjacent(y, draw(*shape, layout=to))
+    assert torch.equal(z, y)
+    assert not len(z) or z.is_contiguous(memory_format=to)
+    weight = torch.randn_like(z)
+    z.backward(weight)
+    assert torch.equal(y.grad, weight)
+
+
+def test_the_gradient_has_the_layout_of_the_input():
+    seen = []
+    x = draw(2, 3, 4, 5).requires_grad_()
+    x.register_hook(seen.append)
+    y = ops.channels_last(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.backward(torch.randn_like(y))
+    assert seen[0].is_contiguous()
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('batch', [0, 1, 3])
+def test_project_is_a_convolution(layout, batch):
+    x = draw(batch, 6, 5, 4, layout=layout).requires_grad_()
+    weight, bias = draw(7, 6).requires_grad_(), draw(7).requires_grad_()
+    y, expected = ops.project(x, weight, bias), F.conv2d(x, weight[:, :, None, None], bias)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
+    assert not batch or y.is_contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (x, weight, bias), gradient)
+    for found, grad in zip(torch.autograd.grad(y, (x, weight, bias), gradient), wanted):
+        torch.testing.assert_close(found, grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_project_follows_autocast(dtype):
+    x, weight, bias = torch.randn(2, 6, 5, 4), torch.randn(7, 6), torch.randn(7)
+    tensors = [t.requires_grad_() for t in (x, weight, bias)]
+    with torch.autocast('cpu', dtype):
+        y = ops.project(*tensors)
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in tensors)
