@@ -1,8 +1,10 @@
 """A progress bar with time left for loops of the tools; lines where there is no terminal."""
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar('T')
@@ -25,3 +27,29 @@ def track(items: Iterable[T], *, total: int, title: str) -> Iterator[T]:
             print(f'{title}: {done} of {total}, {left:.0f} s left', file=sys.stderr, flush=True)
             shown = now
     print(f'{title}: {total} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows on stderr what is being done now; '' when it is done.
+
+    Nothing runs beside what is being done, which may be a measurement. Where there is no terminal,
+    a line is written about what takes longer than five seconds.
+    """
+    timer = threading.Timer(0, lambda: None)
+
+    def say(text: str) -> None:
+        nonlocal timer
+        if sys.stderr.isatty():
+            print(f'\r\x1b[2K{text}', end='', file=sys.stderr, flush=True)
+            return
+        timer.cancel()
+        if text:
+            timer = threading.Timer(5, print, [text], dict(file=sys.stderr, flush=True))
+            timer.daemon = True
+            timer.start()
+
+    try:
+        yield say
+    finally:
+        say('')

@@ -1,9 +1,13 @@
 """Convolution, norm and activation with the keys of MMCV's `ConvModule`, without MMCV."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
+
+from mmattn.ops import channels_last, project
 
 _CONVS = {'Conv2d': nn.Conv2d, 'Conv': nn.Conv2d}
 _NORMS = {  # type: layer, name in the state dict
@@ -83,17 +87,42 @@ class ConvNormAct(nn.Sequential):
             self.norm.reset_parameters()
 
 
-def foldable(conv: nn.Module | None) -> bool:
+def pointwise(x: Tensor, layers: Sequence[nn.Module], factor: Tensor | None = None) -> list[Tensor]:
+    """factor * layer(x) of 1x1 convolutions, in one product where all are `foldable`.
+
+    Args:
+        x: (N, C, H, W).
+        layers: convolutions of C channels, with biases.
+        factor: of all results, (); autograd then keeps x alone for its gradient.
+
+    Returns:
+        (N, D, H, W) each, channels adjacent.
+    """
+    if not all(map(foldable, layers)):
+        near = channels_last(x)
+        found = [layer(near) for layer in layers]
+        return found if factor is None else [factor * y for y in found]
+    convs = [getattr(layer, 'conv', layer) for layer in layers]
+    weight = torch.cat([conv.weight for conv in convs]).flatten(1)
+    bias = torch.cat([conv.bias for conv in convs])
+    if factor is not None:
+        weight, bias = factor * weight, factor * bias
+    return list(project(x, weight, bias).split([conv.out_channels for conv in convs], 1))
+
+
+def foldable(layer: nn.Module | None) -> bool:
     """Whether a layer is a 1x1 convolution and no more, so that its weights say all about it.
 
     Then they may be multiplied with others and applied in another order. Not a subclass or a
     parametrised one, and not where a hook would miss the call.
     """
+    if type(layer) is ConvNormAct and len(layer) == 1 and not watched(layer):
+        layer = layer.conv
     return (
-        type(conv) is nn.Conv2d
-        and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
-        and conv.padding in ((0, 0), 'valid', 'same')
-        and not watched(conv)
+        type(layer) is nn.Conv2d
+        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
+        and layer.padding in ((0, 0), 'valid', 'same')
+        and not watched(layer)
     )
 
 

@@ -7,14 +7,13 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
     precision; at least 8 channels are demanded instead of failing in forward.
 """
 
-import torch
 from torch import Tensor, nn
 
-from mmattn.ops import as_adjacent, channels_last, criss_cross, criss_cross_map, project
+from mmattn.ops import as_adjacent, criss_cross, criss_cross_map
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
-from .conv_norm_act import foldable
+from .conv_norm_act import pointwise
 from .scale import Scale
 
 _REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
@@ -60,19 +59,10 @@ class CrissCrossAttention(AttentionBlock):
         """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
         return criss_cross_map(q, k, queries)
 
-    def project(self, x: Tensor) -> list[Tensor]:
-        """W_q x, W_k x, W_v x; in one product where the three layers are no more than that."""
-        layers = self.query_conv, self.key_conv, self.value_conv
-        if not all(map(foldable, layers)):
-            near = channels_last(x)
-            return [layer(near) for layer in layers]
-        weight = torch.cat([layer.weight for layer in layers]).flatten(1)
-        bias = torch.cat([layer.bias for layer in layers])
-        return list(project(x, weight, bias).split([len(layer.bias) for layer in layers], 1))
-
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        layers = self.query_conv, self.key_conv, self.value_conv
         for _ in range(self.recurrence):
-            context = self.attend(*self.project(x))
+            context = self.attend(*pointwise(x, layers))
             x = x + self.gamma(as_adjacent(context, x)).to(x.dtype)
         return x

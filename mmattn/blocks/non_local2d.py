@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from mmattn.ops import (
     as_adjacent,
-    channels_last,
     concatenation_attention,
     concatenation_weights,
     dot_product_attention,
@@ -23,7 +22,7 @@ from mmattn.ops import (
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .conv_norm_act import ConvNormAct, foldable
+from .conv_norm_act import ConvNormAct, foldable, pointwise
 
 _STD = 0.01  # of the start of g, theta and phi, section 4.1 of the paper
 _MODES = ('gaussian', 'embedded_gaussian', 'dot_product', 'concatenation')
@@ -136,25 +135,26 @@ class NonLocal2d(AttentionBlock):
             nn.init.normal_(last.weight, std=_STD)
             nn.init.zeros_(last.bias)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> theta (N, E, H, W), phi (N, E, h, w).
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C, H, W) -> theta (N, E, H, W), phi (N, E, h, w), g (N, d, h, w).
 
         E is C with mode 'gaussian', and 1 with 'concatenation': the parts of w . [theta ; phi].
         """
         if self.mode == 'gaussian':
-            return x, self.phi(x) if self.sub_sample else x
+            return x, self.phi(x) if self.sub_sample else x, self.g(x)
         if self.mode == 'concatenation':
             w = widen(self.concat_project.conv.weight.flatten())  # (2 d)
             of_theta, of_phi = w[: self.inter_channels], w[self.inter_channels :]
-            return self._logits(self.theta, of_theta, x), self._logits(self.phi, of_phi, x)
-        return self.theta(x), self.phi(x)
+            logits = self._logits(self.theta, of_theta, x), self._logits(self.phi, of_phi, x)
+            return *logits, self.g(x)
+        return tuple(pointwise(x, [self.theta, self.phi, self.g]))
 
     def _logits(self, layer: nn.Module, w: Tensor, x: Tensor) -> Tensor:
         """w . layer(x), (N, 1, h, w) in fp32 or wider; one channel where w and layer fold."""
-        conv = getattr(layer, 'conv', None)
-        if not foldable(conv):
+        if not foldable(layer):
             return (widen(layer(x)) * w[:, None, None]).sum(1, keepdim=True)
         with without_autocast(x):
+            conv = layer.conv
             weight, bias = w @ widen(conv.weight.flatten(1)), w @ widen(conv.bias)
             return F.conv2d(widen(x), weight[None, :, None, None], bias[None])
 
@@ -193,6 +193,5 @@ class NonLocal2d(AttentionBlock):
             self._check(False, f'input {tuple(x.shape)} with sub_sample=True, allowed H, W from 2')
         if self.conv_out.norm is not None:
             self._check_batch(self.conv_out.norm, x, 'the norm of conv_out')
-        near = channels_last(x)
-        context = self.conv_out(self.attend(*self.project(near), self.g(near)))
+        context = self.conv_out(self.attend(*self.project(x)))
         return x + as_adjacent(context, x).to(x.dtype)

@@ -11,6 +11,7 @@ from mmattn.ops import as_adjacent, softmax_attention, softmax_weights
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
+from .conv_norm_act import pointwise
 from .scale import Scale
 
 _REDUCTION = 8  # channels of query and key: C // 8, in the authors' code
@@ -68,8 +69,9 @@ class PAM(AttentionBlock):
     def context(self, x: Tensor) -> Tensor:
         """gamma times the context, (N, C, H, W)."""
         q, k = self.query_project(x), self.key_project(x)
-        context = self.value_project(self.attend(q, k, x.to(q.dtype)))
-        return self.gamma(as_adjacent(context, x)).to(x.dtype)
+        seen = self.attend(q, k, x.to(q.dtype))
+        (context,) = pointwise(seen, [self.value_project], self.gamma.scale)
+        return as_adjacent(context, x).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

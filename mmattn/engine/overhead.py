@@ -16,8 +16,8 @@ from torch import nn
 
 from mmattn.plugins import insert
 
-from .benchmark import least, machine
 from .config import load_config
+from .measure import least, machine
 from .runner import check_writable
 
 _IMAGE = (256, 320)  # height and width
@@ -119,27 +119,33 @@ def _training(model: nn.Module) -> Callable[[], None]:
     def run() -> None:
         model.train()
         model.zero_grad()
-        torch.manual_seed(0)  # the samplers draw
-        losses = model(image, [_sample()], mode='loss')
-        model.parse_losses(losses)[0].backward()
+        loss(model, image).backward()
 
     return run
 
 
-def _sample() -> DetDataSample:
+def loss(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """The sum of the losses for a batch of images, (N, 3, H, W), with four boxes each."""
+    torch.manual_seed(0)  # the samplers draw
+    samples = [_sample(*image.shape[2:]).to(image.device) for _ in image]
+    return model.parse_losses(model(image, samples, mode='loss'))[0]
+
+
+def _sample(height: int = _IMAGE[0], width: int = _IMAGE[1]) -> DetDataSample:
     """A picture with four boxes and their masks."""
-    height, width = _IMAGE
     boxes = torch.tensor(
         [[20, 20, 90, 120], [100, 40, 180, 90], [30, 130, 160, 230], [200, 60, 300, 240.0]]
     )
+    boxes *= torch.tensor([width, height, width, height]) / torch.tensor(2 * _IMAGE[::-1])
     masks = np.zeros((len(boxes), height, width), np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
         mask[y1:y2, x1:x2] = 1
+    size = height, width
     meta = dict(
-        img_shape=_IMAGE,
-        ori_shape=_IMAGE,
-        pad_shape=_IMAGE,
-        batch_input_shape=_IMAGE,
+        img_shape=size,
+        ori_shape=size,
+        pad_shape=size,
+        batch_input_shape=size,
         scale_factor=(1.0, 1.0),
     )
     sample = DetDataSample(metainfo=meta)

@@ -4,8 +4,9 @@ the authors' code restated on the weights of our block.
 Each function takes our block and returns a callable that computes the same from the same inputs.
 """
 
-import os
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,34 @@ from torch.nn import functional as F
 
 from mmattn.blocks import AttentionBlock
 
-Peer = Callable[..., Tensor]
+from .measure import PeerCannot
+
+Run = Callable[..., Tensor]
 
 
-class PeerCannot(RuntimeError):
-    """A peer has no backward pass, or asks for more memory than there is."""
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation.
+
+    Attributes:
+        label: its origin, as the table has it.
+        make: our block -> a callable with the same weights, dtype, device and mode.
+        largest: our block and the first input -> how many values its maps over pairs of positions
+            hold at once in a forward pass; with a backward pass it is taken to be twice that.
+        package: what must be installed; without it there is no such row.
+    """
+
+    label: str
+    make: Callable[[nn.Module], Run]
+    largest: Callable[[nn.Module, Tensor], int] | None = None
+    package: str = 'torch'
+
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
 
 
-def se(b: AttentionBlock) -> Peer:
+def se(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         y = F.adaptive_avg_pool2d(x, 1).flatten(1)
         y = b.fc2(b.fc1(y).relu()).sigmoid()
@@ -29,7 +50,7 @@ def se(b: AttentionBlock) -> Peer:
     return run
 
 
-def scse(b: AttentionBlock) -> Peer:
+def scse(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         z = x.flatten(2).mean(2)
         z = b.channel.fc2(b.channel.fc1(z).relu()).sigmoid()
@@ -39,7 +60,7 @@ def scse(b: AttentionBlock) -> Peer:
     return run
 
 
-def cmpese(b: AttentionBlock) -> Peer:
+def cmpese(b: AttentionBlock) -> Run:
     def run(u: Tensor, x: Tensor) -> Tensor:
         pooled = [F.adaptive_avg_pool2d(t, 1).flatten(1)[:, None] for t in (u, x)]
         f = b.maps.bn(b.maps.conv(torch.stack(pooled, -1))).mean(1).flatten(1)
@@ -49,7 +70,7 @@ def cmpese(b: AttentionBlock) -> Peer:
     return run
 
 
-def sk(b: AttentionBlock) -> Peer:
+def sk(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         u = torch.stack([conv(x) for conv in b.convs], 1)  # (N, M, C, H, W)
         z = u.sum(1).mean((2, 3), keepdim=True)
@@ -59,7 +80,7 @@ def sk(b: AttentionBlock) -> Peer:
     return run
 
 
-def cbam(b: AttentionBlock) -> Peer:
+def cbam(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         size = x.shape[2:]
         pooled = F.avg_pool2d(x, size), F.max_pool2d(x, size)
@@ -71,7 +92,7 @@ def cbam(b: AttentionBlock) -> Peer:
     return run
 
 
-def bam(b: AttentionBlock) -> Peer:
+def bam(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         z = F.avg_pool2d(x, x.shape[2:]).flatten(1)
         z = b.channel.fc2(b.channel.bn(b.channel.fc1(z)).relu())[:, :, None, None].expand_as(x)
@@ -81,7 +102,7 @@ def bam(b: AttentionBlock) -> Peer:
     return run
 
 
-def sge(b: AttentionBlock) -> Peer:
+def sge(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         groups = b.groups
@@ -95,7 +116,7 @@ def sge(b: AttentionBlock) -> Peer:
     return run
 
 
-def shuffle_attention(b: AttentionBlock) -> Peer:
+def shuffle_attention(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         x0, x1 = x.reshape(n * b.groups, -1, h, w).chunk(2, 1)
@@ -107,7 +128,14 @@ def shuffle_attention(b: AttentionBlock) -> Peer:
     return run
 
 
-def simplified_non_local(b: AttentionBlock) -> Peer:
+def se_timm(b: AttentionBlock) -> Run:
+    from timm.layers import SEModule
+
+    module = SEModule(b.in_channels, rd_channels=b.fc1.out_features, bias=b.bias)
+    return _renamed(b, module, dict(fc1='fc1', fc2='fc2'))
+
+
+def simplified_non_local(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         a = b.conv_mask(x).flatten(2).softmax(-1)
         context = (x.flatten(2) @ a.mT)[..., None]
@@ -116,13 +144,24 @@ def simplified_non_local(b: AttentionBlock) -> Peer:
     return run
 
 
-def context_block(b: AttentionBlock) -> Peer:
+def context_block(b: AttentionBlock) -> Run:
     from mmcv.cnn import ContextBlock
 
     return _loaded(b, ContextBlock(b.in_channels, b.ratio, b.pooling_type, b.fusion_types))
 
 
-def non_local(b: AttentionBlock) -> Peer:
+def context_block_timm(b: AttentionBlock) -> Run:
+    from timm.layers import GlobalContext
+
+    width = b.channel_add_conv[0].out_channels
+    module = GlobalContext(b.in_channels, fuse_add=True, fuse_scale=False, rd_channels=width)
+    module.mlp_add.norm.eps = b.channel_add_conv[1].eps  # theirs: 1e-6
+    layers = dict(fc1=0, norm=1, fc2=3)
+    names = {f'mlp_add.{name}': f'channel_add_conv.{i}' for name, i in layers.items()}
+    return _renamed(b, module, dict(conv_attn='conv_mask') | names)
+
+
+def non_local(b: AttentionBlock) -> Run:
     from mmcv.cnn import NonLocal2d
 
     names = 'in_channels', 'sub_sample', 'reduction', 'use_scale', 'norm_cfg', 'mode'
@@ -133,59 +172,90 @@ def non_local(b: AttentionBlock) -> Peer:
     def run(x: Tensor) -> Tensor:
         if x.requires_grad:
             raise PeerCannot('mmcv divides in place what its backward pass needs')
-        # both sides repeated over all pairs, then concatenated
-        needed = 4 * len(x) * b.inter_channels * x.shape[2:].numel() ** 2 * x.element_size()
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        if needed > memory / 2:
-            raise PeerCannot(f'mmcv would need {needed / 1e9:.0f} GB')
         return module(x)
 
     return run
 
 
-def criss_cross(b: AttentionBlock) -> Peer:
-    from mmcv.ops import CrissCrossAttention
+def non_local_timm(b: AttentionBlock) -> Run:
+    from timm.layers import NonLocalAttn
 
-    module = _loaded(b, CrissCrossAttention(b.in_channels))
+    module = NonLocalAttn(b.in_channels, rd_channels=b.inter_channels)
+    module.scale, module.norm = b.scale, nn.Identity()  # theirs: in_channels**-0.5, batch norm
+    names = dict(t='theta.conv', p='phi.conv', g='g.conv', z='conv_out.conv')
+    return _renamed(b, module, names)
 
-    def run(x: Tensor) -> Tensor:
-        for _ in range(b.recurrence):
-            x = module(x)
-        return x
+
+def dot_product_core(b: nn.Module) -> Run:
+    from mmcv.cnn import NonLocal2d
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = NonLocal2d.dot_product(None, q.mT, k)  # of its module it uses nothing
+        return (weights @ v.mT).mT
 
     return run
 
 
-def apnb(b: AttentionBlock) -> Peer:
+def criss_cross(b: AttentionBlock) -> Run:
+    from mmcv.ops import CrissCrossAttention
+
+    return nn.Sequential(*b.recurrence * [_loaded(b, CrissCrossAttention(b.in_channels))])
+
+
+def apnb(b: AttentionBlock) -> Run:
     from mmseg.models.decode_heads.ann_head import APNB
 
     return _loaded(b, APNB(b.in_channels, *_asymmetric(b)))
 
 
-def afnb(b: AttentionBlock) -> Peer:
+def afnb(b: AttentionBlock) -> Run:
     from mmseg.models.decode_heads.ann_head import AFNB
 
     return _loaded(b, AFNB(b.in_channels, b.high_in_channels, *_asymmetric(b)))
 
 
-def pam(b: AttentionBlock) -> Peer:
+def ann_head(b: nn.Module) -> Run:
+    from mmseg.models.decode_heads import ANNHead
+
+    stock = type(b)(ANNHead, b.arguments)
+    stock.head.dropout = nn.Identity()  # it calls what it leaves None at 0
+    return _loaded(b, stock)
+
+
+def without_attention(b: nn.Module) -> Run:
+    """The same network without its blocks: they start as the identity, so it computes the same."""
+    stock = b.without_attention()
+    weights = b.state_dict()
+    stock.load_state_dict({key: weights[key] for key in stock.state_dict()})
+    return stock.to(b.image.device, b.image.dtype).train(b.training)
+
+
+def of_dot_product(b: AttentionBlock) -> Run:
+    """Ours with another pairwise function, as a measure of cost: it computes something else."""
+    block = type(b)(b.in_channels, mode='dot_product')
+    value = next(b.parameters())
+    return block.to(value.device, value.dtype).train(b.training)
+
+
+def pam(b: AttentionBlock) -> Run:
     from mmseg.models.decode_heads.da_head import PAM
 
     return _loaded(b, PAM(b.in_channels, b.query_project.out_channels))
 
 
-def cam(b: AttentionBlock) -> Peer:
+def cam(b: AttentionBlock) -> Run:
     from mmseg.models.decode_heads.da_head import CAM
 
     return _loaded(b, CAM())
 
 
-def dual_attention(b: AttentionBlock) -> Peer:
-    position, channel = pam(b.pam), cam(b.cam)
-    return lambda x: position(x) + channel(x) - x
+def dual_attention(b: AttentionBlock) -> Run:
+    both = nn.ModuleList([pam(b.pam), cam(b.cam)])
+    both.forward = lambda x: both[0](x) + both[1](x) - x
+    return both
 
 
-def residual_attention(b: AttentionBlock) -> Peer:
+def residual_attention(b: AttentionBlock) -> Run:
     def unit(u: nn.Module, x: Tensor) -> Tensor:
         y = u.conv1(F.relu(u.bn1(x)))
         y = u.conv2(F.relu(u.bn2(y)))
@@ -213,7 +283,7 @@ def residual_attention(b: AttentionBlock) -> Peer:
     return run
 
 
-def spatial_transformer(b: AttentionBlock) -> Peer:
+def spatial_transformer(b: AttentionBlock) -> Run:
     def run(x: Tensor) -> Tensor:
         theta = b.localization(x).reshape(-1, 2, 3)
         grid = F.affine_grid(theta, x.shape, align_corners=b.align_corners)
@@ -244,25 +314,56 @@ def _loaded(block: AttentionBlock, module: nn.Module) -> nn.Module:
     return module.train(block.training)
 
 
-# class of ours: what it is called in the table, and the peer
-PEERS: dict[str, tuple[str, Callable[[AttentionBlock], Peer]]] = {
-    'AFNB': ('mmseg', afnb),
-    'APNB': ('mmseg', apnb),
-    'BAM': ('authors', bam),
-    'CAM': ('mmseg', cam),
-    'CBAM': ('authors', cbam),
-    'CMPESE': ('authors', cmpese),
-    'ContextBlock': ('mmcv', context_block),
-    'CrissCrossAttention': ('mmcv', criss_cross),
-    'DualAttention': ('mmseg', dual_attention),
-    'NonLocal2d': ('mmcv', non_local),
-    'PAM': ('mmseg', pam),
-    'ResidualAttention': ('port', residual_attention),
-    'SCSE': ('authors', scse),
-    'SE': ('authors', se),
-    'SGE': ('authors', sge),
-    'ShuffleAttention': ('authors', shuffle_attention),
-    'SimplifiedNonLocal': ('formula', simplified_non_local),
-    'SKConv2d': ('formula', sk),
-    'SpatialTransformer': ('tutorial', spatial_transformer),
+def _renamed(block: AttentionBlock, module: nn.Module, names: dict[str, str]) -> nn.Module:
+    """A module with the weights, dtype, device and mode of ours; layer of theirs: layer of ours."""
+    ours, state = block.state_dict(), module.state_dict()
+    for key, value in state.items():
+        layer, _, kind = key.rpartition('.')
+        state[key] = ours[f'{names[layer]}.{kind}'].reshape(value.shape)
+    weight = next(block.parameters())
+    module.to(weight.device, weight.dtype).load_state_dict(state)
+    return module.train(block.training)
+
+
+def _pairs(maps: float) -> Callable[[nn.Module, Tensor], int]:
+    return lambda b, x: maps * len(x) * x.shape[2:].numel() ** 2
+
+
+def _mmcv_pairs(b: AttentionBlock, x: Tensor) -> int:
+    """Logits and weights; with 'concatenation' both sides repeated over all pairs, and joined."""
+    return _pairs(4 * b.inter_channels if b.mode == 'concatenation' else 2)(b, x)
+
+
+# block, or block and variant, or whatever case: its peers, the first of which targets are set for
+PEERS: dict[str, list[Peer]] = {
+    'AFNB': [Peer('mmseg', afnb)],
+    'ANNHead': [Peer('mmseg', ann_head)],
+    'APNB': [Peer('mmseg', apnb)],
+    'BAM': [Peer('authors', bam)],
+    'CAM': [Peer('mmseg', cam)],
+    'CBAM': [Peer('authors', cbam)],
+    'CMPESE': [Peer('authors', cmpese)],
+    'ContextBlock': [
+        Peer('mmcv', context_block),
+        Peer('timm', context_block_timm, package='timm'),
+    ],
+    'CrissCrossAttention': [Peer('mmcv', criss_cross)],
+    'DualAttention': [Peer('mmseg', dual_attention, _pairs(2))],
+    'Mask R-CNN R50 + GC': [Peer('without', without_attention)],
+    'NonLocal2d': [Peer('mmcv', non_local, _mmcv_pairs)],
+    'NonLocal2d concatenation 128x256': [Peer('dot_prod', of_dot_product)],
+    'NonLocal2d dot_product core': [Peer('mmcv', dot_product_core, _pairs(1))],
+    'NonLocal2d embedded_gaussian': [
+        Peer('mmcv', non_local, _mmcv_pairs),
+        Peer('timm', non_local_timm, _pairs(2), package='timm'),
+    ],
+    'PAM': [Peer('mmseg', pam, _pairs(2))],
+    'ResidualAttention': [Peer('port', residual_attention)],
+    'SCSE': [Peer('authors', scse)],
+    'SE': [Peer('authors', se), Peer('timm', se_timm, package='timm')],
+    'SGE': [Peer('authors', sge)],
+    'ShuffleAttention': [Peer('authors', shuffle_attention)],
+    'SimplifiedNonLocal': [Peer('formula', simplified_non_local)],
+    'SKConv2d': [Peer('formula', sk)],
+    'SpatialTransformer': [Peer('tutorial', spatial_transformer)],
 }

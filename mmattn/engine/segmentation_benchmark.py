@@ -17,7 +17,8 @@ from torch import Tensor
 from mmattn.evaluation.iou import areas, confusion
 from mmattn.models.slide_inference import SegmentorInference
 
-from .benchmark import Unequal, cell, least, machine, peak
+from .benchmark import cell
+from .measure import Unequal, least, machine, peak
 from .runner import check_writable
 
 _SIZE = (1024, 2048)  # height and width of the image, as of Cityscapes

@@ -50,10 +50,15 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     with without_autocast(q):
         alike = q.dtype == k.dtype == v.dtype and len(q) > 0
         if alike and (q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()):
-            heads = [t.mT.contiguous()[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
+            heads = [_adjacent(t.mT)[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if torch.compiler.is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
         return _RowAttention.apply(widen(q), widen(k), v, scale)
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """x with its last axis adjacent, which is all that the kernels ask for."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _bytes(like: Tensor, *elements: int) -> int:

@@ -1,0 +1,169 @@
+"""Time and memory of calls, on a CPU or a GPU, and what the figures hold for."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from mmattn.errors import MmattnError, UsageError
+
+CPU = torch.device('cpu')
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16, fp64=torch.float64)
+
+
+class PeerCannot(RuntimeError):
+    """A peer has no backward pass, or not this dtype, or asks for more memory than there is."""
+
+
+class Unequal(MmattnError):
+    """A block and its peer compute different things, so their times mean nothing."""
+
+
+def find_device(name: str) -> torch.device:
+    """'cpu', 'cuda' or 'cuda:1' as a device that is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    kind, _, index = name.partition(':')
+    count = torch.cuda.device_count()
+    if name == 'cpu':
+        return CPU
+    if kind != 'cuda' or not (index.isdecimal() or name == 'cuda'):
+        raise UsageError(f'--device {name}: allowed are cpu, cuda, cuda:0, cuda:1, ...')
+    if int(index or 0) >= count:
+        seen = f'{count}, from cuda:0' if count else 'no GPU'
+        raise UsageError(f'--device {name}: torch sees {seen}. Use --device cpu, or one of those.')
+    return torch.device('cuda', int(index or 0))
+
+
+def machine(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What the figures hold for; beside it the speed of a matrix product and a copy in the dtype.
+
+    `sgemm_gflops` is of two square matrices of 1024 rows, on a GPU 8192; `copy_gb_per_s` counts
+    bytes read and bytes written.
+    """
+    side = 1024 if device == CPU else 8192
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    x, y = torch.ones(2, (1 << 28) // dtype.itemsize, device=device, dtype=dtype)  # 268 MB each
+    product, copied = (timed([f], 5, device)[0][0] for f in (lambda: a @ b, lambda: x.copy_(y)))
+    tuned = int(os.environ.get('MALLOC_MMAP_THRESHOLD_', 0)) > 1 << 30
+    return (dict() if device == CPU else dict(gpu=torch.cuda.get_device_name(device))) | dict(
+        cpu=_cpu(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        malloc='tuned' if tuned else 'default',
+        sgemm_gflops=round(2 * side**3 / product / 1e6),
+        copy_gb_per_s=round(2 * x.nbytes / copied / 1e6, 1),
+        load=round(os.getloadavg()[0], 1),
+    )
+
+
+def timed(
+    candidates: Iterable[Callable[[], Any]],
+    rounds: int,
+    device: torch.device = CPU,
+    seconds: float = inf,
+    fewest: int = 2,
+) -> tuple[list[float | None], int]:
+    """ms of each candidate, the least of n rounds, in turn within each round; and n.
+
+    One more call of each comes first, and is counted only where n is 0. Its time says how many
+    rounds fit into `seconds`: n is `rounds` at most and, if `rounds` allows, `fewest` at least. A
+    candidate whose first call raises `PeerCannot` has None.
+    """
+    candidates = list(candidates)
+    first = [_first(f, device) for f in candidates]
+    able = [(i, f) for i, f in enumerate(candidates) if first[i] is not None]
+    total = sum(first[i] for i, _ in able) / 1000
+    n = min(rounds, max(fewest, int(min(seconds / max(total, 1e-9), rounds))))
+    times = [[time] for time in first]
+    for _ in range(n):
+        for i, f in able:
+            times[i].append(_time(f, device))
+    return [t[0] if n == 0 or t[0] is None else min(t[1:]) for t in times], n
+
+
+def least(rounds: int, *candidates: Callable[[], Any]) -> list[float | None]:
+    """ms of each candidate on the CPU, the least of the rounds; in turn within each round."""
+    return timed(candidates, rounds)[0]
+
+
+def _first(f: Callable[[], Any], device: torch.device) -> float | None:
+    try:
+        return _time(f, device)
+    except PeerCannot:
+        return None
+
+
+def _time(f: Callable[[], Any], device: torch.device) -> float:
+    if device == CPU:
+        start = time.perf_counter()
+        f()
+        return 1000 * (time.perf_counter() - start)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    f()
+    end.record()
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(end)
+
+
+def kept(run: Callable, inputs: list[Tensor], weights: Iterable[Tensor]) -> int:
+    """Bytes of the storages that autograd keeps after a forward pass, beside inputs and weights."""
+    x = [t.clone().requires_grad_() for t in inputs]
+    known = {value.untyped_storage().data_ptr() for value in (*weights, *x)}
+    found = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known and not isinstance(t, nn.Parameter):
+            found[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = run(*x)
+    del y
+    return sum(found.values())
+
+
+def peak(step: Callable[[], Any], device: torch.device = CPU) -> int:
+    """Most bytes at once that a step allocates."""
+    step()
+    if device != CPU:
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    now = most = 0
+    events = trace.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def memory_limit(device: torch.device) -> float:
+    """Bytes that a peer may ask for: half of the machine's memory, or of what a GPU has free."""
+    if device == CPU:
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0] / 2
+
+
+def _cpu() -> str:
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            names = [line.partition(':')[2].strip() for line in file if 'model name' in line]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
