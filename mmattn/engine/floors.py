@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from mmattn.zoo.flops import flop_counter
 
 Shapes = list[tuple[int, ...]]
 
@@ -71,7 +72,7 @@ def floor(block: nn.Module, shapes: Shapes) -> Floor:
 
 def counted(block: nn.Module, shapes: Shapes) -> Floor:
     """Convolutions and products as torch counts them; inputs read and output written, once."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         twin = copy.deepcopy(block).to('meta', torch.float32)
         y = twin(*(torch.empty(shape, device='meta') for shape in shapes))
     return Floor(counter.get_total_flops(), _numbers(shapes) + y.numel())

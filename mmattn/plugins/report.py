@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn.blocks import AttentionBlock
+from mmattn.zoo.flops import flop_counter
 
 from .insert import NotOneMap, plugged
 
@@ -208,7 +208,7 @@ def _try(
     """Run the network without values; what blocks saw, MACs of all, and why it failed if it did."""
     seen = {name: _Seen() for name in blocks}
     inside: list[str] = []
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
 
     def enter(name: str, block: nn.Module, inputs: tuple) -> None:
         inside.append(name)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn.blocks import AttentionBlock
 from mmattn.errors import UsageError
 from mmattn.registry import MODELS
+from mmattn.zoo.flops import flop_counter
 
 SIZE = (256, 64, 64)  # channels, height and width at which parameters and MACs are counted
 _COLUMNS = ('block', 'paper', 'weights over', 'parameters', 'MACs', 'identity at start', 'cannot')
@@ -104,7 +104,7 @@ def _describe(cls: type[AttentionBlock]) -> Block:
     with torch.device('meta'):
         block = cls.build(channels).eval()
         inputs = [torch.empty(shape) for shape in block.input_shapes(1, *size)]
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             block(*inputs)
     limits = {}
     for example in cls.examples:

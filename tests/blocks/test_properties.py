@@ -433,8 +433,8 @@ def test_non_local_attention_is_linear_in_the_values(
 ):
     block = build(seed, NonLocal2d, channels, mode=mode)
     x, noise = draw(seed, *2 * [(n, channels, height, width)])
-    theta, phi = block.project(x)
-    g, other = block.g(x), block.g(noise)
+    theta, phi, g = block.project(x)
+    other = block.g(noise)
     expected = block.attend(theta, phi, g) + factor * block.attend(theta, phi, other)
     close(block.attend(theta, phi, g + factor * other), expected)
 

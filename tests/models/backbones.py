@@ -8,8 +8,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from mmattn.zoo.flops import flop_counter
 from tests.conftest import randomise
 
 
@@ -29,7 +29,7 @@ def norms(module):
 
 def counted(build):
     """M parameters, M running statistics, G multiply-adds at 224x224; a classifier on top."""
-    with torch.device('meta'), FlopCounterMode(display=False) as flops:
+    with torch.device('meta'), flop_counter() as flops:
         model, classifier = set_mode(build(), False), nn.Linear(2048, 1000)
         classifier(model(torch.empty(1, 3, 224, 224))[-1].mean((2, 3)))
     parameters = sum(p.numel() for m in (model, classifier) for p in m.parameters())
