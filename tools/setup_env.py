@@ -157,7 +157,8 @@ def complete() -> bool:
     sites = [str(path) for path in VENV.glob('lib/python*/site-packages')]
     found = {plain(d.metadata['Name']): d.version for d in distributions(path=sites)}
     lines = '\n'.join(path.read_text() for path in REQUIREMENTS.glob('*.txt'))
-    pins = re.findall(r'^([\w-]+)==([^\s#]+)', lines, re.MULTILINE)
+    # but for those with a condition, after a semicolon
+    pins = re.findall(r'^([\w-]+)==([^\s#;]+)[ ]*(?:#|$)', lines, re.MULTILINE)
     present = all(found.get(plain(name), '').split('+')[0] == version for name, version in pins)
     return present and any(VENV.glob('lib/python*/site-packages/mmcv/_ext.*'))
 

@@ -113,7 +113,8 @@ class _CrissCross(torch.autograd.Function):
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
         # (N, H, W) each, log-sum-exp of the logits of a pixel: in its row; in row and column. Two,
         # since the programs of every slice of channels read the first, whichever runs first.
-        row_lse, lse = torch.empty((2, *v.shape[:3]), dtype=torch.float32, device=v.device)
+        lse = torch.empty(v.shape[:3], dtype=torch.float32, device=v.device)
+        row_lse = torch.empty_like(lse)
         for column in (False, True):
             written = lse if column else row_lse
             _launch(_attend, (q, k, v), (row_lse, written, out), q, v, v, column)
