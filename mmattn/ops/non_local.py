@@ -212,10 +212,8 @@ class _SortedRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        out = v.new_empty(*v.shape[:2], a.shape[1])
-        for out1, *inputs in zip(out, a, b, widen(v), strict=True):
-            out1.copy_(_relu_sum(*inputs)[0] / b.shape[1])
-        return out
+        found = [_relu_mean(*one)[0].to(v.dtype) for one in zip(a, b, widen(v), strict=True)]
+        return torch.stack(found) if found else v.new_empty(0, v.shape[1], a.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -226,34 +224,49 @@ class _SortedRelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b, v = ctx.saved_tensors
         grads = []
-        for a1, b1, v1, grad1 in zip(a, b, widen(v), widen(grad) / b.shape[1], strict=True):
-            seen = _relu_sum(a1, b1, v1)[1]
-            v_grad, seeing = _relu_sum(b1, a1, grad1)
+        for a1, b1, v1, grad1 in zip(a, b, widen(v), widen(grad), strict=True):
+            seen = _relu_mean(a1, b1, v1)[1]
+            v_grad, seeing = _relu_mean(b1, a1, grad1, len(b1))
             grads.append(((grad1 * seen).sum(0), (v1 * seeing).sum(0), v_grad))
         if not grads:  # an empty batch
             return tuple(torch.zeros_like(t) for t in (a, b, v))
         a_grad, b_grad, v_grad = (torch.stack(each) for each in zip(*grads, strict=True))
-        return a_grad, b_grad, v_grad.to(v.dtype)
+        return a_grad / b.shape[1], b_grad / b.shape[1], v_grad.to(v.dtype)
 
 
-def _relu_sum(a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_s relu(a[p] + b[s]) v[s] and the sum of v over the same s: (P), (S), (C, S) -> 2 (C, P).
+def _relu_mean(a: Tensor, b: Tensor, v: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """sum_s relu(a[p] + b[s]) v[s] / count, and the sum of v over the same s.
 
     By summation by parts: only differences of b enter, all of one sign, so a common offset of a
     against b cancels nothing.
+
+    Args:
+        a: (P).
+        b: (S).
+        v: (C, S).
+        count: S if None.
+
+    Returns:
+        2 (C, P).
     """
+    keys = len(b)
+    count = keys if count is None else count
     sorted_b, order = b.sort(descending=True)
-    count = torch.searchsorted(-sorted_b, a)  # keys that each query sees
-    last = (count - 1).clamp(min=0)
-    margin = (a + sorted_b[last]) * (count > 0)  # (P)
-    steps = -sorted_b.diff()  # (S - 1)
+    seen_keys = torch.searchsorted(-sorted_b, a)  # how many each query sees
+    margin = (a + sorted_b[(seen_keys - 1).clamp(min=0)]) / count  # (P)
+    margin = torch.where(seen_keys > 0, margin, 0)
+    steps = -sorted_b.diff() / count  # (S - 1)
     out, seen = v.new_empty(2, len(v), len(a))
     for first in range(0, len(v), _CHANNELS):
         part = slice(first, first + _CHANNELS)
-        sums = v[part, order].cumsum(1)  # (c, S)
-        areas = F.pad((sums[:, :-1] * steps).cumsum(1), (1, 0))
+        sorted_v = v[part, order]
+        sums = v.new_zeros(len(sorted_v), keys + 1)  # at n: of the first n
+        torch.cumsum(sorted_v, 1, out=sums[:, 1:])
+        areas = v.new_zeros(len(sorted_v), keys + 1)
         # a value that is not finite reaches all queries: the formula has 0 times infinity
-        unseen = 0 * sums[:, -1:]
-        torch.mul(sums[:, last], count > 0, out=seen[part])
-        torch.addcmul(areas[:, last] * (count > 0) + unseen, seen[part], margin, out=out[part])
+        torch.mul(sums[:, -1], 0, out=areas[:, 0])
+        torch.mul(sums[:, 1:-1], steps, out=areas[:, 2:])
+        torch.index_select(sums, 1, seen_keys, out=seen[part])
+        areas = areas.cumsum(1).index_select(1, seen_keys)
+        torch.addcmul(areas, seen[part], margin, out=out[part])
     return out, seen
