@@ -259,13 +259,10 @@ def _relu_mean(a: Tensor, b: Tensor, v: Tensor, count: int | None = None) -> tup
     out, seen = v.new_empty(2, len(v), len(a))
     for first in range(0, len(v), _CHANNELS):
         part = slice(first, first + _CHANNELS)
-        sorted_v = v[part, order]
-        sums = v.new_zeros(len(sorted_v), keys + 1)  # at n: of the first n
-        torch.cumsum(sorted_v, 1, out=sums[:, 1:])
-        areas = v.new_zeros(len(sorted_v), keys + 1)
+        sums = F.pad(v[part, order].cumsum(1), (1, 0))  # at n: of the first n
+        areas = F.pad(sums[:, 1:-1] * steps, (2, 0))
         # a value that is not finite reaches all queries: the formula has 0 times infinity
-        torch.mul(sums[:, -1], 0, out=areas[:, 0])
-        torch.mul(sums[:, 1:-1], steps, out=areas[:, 2:])
+        areas[:, 0] = 0 * sums[:, -1]
         torch.index_select(sums, 1, seen_keys, out=seen[part])
         areas = areas.cumsum(1).index_select(1, seen_keys)
         torch.addcmul(areas, seen[part], margin, out=out[part])
