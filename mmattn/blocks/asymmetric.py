@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.ops import pyramid_pool, softmax_attention, softmax_weights
+from mmattn.ops import as_adjacent, project, pyramid_pool, softmax_attention, softmax_weights
 
 from .base import AttentionBlock, recorded, zero
-from .conv_norm_act import ConvNormAct, foldable, watched
+from .conv_norm_act import ConvNormAct, foldable, run, run_rest, watched
 from .scale import Scale
 
 
@@ -67,7 +67,7 @@ class AsymmetricStage(nn.Module):
         if self.query_project is self.key_project and high is low:
             q = k = _run_twice(self.query_project, low)
         else:
-            q, k = self.query_project(high), self.key_project(low)
+            q, k = run(self.query_project, high), run(self.key_project, low)
         if self.query_scale > 1:
             q = F.max_pool2d(q, self.query_scale)
         pooled = pyramid_pool(low, self.key_pool_scales)[..., None]  # (N, C, S, 1)
@@ -81,16 +81,16 @@ def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
     if not isinstance(norm, nn.modules.batchnorm._NormBase):
         if not isinstance(norm, nn.GroupNorm | None):
             layer(x)  # what it keeps is its own business
-        return layer(x)
+        return run(layer, x)
     if not (norm.training and norm.track_running_stats):
-        return layer(x)
+        return run(layer, x)
     momentum = norm.momentum
     try:
         if momentum is None:  # the mean over all batches
             norm.momentum = 2 / (float(norm.num_batches_tracked) + 2)
         else:
             norm.momentum = 1 - (1 - momentum) ** 2
-        y = layer(x)
+        y = run(layer, x)
     finally:
         norm.momentum = momentum
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -198,9 +198,9 @@ class AsymmetricBlock(AttentionBlock):
                 prior = F.interpolate(prior, size=size, mode='bilinear', align_corners=False)
             context = context + prior
         if fold:
-            y = F.conv2d(high, conv.weight[:, width:], conv.bias) + context
-            for layer in list(self.bottleneck)[1:]:
-                y = layer(y)
+            y = project(high, conv.weight[:, width:].flatten(1), conv.bias) + context
+            y = run_rest(self.bottleneck, y)
         else:
             y = self.bottleneck(torch.cat([context.to(high.dtype), high], 1))
+        y = as_adjacent(y, high)
         return high + self.rho(y).to(high.dtype) if self.init == 'identity' else y.to(high.dtype)

@@ -110,6 +110,20 @@ def pointwise(x: Tensor, layers: Sequence[nn.Module], factor: Tensor | None = No
     return list(project(x, weight, bias).split([conv.out_channels for conv in convs], 1))
 
 
+def run(layer: ConvNormAct, x: Tensor) -> Tensor:
+    """layer(x); where its convolution is `foldable`, by a product that leaves channels adjacent."""
+    if watched(layer) or not foldable(layer.conv):
+        return layer(x)
+    return run_rest(layer, project(x, layer.conv.weight.flatten(1), layer.conv.bias))
+
+
+def run_rest(layer: ConvNormAct, y: Tensor) -> Tensor:
+    """What follows the convolution: norm and activation."""
+    for part in list(layer)[1:]:
+        y = part(y)
+    return y
+
+
 def foldable(layer: nn.Module | None) -> bool:
     """Whether a layer is a 1x1 convolution and no more, so that its weights say all about it.
 

@@ -31,12 +31,12 @@ def as_adjacent(y: Tensor, x: Tensor) -> Tensor:
     return _Relayout.apply(y, False)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 1x1 convolution that makes channels adjacent: (N, C, H, W), (D, C), (D) -> (N, D, H, W).
 
     The product reads x in the layout that it has, and is faster than a convolution within one.
     """
-    x, weight, bias = (autocast(t) for t in (x, weight, bias))
+    x, weight, bias = (t if t is None else autocast(t) for t in (x, weight, bias))
     with without_autocast(x):
         if torch.compiler.is_compiling():
             y = _linear(x, weight, bias)
@@ -45,22 +45,23 @@ def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y.mT.unflatten(2, x.shape[2:])
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(N, C, H, W), (D, C), (D) -> (N, H W, D)."""
-    return torch.baddbmm(bias, x.flatten(2).mT, weight.mT.expand(len(x), -1, -1))
+    factors = x.flatten(2).mT, weight.mT.expand(len(x), -1, -1)
+    return torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
 
 
 class _Project(torch.autograd.Function):
     """`_linear`, whose gradient comes back in the layout of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         x_grad, weight_grad = None, torch.zeros_like(weight)
         for image, of_image in zip(x.flatten(2), grad, strict=True):
@@ -71,7 +72,7 @@ class _Project(torch.autograd.Function):
                 torch.mm(of_image, weight, out=of_pixels)
             last = x.is_contiguous(memory_format=torch.channels_last)
             x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
-        return x_grad, weight_grad, grad.sum((0, 1))
+        return x_grad, weight_grad, grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
 
 
 class _Relayout(torch.autograd.Function):
