@@ -13,7 +13,7 @@ from mmattn.progress import stages
 from mmattn.visualization.benchmark_plot import FORMATS, MOST, plot_benchmark
 
 from .cases import MEASURES, Case, Size, select
-from .measure import CPU, DTYPES, Unequal, find_device, machine
+from .measure import CPU, DTYPES, Unequal, find_device, give_back, machine
 from .runner import check_writable
 from .side_by_side import CURVE, SECONDS, SLOW, Curve, Row, Say, curve, measure, written
 
@@ -74,6 +74,7 @@ def report(
         with stages() as say:
             for index, case in enumerate(chosen, 1):
                 told = functools.partial(_numbered, say, f'{index} of {len(chosen)}')
+                give_back()
                 try:
                     new = measure(case, size, where, kind, rounds, about, told)
                 except Unequal as error:

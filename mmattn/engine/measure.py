@@ -1,5 +1,8 @@
 """Time and memory of calls, on a CPU or a GPU, and what the figures hold for."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import platform
 import time
@@ -150,6 +153,13 @@ def peak(step: Callable[[], Any], device: torch.device = CPU) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+def give_back() -> None:
+    """Hand unused memory back to the system, which tuned malloc would keep until it is all."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_limit(device: torch.device) -> float:
