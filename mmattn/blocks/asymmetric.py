@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.ops import as_adjacent, project, pyramid_pool, softmax_attention, softmax_weights
+from mmattn.ops import project, pyramid_pool, softmax_attention, softmax_weights
 
 from .base import AttentionBlock, recorded, zero
 from .conv_norm_act import ConvNormAct, foldable, run, run_rest, watched
@@ -199,8 +199,7 @@ class AsymmetricBlock(AttentionBlock):
             context = context + prior
         if fold:
             y = project(high, conv.weight[:, width:].flatten(1), conv.bias) + context
-            y = run_rest(self.bottleneck, y)
+            y = run_rest(self.bottleneck, y, high)
         else:
             y = self.bottleneck(torch.cat([context.to(high.dtype), high], 1))
-        y = as_adjacent(y, high)
         return high + self.rho(y).to(high.dtype) if self.init == 'identity' else y.to(high.dtype)
