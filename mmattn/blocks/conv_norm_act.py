@@ -120,8 +120,7 @@ def run(layer: ConvNormAct, x: Tensor) -> Tensor:
 def run_rest(layer: ConvNormAct, y: Tensor, x: Tensor) -> Tensor:
     """What follows the convolution, norm and activation, in the layout of x.
 
-    Not with adjacent channels: there torch sums the statistics of a batch norm one by one, with
-    four times the error at 97x97.
+    So a batch norm sees the layout that it would have seen behind the convolution.
     """
     y = as_adjacent(y, x)
     for part in list(layer)[1:]:
