@@ -159,15 +159,27 @@ def test_unequal_peers_are_not_timed(make, monkeypatch, quick, capsys):
     assert 'SGE ' in shown and 'not timed: SE differs' in shown and '\nSE ' not in shown
 
 
-def test_rounding_makes_nothing_unequal_but_a_fault_does():
+def test_rounding_makes_nothing_unequal():
     """Logits of CAM are sums over all pixels, so that fp32 is further off than 1e-5."""
     setting = side_by_side._Setting(case('CAM'), (1, 64, 48, 48))
     ours = setting._results(None)
-    assert len(ours) == 3
-    setting.runs[setting.peers[1]] = lambda x: setting.ours(x + 1e-7 * x.abs().max())
+    theirs = setting._results(setting.peers[1])
+    assert len(ours) == len(theirs) == 3
+    assert max(map(setting._far, ours, theirs)) > 1e-5
     setting.check('CAM')
-    setting.runs[setting.peers[1]] = lambda x: setting.ours(x) * (1 + 2e-3)
+
+
+def test_a_fault_in_fp32_is_no_rounding():
+    setting = side_by_side._Setting(case('CAM'), (1, 64, 48, 48))
+    setting.runs[None] = lambda x: setting.ours(x) * (1 + 2e-3)
     with pytest.raises(measure.Unequal, match='float32 on cpu'):
+        setting.check('CAM')
+
+
+def test_a_fault_at_this_size_is_no_rounding():
+    setting = side_by_side._Setting(case('CAM'), (1, 64, 48, 48))
+    setting.ours.register_forward_hook(lambda block, x, y: y.clamp(-3, 3))
+    with pytest.raises(measure.Unequal, match='float64 on cpu'):
         setting.check('CAM')
 
 
