@@ -77,7 +77,8 @@ def explain(error: BaseException) -> tuple[Exit, str] | None:
         or type(error).__name__ == 'OutOfMemoryError'
         or "can't allocate memory" in str(error)
     ):
-        return Exit.MEMORY, 'out of memory. Lower train_dataloader.batch_size or the crop size.'
+        why = f': {error}' if isinstance(error, MemoryError) and str(error) else ''
+        return Exit.MEMORY, f'out of memory{why}. Lower the batch size or the size of the images.'
     return None
 
 

@@ -10,8 +10,11 @@ from typing import TypeVar
 T = TypeVar('T')
 
 
-def track(items: Iterable[T], *, total: int, title: str) -> Iterator[T]:
-    """Yield the items, showing on stderr how many of `total` are done and how long it will take."""
+def track(items: Iterable[T], *, total: int | None, title: str) -> Iterator[T]:
+    """Yield the items, showing on stderr how many of `total` are done and how long it will take.
+
+    `total` is None where nobody knows.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as bar
@@ -19,14 +22,17 @@ def track(items: Iterable[T], *, total: int, title: str) -> Iterator[T]:
         yield from bar(items, description=title, total=total, console=Console(stderr=True))
         return
     start = shown = time.monotonic()
+    done = 0
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - shown > 10 and done < total:
-            left = (now - start) / done * (total - done)
-            print(f'{title}: {done} of {total}, {left:.0f} s left', file=sys.stderr, flush=True)
+        if now - shown > 10 and done != total:
+            left = (
+                f' of {total}, {(now - start) / done * (total - done):.0f} s left' if total else ''
+            )
+            print(f'{title}: {done}{left}', file=sys.stderr, flush=True)
             shown = now
-    print(f'{title}: {total} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
+    print(f'{title}: {done} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

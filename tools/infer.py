@@ -1,6 +1,9 @@
-"""Run a trained network over an image or a folder: label maps and overlays as PNG.
+"""Run a trained network over an image, a folder, a glob pattern or a video: pictures as PNG or MP4,
+label maps as PNG, detections as JSON in COCO's format.
 
-Example: python tools/infer.py configs/ccnet_r18_street.py best.pth photos/ --out-dir out
+Examples:
+  python tools/infer.py configs/ccnet_r18_street.py best.pth photos/ --out-dir out
+  python tools/infer.py ann_r50_512x1024_40k_cityscapes 'photos/*.jpg'
 """
 
 import sys
@@ -10,25 +13,45 @@ from mmattn.cli import config_options, parser, run
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
-    args.add_argument('config', help='config file')
-    args.add_argument('checkpoint', help='.pth or .safetensors')
-    args.add_argument('source', metavar='IMAGE_OR_DIR', help='an image, or a folder of images')
+    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
+    args.add_argument(
+        'checkpoint', nargs='?',
+        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
+        'published under the name',
+    )  # fmt: skip
+    args.add_argument('source', metavar='SOURCE', help='image, folder, glob pattern or video')
     args.add_argument('--out-dir', default='work_dirs/infer', help='default: %(default)s')
+    args.add_argument(
+        '--score', type=float, default=0.3, help='least score that is drawn; default: %(default)s'
+    )
+    args.add_argument('--device', help='cpu, cuda:0, ...; default: the best')
     config_options(args, launcher=False)
-    args = args.parse_args(argv)
+    args = args.parse_intermixed_args(argv)
 
     def task() -> None:
         from mmattn.engine.infer import infer
+        from mmattn.errors import DataError
 
-        written = infer(
+        done = infer(
             args.config,
             args.checkpoint,
             args.source,
             out_dir=args.out_dir,
             attention=args.attention,
             options=args.cfg_options,
+            score=args.score,
+            device=args.device,
         )
-        print(f'done: {len(written)} images, labels and overlays are in {args.out_dir}')
+        total, network = done.seconds
+        print(
+            f'done: {done.images} images in {total:.1f} s, {network:.1f} s of it in the network; '
+            f'they are in {args.out_dir}'
+        )
+        if done.failed:
+            every = '\n'.join(
+                why if source in why else f'{source}: {why}' for source, why in done.failed.items()
+            )
+            raise DataError(f'{len(done.failed)} left out, the others are done:\n{every}')
 
     return run(task, args)
 

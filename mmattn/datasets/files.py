@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mmattn.errors import DataError
+
 # The last bytes of a file that was written to its end, by Pillow's name of the format.
 END = {'JPEG': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82'}
 MPX = 100  # pixels of an image, in millions
@@ -91,6 +93,22 @@ def look_at_image(path: str) -> list[Fault]:
         return image_size(path, whole=True)[1]
     except _Unfit as unfit:
         return [unfit.fault]
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image as training reads it, (H, W, 3) uint8 BGR; its header is looked at first.
+
+    Raises:
+        DataError: it does not exist, is damaged, or declares more than 100 megapixels.
+    """
+    try:
+        image_size(str(path), whole=False)
+        image = cv2.imread(str(path))
+        if image is None:
+            raise _Unfit('file', f'image {path} cannot be decoded')
+    except _Unfit as unfit:
+        raise DataError(f'{unfit.fault.text}.') from unfit
+    return image
 
 
 def image_size(path: str, whole: bool) -> tuple[tuple[int, int], list[Fault]]:

@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 
 from mmattn.engine.checkpoint import block_forms
 from mmattn.registry import HOOKS
-from mmattn.visualization.comparison import compare, save_picture
+from mmattn.visualization.comparison import compare, compare_objects, save_picture
 from mmattn.visualization.curves import plot_curves
+from mmattn.visualization.objects import Objects, palette_of
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
@@ -101,10 +102,16 @@ class ComparisonHook(Hook):
                 self._segments(runner, sample, out)
 
     def _detections(self, runner: Runner, sample: 'DetDataSample', out: Path) -> None:
-        image = cv2.imread(sample.img_path)[..., ::-1]
-        runner.visualizer.add_datasample(
-            out.stem, image, sample.cpu(), pred_score_thr=self.score, out_file=str(out)
+        meta = runner.test_dataloader.dataset.metainfo
+        truth = sample.get('gt_instances')
+        picture = compare_objects(
+            cv2.imread(sample.img_path),
+            None if truth is None else Objects.of(truth),
+            Objects.of(sample.pred_instances, self.score),
+            classes=meta['classes'],
+            palette=palette_of(meta),
         )
+        save_picture(out, picture)
 
     def _segments(self, runner: Runner, sample: 'SegDataSample', out: Path) -> None:
         truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None

@@ -1,83 +1,341 @@
-"""Running a trained network over images."""
+"""A trained network over images and videos: pictures, label maps and detections as files."""
 
+import glob
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from mmattn.errors import DataError, UsageError
+from mmattn.datasets.files import read_image
+from mmattn.errors import DataError, Exit, MmattnError, UsageError, WriteError, explain
 from mmattn.progress import track
-from mmattn.visualization.comparison import overlay, save_picture
+from mmattn.visualization.comparison import overlay, save_picture, side_by_side
+from mmattn.visualization.objects import Objects, draw_objects
+from mmattn.zoo.index import resolve
 
-from .runner import build_model, check_writable, dataset_meta
+from .predictor import Predictor
+from .runner import check_writable
 
-_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
+_IMAGES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
+_VIDEOS = {'.mp4', '.avi', '.mov', '.mkv', '.webm'}
+_AHEAD = 4  # pictures that may wait to be written
+_MOST_NAMES = 30  # classes that the legend of a video holds; it cannot change with what is seen
+_UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
+@dataclass
+class Inferred:
+    """What was done.
+
+    Attributes:
+        pictures: the overlays and videos written.
+        images: how many images and frames went through the network.
+        seconds: from the first image to the last file, and in the network alone.
+        failed: image -> why it was left out.
+    """
+
+    pictures: list[Path] = field(default_factory=list)
+    images: int = 0
+    seconds: tuple[float, float] = (0.0, 0.0)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class _Frame(NamedTuple):
+    """An image, or a frame of a video.
+
+    Attributes:
+        source: for messages.
+        out: where its files go, below the folders, without suffix.
+        image: (H, W, 3) uint8 BGR; or why it cannot be read.
+        rate: frames a second of the video that it is part of; None of an image.
+        prepared: what the network takes.
+    """
+
+    source: str
+    out: Path
+    image: np.ndarray | Exception
+    rate: float | None = None
+    prepared: dict | None = None
 
 
 def infer(
     config: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     source: str | Path,
     *,
     out_dir: str | Path,
     attention: str | None = None,
     options: dict | list[str] | None = None,
-) -> list[Path]:
-    """Segment an image or all images of a folder.
+    score: float = 0.3,
+    device: str | None = None,
+) -> Inferred:
+    """Run a network over an image, a folder of images, what fits a glob pattern, or a video.
 
-    Per image: `labels/<name>.png` with the class index of each pixel, `overlay/<name>.png` with the
-    class colours over the image.
+    Per image `overlay/<name>.png`, what was found drawn over it above a legend; of a video,
+    `overlay/<name>.mp4`. A segmentor also writes `labels/<name>.png`, the class index of each
+    pixel, of a video one for each frame. A detector writes `results.json`, a list in COCO's format
+    of results, and `images.json`, the images and categories that its ids stand for; together
+    pycocotools loads them: `COCO('images.json').loadRes('results.json')`.
 
     Args:
-        config, checkpoint: the network and its weights.
-        source: an image, or a folder that is searched for images.
-        out_dir: where the two folders go.
+        config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
+        source: what is looked at.
+        out_dir: the folder for all that.
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
-
-    Returns:
-        the overlays written.
+        score: detections below it are not drawn; all are in the JSON.
+        device: 'cpu', 'cuda:0', ...; None for the best.
 
     Raises:
-        DataError: no image there; or, after all others are done, images that cannot be read.
+        DataError: nothing there to look at.
+        UsageError: `score` is not within 0 to 1.
         MmattnError: config or checkpoint, of the kind that fits.
     """
-    from mmseg.apis import inference_model
-
-    source, out_dir = Path(source), Path(out_dir)
-    images = _images(source)
+    if not 0 <= score <= 1:
+        raise UsageError(f'--score {score}: allowed are 0 to 1.')
+    out_dir = Path(out_dir)
+    paths = _sources(str(source), out_dir)
     check_writable(out_dir, '--out-dir')
-    model, cfg = build_model(config, checkpoint, options, attention)
-    if not hasattr(model, 'decode_head'):
-        raise UsageError(f'{config} is no segmentor: tools/infer.py shows segmentation.')
-    palette = dataset_meta(cfg)['palette']
-    written, unreadable = [], []
-    for path in track(images, total=len(images), title=f'infer -> {out_dir}'):
-        image = cv2.imread(str(path))
-        if image is None:
-            unreadable.append(path)
-            continue
-        labels = inference_model(model, image).pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        name = path.relative_to(source) if source.is_dir() else Path(path.name)
-        name = name.with_suffix('.png')
-        save_picture(out_dir / 'labels' / name, labels)
-        save_picture(out_dir / 'overlay' / name, overlay(image, labels, palette))
-        written.append(out_dir / 'overlay' / name)
-    if unreadable:
-        names = ', '.join(str(p) for p in unreadable[:5])
-        raise DataError(
-            f'{len(unreadable)} of {len(images)} images cannot be read: {names}. Replace or '
-            'remove them; the others are done.'
+    predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
+    done, inside = Inferred(), 0.0
+    kind = _Labels if predictor.segments else _Detections
+    start = time.perf_counter()
+    with ThreadPoolExecutor(1) as reader, kind(predictor, out_dir, score) as files:
+        frames = _frames(paths)
+
+        def read() -> _Frame | None:
+            frame = next(frames, None)
+            if frame is None or isinstance(frame.image, Exception):
+                return frame
+            try:
+                return frame._replace(prepared=predictor.prepare(frame.image))
+            except Exception as error:  # raised where it is dealt with
+                return frame._replace(image=error)
+
+        def ahead() -> Iterator[_Frame]:
+            coming = reader.submit(read)
+            while (frame := coming.result()) is not None:
+                coming = reader.submit(read)
+                yield frame
+
+        for frame in track(ahead(), total=_count(paths), title=f'infer -> {out_dir}'):
+            began = time.perf_counter()
+            try:
+                if isinstance(frame.image, Exception):
+                    raise frame.image
+                sample = predictor.predict(frame.prepared)
+            except Exception as error:
+                known = explain(error)
+                if not known or known[0] not in (Exit.DATA, Exit.MEMORY):
+                    raise
+                done.failed[frame.source] = known[1]
+                continue
+            inside += time.perf_counter() - began
+            done.images += 1
+            files.add(frame, sample)
+    done.pictures = files.pictures
+    done.seconds = time.perf_counter() - start, inside
+    return done
+
+
+class _Files:
+    """Writes what was found, in a thread of its own, a few pictures behind."""
+
+    def __init__(self, predictor: Predictor, out_dir: Path, score: float) -> None:
+        self.predictor, self.out_dir, self.score = predictor, out_dir, score
+        self.pictures: list[Path] = []
+        self.videos: dict[Path, cv2.VideoWriter] = {}
+        self.writer, self.waiting = ThreadPoolExecutor(1), deque[Future]()
+
+    def __enter__(self) -> '_Files':
+        return self
+
+    def __exit__(self, *raised) -> None:
+        try:
+            while self.waiting and not raised[0]:
+                self.waiting.popleft().result()
+        finally:
+            self.writer.shutdown(cancel_futures=True)
+            for video in self.videos.values():
+                video.release()
+
+    def add(self, frame: _Frame, sample) -> None:
+        """Take over what was found in a frame."""
+        self.waiting.append(self.writer.submit(self.write, frame, sample))
+        if len(self.waiting) > _AHEAD:
+            self.waiting.popleft().result()
+
+    def write(self, frame: _Frame, sample) -> None:
+        raise NotImplementedError
+
+    def show(self, frame: _Frame, picture: np.ndarray, present: np.ndarray) -> None:
+        """Write a picture above its legend, or add it to its video."""
+        classes, palette = self.predictor.classes, self.predictor.palette
+        if frame.rate is None:
+            path = self.out_dir / 'overlay' / frame.out.with_name(f'{frame.out.name}.png')
+            save_picture(path, side_by_side({'': picture}, present, classes, palette))
+            self.pictures.append(path)
+            return
+        if len(classes) <= _MOST_NAMES:
+            picture = side_by_side({'': picture}, range(len(classes)), classes, palette)
+        path = self.out_dir / 'overlay' / frame.out.parent.with_suffix('.mp4')
+        if path not in self.videos:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = picture.shape[1::-1]
+            codec = cv2.VideoWriter.fourcc(*'mp4v')
+            self.videos[path] = cv2.VideoWriter(str(path), codec, frame.rate, size)
+            if not self.videos[path].isOpened():
+                raise WriteError(f'cannot write {path}. Check the folder and the free space.')
+            self.pictures.append(path)
+        self.videos[path].write(picture)
+
+
+class _Labels(_Files):
+    """Of a segmentor."""
+
+    def write(self, frame: _Frame, sample) -> None:
+        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        save_picture(self.out_dir / 'labels' / frame.out.with_name(f'{frame.out.name}.png'), labels)
+        picture = overlay(frame.image, labels, self.predictor.palette)
+        self.show(frame, picture, np.unique(labels))
+
+
+class _Detections(_Files):
+    """Of a detector."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.images, self.results = [], []
+        self.ids = category_ids(self.predictor.classes)
+
+    def write(self, frame: _Frame, sample) -> None:
+        instances = sample.pred_instances
+        height, width = frame.image.shape[:2]
+        number = len(self.images) + 1
+        self.images.append(dict(id=number, file_name=frame.source, height=height, width=width))
+        self.results += coco_results(Objects.of(instances), number, self.ids)
+        shown = Objects.of(instances, self.score)
+        picture = draw_objects(frame.image, shown, self.predictor.palette)
+        self.show(frame, picture, np.unique(shown.labels))
+
+    def __exit__(self, *raised) -> None:
+        super().__exit__(*raised)
+        if raised[0]:
+            return
+        pairs = zip(self.ids, self.predictor.classes, strict=True)
+        categories = [dict(id=number, name=name) for number, name in pairs]
+        about = dict(images=self.images, categories=categories, annotations=[])
+        for name, content in ('images', about), ('results', self.results):
+            path = self.out_dir / f'{name}.json'
+            try:
+                path.write_text(json.dumps(content), encoding='utf-8')
+            except OSError as error:
+                raise WriteError(f'cannot write {path}: {error.strerror}.') from error
+
+
+def coco_results(objects: Objects, image_id: int, ids: list[int]) -> list[dict]:
+    """Objects in COCO's format of results: boxes x, y, width, height; masks run-length encoded."""
+    from pycocotools.mask import encode
+
+    found = []
+    for i, (x1, y1, x2, y2) in enumerate(objects.boxes.tolist()):
+        found.append(
+            dict(
+                image_id=image_id,
+                category_id=ids[objects.labels[i]],
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                score=float(objects.scores[i]),
+            )
         )
-    return written
+        if objects.masks is not None:
+            code = encode(np.asfortranarray(objects.masks[i].view(np.uint8)))
+            found[-1]['segmentation'] = dict(code, counts=code['counts'].decode())
+    return found
 
 
-def _images(source: Path) -> list[Path]:
-    if source.is_dir():
-        images = sorted(p for p in source.rglob('*') if p.suffix.lower() in _SUFFIXES)
-        if not images:
-            raise DataError(f'no image in {source}: looked for {", ".join(sorted(_SUFFIXES))}.')
-        return images
-    if not source.is_file():
+def category_ids(classes: tuple[str, ...]) -> list[int]:
+    """Those of COCO for the classes of COCO, which leave ten numbers out; else 1, 2, ..."""
+    from mmdet.datasets import CocoDataset
+
+    if tuple(classes) == CocoDataset.METAINFO['classes']:
+        return [number for number in range(1, 91) if number not in _UNUSED_COCO_IDS]
+    return list(range(1, len(classes) + 1))
+
+
+def _sources(source: str, out_dir: Path) -> dict[Path, Path]:
+    """Image or video -> where its files go below the folders, without suffix."""
+    root = Path(source)
+    if root.is_dir():
+        known, out = _IMAGES | _VIDEOS, out_dir.resolve()
+        found = (p for p in root.rglob('*') if p.suffix.lower() in known and p.is_file())
+        paths = sorted(p for p in found if out not in p.resolve().parents or out == root.resolve())
+        if not paths:
+            kinds = ', '.join(sorted(known))
+            raise DataError(f'no image or video in {source}: looked for {kinds}.')
+    elif root.is_file():
+        paths, root = [root], root.parent
+    elif glob.has_magic(source):
+        paths = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
+        if not paths:
+            raise DataError(f'no file fits {source}.')
+        root = Path(*root.parts[: _first_magic(root)])
+    else:
         raise DataError(f'image {source} does not exist.')
-    return [source]
+    names = {path: path.relative_to(root).with_suffix('') for path in paths}
+    same = Counter(names.values())  # such as of a.jpg and a.png
+    return {p: p.relative_to(root) if same[name] > 1 else name for p, name in names.items()}
+
+
+def _first_magic(path: Path) -> int:
+    return next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+
+
+def _frames(paths: dict[Path, Path]) -> Iterator[_Frame]:
+    for path, out in paths.items():
+        if path.suffix.lower() in _VIDEOS:
+            yield from _video(path, out)
+            continue
+        try:
+            image = read_image(path)
+        except MmattnError as error:
+            image = error
+        yield _Frame(str(path), out, image)
+
+
+def _video(path: Path, out: Path) -> Iterator[_Frame]:
+    video = cv2.VideoCapture(str(path))
+    try:
+        rate, number = video.get(cv2.CAP_PROP_FPS) or 25.0, 0
+        while True:
+            there, image = video.read()
+            if not there:
+                break
+            number += 1
+            yield _Frame(f'{path}#{number}', out / f'{number:06d}', image, rate)
+        if not number:
+            yield _Frame(str(path), out, DataError(f'video {path} cannot be read.'))
+    finally:
+        video.release()
+
+
+def _count(paths: dict[Path, Path]) -> int | None:
+    """Images and frames; None where a video does not say."""
+    total = 0
+    for path in paths:
+        if path.suffix.lower() not in _VIDEOS:
+            total += 1
+            continue
+        video = cv2.VideoCapture(str(path))
+        frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 1
+        video.release()
+        if frames < 1:
+            return None
+        total += frames
+    return total

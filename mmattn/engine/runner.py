@@ -270,8 +270,12 @@ def build_model(
     checkpoint: str | Path,
     options: dict | list[str] | None = None,
     attention: str | None = None,
+    device: str | None = None,
 ) -> tuple[nn.Module, Config]:
-    """The network of a config with the weights of a checkpoint, in eval mode on the best device."""
+    """The network of a config with the weights of a checkpoint, in eval mode.
+
+    On a device, 'cpu' or 'cuda:0', or on the best.
+    """
     from mmengine.registry import MODELS
 
     cfg = _prepare(config, parse_options(options), 'none', None, attention, checkpoint)
@@ -282,7 +286,7 @@ def build_model(
     content = read_checkpoint(checkpoint)
     load_weights(model, content['state_dict'], checkpoint, content.get('meta', {}).get('blocks'))
     model.cfg = cfg
-    return model.to(get_device()).eval(), cfg
+    return model.to(device or get_device()).eval(), cfg
 
 
 def dataset_meta(cfg: Config) -> dict:

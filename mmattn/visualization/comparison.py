@@ -1,4 +1,4 @@
-"""Image, truth and prediction of a segmentation side by side, above a legend."""
+"""Image, truth and prediction side by side, above a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 
 from mmattn.errors import WriteError
+
+from .objects import Objects, draw_objects
 
 _GAP = 6  # pixels between panels
 _LINE = 22  # pixels per line of text
@@ -52,20 +54,67 @@ def compare(
         panels['truth'] = colourise(truth, palette)
     panels['prediction'] = colourise(prediction, palette)
     scale = max(1.0, _MIN_WIDTH / image.shape[1])
-    columns = []
-    for name, panel in panels.items():
-        if scale > 1:
-            panel = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-        title = np.full((_LINE, panel.shape[1], 3), 255, np.uint8)
-        cv2.putText(title, name, (2, _LINE - 7), color=(0, 0, 0), **_TEXT)
-        columns += [
-            np.vstack([title, panel]),
-            np.full((_LINE + panel.shape[0], _GAP, 3), 255, np.uint8),
-        ]
-    body = np.hstack(columns[:-1])
+    if scale > 1:
+        panels = {
+            name: cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+            for name, panel in panels.items()
+        }
     present = np.unique(
         prediction if truth is None else np.concatenate([truth.ravel(), prediction.ravel()])
     )
+    return side_by_side(panels, present, classes, palette)
+
+
+def compare_objects(
+    image: np.ndarray,
+    truth: Objects | None,
+    prediction: Objects,
+    *,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """One picture: the panels 'truth' (if given) and 'prediction' above a legend.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        truth, prediction: objects in it.
+        classes, palette: names and RGB colours of the class indices.
+
+    Returns:
+        (H', W', 3) uint8 BGR.
+    """
+    found = {'prediction': prediction}
+    if truth is not None:
+        found = {'truth': truth} | found
+    panels = {name: draw_objects(image, objects, palette) for name, objects in found.items()}
+    present = np.unique(np.concatenate([objects.labels for objects in found.values()]))
+    return side_by_side(panels, present, classes, palette)
+
+
+def side_by_side(
+    panels: dict[str, np.ndarray],
+    present: Sequence[int],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """Panels of one height, titled by their keys, above a legend of the classes that are present.
+
+    Args:
+        panels: (H, W, 3) uint8 BGR each; '' for no title.
+        present: class indices; one that is no class is named 'ignored'.
+        classes, palette: names and RGB colours of the class indices.
+
+    Returns:
+        (H', W', 3) uint8 BGR.
+    """
+    columns, top = [], _LINE if any(panels) else 0
+    for name, panel in panels.items():
+        title = np.full((top, panel.shape[1], 3), 255, np.uint8)
+        if name:
+            cv2.putText(title, name, (2, _LINE - 7), color=(0, 0, 0), **_TEXT)
+        gap = np.full((top + panel.shape[0], _GAP, 3), 255, np.uint8)
+        columns += [np.vstack([title, panel]), gap]
+    body = np.hstack(columns[:-1])
     return np.vstack([body, _legend(body.shape[1], present, classes, palette)])
 
 

@@ -1,11 +1,12 @@
 """Published weights: making them, finding them, and taking over those of authors."""
 
+from importlib import import_module
 from typing import Any
+
+_HOME = dict(from_author='authors', list_models='index', load_model='index')
 
 
 def __getattr__(name: str) -> Any:  # torch loads when it is needed
-    if name == 'from_author':
-        from .authors import from_author
-
-        return from_author
-    raise AttributeError(f'module mmattn.zoo has no attribute {name}')
+    if name not in _HOME:
+        raise AttributeError(f'module mmattn.zoo has no attribute {name}')
+    return getattr(import_module(f'mmattn.zoo.{_HOME[name]}'), name)

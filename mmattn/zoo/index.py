@@ -1,0 +1,190 @@
+"""The index of models: every config by its name, with the weights that are published for it."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from mmattn.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the index.
+
+    Attributes:
+        name: of the config, without folder and suffix.
+        config: the file.
+        weights: their address; None if none are published.
+        sha256: of the weights; None if not known beyond the digits in their name.
+        source: who published them.
+    """
+
+    name: str
+    config: Path
+    weights: str | None = None
+    sha256: str | None = None
+    source: str | None = None
+
+
+def list_models(pattern: str = '*', *, weights: bool = False) -> list[str]:
+    """Names of the models that fit a pattern, in alphabetical order.
+
+    Args:
+        pattern: with stars, such as '*cbam*'.
+        weights: only those whose weights are published.
+    """
+    found = (model for name, model in _index().items() if fnmatch(name, pattern))
+    return sorted(model.name for model in found if model.weights or not weights)
+
+
+def find_model(name: str) -> Model:
+    """The model of a name.
+
+    Raises:
+        UsageError: there is none; with the nearest names.
+    """
+    models = _index()
+    if name not in models:
+        near = difflib.get_close_matches(name, models, n=3)
+        hint = f'nearest: {", ".join(near)}' if near else "mmattn.zoo.list_models('*') lists all"
+        raise UsageError(f'model {name}: no such name in the index; {hint}.')
+    return models[name]
+
+
+def load_model(
+    name: str | Path, weights: str | Path | None = None, device: str | None = None
+) -> 'nn.Module':
+    """A model with its weights, in eval mode, ready for `mmattn.engine.predictor.Predictor`.
+
+    Args:
+        name: of the index, or the path of a config.
+        weights: a checkpoint; a folder of published files, of which the newest with this name
+            counts; `https://...`; `hf://owner/repository`, or with a file behind it. None for the
+            published ones. The hash in the name of a published file is checked.
+        device: 'cpu', 'cuda:0', ...; None for the best.
+
+    Returns:
+        the network; its `cfg` is the config.
+
+    Raises:
+        UsageError: no such name; nothing is published under it and no weights are named.
+        CheckpointError: the weights cannot be had, are damaged, or do not fit.
+    """
+    from mmattn.engine.runner import build_model
+
+    config, checkpoint = resolve(name, weights)
+    return build_model(config, checkpoint, device=device)[0]
+
+
+def resolve(name: str | Path, weights: str | Path | None) -> tuple[Path, Path]:
+    """Config and checkpoint of what a command line names, both as `load_model` takes them."""
+    if Path(name).suffix == '.py' or Path(name).is_file():
+        model = Model(Path(name).stem, Path(name))
+    else:
+        model = find_model(str(name))
+    if weights is not None:
+        return model.config, _file(model.name, weights)
+    if model.weights is None:
+        raise UsageError(f'{name} has no published weights. Name a checkpoint behind it.')
+    path = _file(model.name, model.weights)
+    _check_hash(path, model.sha256)
+    return model.config, path
+
+
+def _file(name: str, source: str | Path) -> Path:
+    """The file of a model's weights, downloaded if need be."""
+    from mmattn.engine.checkpoint import fetch
+
+    if str(source).startswith('hf://'):
+        path = _from_hub(name, str(source).removeprefix('hf://'))
+    elif not Path(source).is_dir():
+        return fetch(source)
+    else:
+        found = _of_model(name, [path.name for path in Path(source).iterdir()])
+        if not found:
+            raise CheckpointError(
+                f'folder {source} has no weights of {name}: files are named '
+                f'{name}-<8 digits>.safetensors or .pth, as tools/publish.py names them.'
+            )
+        path = max((Path(source) / one for one in found), key=lambda p: p.stat().st_mtime)
+    digits = re.search(r'-([0-9a-f]{8})\.\w+$', path.name)
+    _check_hash(path, digits and digits[1])
+    return path
+
+
+def _from_hub(name: str, address: str) -> Path:
+    """Download what a repository of the Hugging Face Hub has of a model."""
+    try:
+        from huggingface_hub import hf_hub_download, list_repo_files
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise UsageError(
+            f'weights hf://{address}: huggingface_hub is not installed. Run: '
+            'pip install huggingface_hub'
+        ) from error
+    owner, _, rest = address.partition('/')
+    repository, _, file = rest.partition('/')
+    try:
+        if not file:
+            found = _of_model(name, list_repo_files(f'{owner}/{repository}'))
+            if not found:
+                raise CheckpointError(f'hf://{address} has no weights of {name}.')
+            if len(found) > 1:
+                files = ', '.join(found)
+                raise CheckpointError(f'hf://{address} has {files}: name one, hf://{address}/FILE.')
+            file = found[0]
+        return Path(hf_hub_download(f'{owner}/{repository}', file))
+    except (OSError, HfHubHTTPError, ValueError) as error:  # no network, no such repository or file
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f'weights hf://{address} cannot be had: {reason}') from error
+
+
+def _of_model(name: str, files: list[str]) -> list[str]:
+    """Published files of a model; where one is there in both formats, the one without pickle."""
+    pattern = re.compile(rf'{re.escape(name)}-[0-9a-f]{{8}}\.(safetensors|pth)')
+    found = [file for file in files if pattern.fullmatch(file)]
+    return [file for file in found if file.endswith('.safetensors')] or found
+
+
+def _check_hash(path: Path, digits: str | None) -> None:
+    """Compare the sha256 of a file, or the beginning of it, where it is known."""
+    from mmattn.engine.checkpoint import sha256
+
+    if digits and not sha256(path).startswith(digits):
+        raise CheckpointError(
+            f'weights {path} are not what was published: their sha256 does not begin with '
+            f'{digits}. Delete them and get them again.'
+        )
+
+
+@cache
+def _index() -> dict[str, Model]:
+    """Name -> model, of the configs and what `metafile.yml` says of their weights."""
+    folder = next(
+        (f for f in (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs') if f.is_dir()),
+        None,
+    )
+    if folder is None:
+        raise UsageError('the configs of mmattn are not installed. Run: pip install mmattn again')
+    rows = yaml.safe_load((folder / 'metafile.yml').read_text(encoding='utf-8'))['Models']
+    models = {path.stem: Model(path.stem, path) for path in folder.glob('*.py')}
+    for row in rows:
+        name, elsewhere = row['Name'], row.get('Published') or []
+        if row.get('Weights'):
+            found = dict(weights=row['Weights'], sha256=row.get('SHA256'), source='mmattn')
+        else:
+            theirs = next((one for one in elsewhere if 'Weights' in one), {})
+            found = dict(weights=theirs.get('Weights'), source=theirs.get('Source'))
+        models[name] = Model(name, folder / f'{name}.py', **found)
+    return models

@@ -1,0 +1,137 @@
+"""Models by name, and weights from wherever they are published."""
+
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from mmattn.errors import CheckpointError, UsageError
+from mmattn.zoo import index, list_models, load_model
+from tests.conftest import ROOT
+
+NAME = 'fcn_r18_street'
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """A folder with the published files of a model at random weights, and those weights."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    from mmattn.engine.config import load_config
+    from mmattn.zoo.publish import publish
+
+    config = ROOT / 'configs' / f'{NAME}.py'
+    cfg = load_config(config)
+    init_default_scope(cfg.default_scope)
+    folder = tmp_path_factory.mktemp('published')
+    model = MODELS.build(cfg.model)
+    torch.save(dict(state_dict=model.state_dict()), folder / 'run.pth')
+    publish(config, folder / 'run.pth', folder / 'out')
+    return folder / 'out', model.state_dict()
+
+
+def same(model, weights):
+    found = model.state_dict()
+    return set(found) == set(weights) and all(torch.equal(found[k], v) for k, v in weights.items())
+
+
+def test_every_config_is_listed_by_pattern_and_by_weights():
+    configs = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
+    assert list_models() == configs
+    assert list_models('cc*_r101_c*') == ['ccnet_r101_cityscapes']
+    with_weights = list_models(weights=True)
+    assert 'ann_r50_512x1024_40k_cityscapes' in with_weights and NAME not in with_weights
+    rows = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
+    addresses = {r['Name'] for r in rows if any('Weights' in p for p in r.get('Published', []))}
+    assert set(with_weights) == addresses
+
+
+def test_load_from_a_folder_a_file_and_an_address(published, tmp_path, monkeypatch):
+    folder, weights = published
+    for source in folder, next(folder.glob('*.pth')):
+        model = load_model(NAME, source)
+        assert not model.training and same(model, weights)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    file = next(folder.glob('*.safetensors'))
+    (tmp_path / 'checkpoints').mkdir()
+    shutil.copy(file, tmp_path / 'checkpoints')
+    assert same(load_model(NAME, f'https://example.org/{file.name}'), weights)
+    assert same(load_model(ROOT / 'configs' / f'{NAME}.py', folder), weights)
+
+
+def test_published_weights_are_found_by_name_and_their_whole_hash_is_checked(
+    published, tmp_path, monkeypatch
+):
+    from mmattn.engine.checkpoint import sha256
+
+    folder, weights = published
+    file = next(folder.glob('*.safetensors'))
+    config = ROOT / 'configs' / f'{NAME}.py'
+    for digest, fits in (sha256(file), True), ('0' * 64, False):
+        rows = {NAME: index.Model(NAME, config, str(file), digest)}
+        monkeypatch.setattr(index, '_index', lambda rows=rows: rows)
+        if fits:
+            assert same(load_model(NAME), weights)
+        else:
+            with pytest.raises(CheckpointError, match='not what was published'):
+                load_model(NAME)
+
+
+def test_files_that_were_changed_are_refused(published, tmp_path):
+    folder, _ = published
+    file = next(folder.glob('*.safetensors'))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / file.name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f'their sha256 does not begin with {file.stem[-8:]}'):
+        load_model(NAME, tmp_path)
+
+
+def test_a_repository_of_the_hub(published, tmp_path, monkeypatch):
+    folder, weights = published
+    asked = []
+
+    def download(repository, file):
+        asked.append((repository, file))
+        return str(folder / file)
+
+    class HubError(Exception):
+        pass
+
+    files = [p.name for p in folder.iterdir()]
+    hub = SimpleNamespace(hf_hub_download=download, list_repo_files=lambda repository: files)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
+    monkeypatch.setitem(
+        sys.modules, 'huggingface_hub.errors', SimpleNamespace(HfHubHTTPError=HubError)
+    )
+    assert same(load_model(NAME, 'hf://someone/models'), weights)
+    file = next(folder.glob('*.safetensors')).name
+    assert asked == [('someone/models', file)]
+    assert same(load_model(NAME, f'hf://someone/models/{file}'), weights)
+    with pytest.raises(CheckpointError, match='hf://someone/models has no weights of fcn_r18_cam'):
+        load_model('fcn_r18_camvid', 'hf://someone/models')
+
+    def offline(*_):
+        raise HubError('no network\nlong story')
+
+    hub.list_repo_files = offline
+    with pytest.raises(CheckpointError, match='cannot be had: no network$'):
+        load_model(NAME, 'hf://someone/models')
+
+
+@pytest.mark.parametrize(
+    'name, weights, kind, message',
+    [
+        ('ccnet_r101_cityscape', None, UsageError, 'nearest: ccnet_r101_cityscapes'),
+        ('xyz', None, UsageError, 'model xyz: no such name'),
+        (NAME, None, UsageError, 'has no published weights. Name a checkpoint'),
+        (NAME, '.', CheckpointError, 'folder . has no weights of fcn_r18_street'),
+        (NAME, 'nothing.pth', CheckpointError, 'does not exist'),
+    ],
+)
+def test_refused(name, weights, kind, message):
+    with pytest.raises(kind, match=message):
+        load_model(name, weights)
