@@ -44,7 +44,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmattn', 'mmattn.*']),
-    package_data={'mmattn': ['py.typed']},
+    package_data={'mmattn': ['py.typed', 'visualization/*.html']},
     cmdclass={'build_py': BuildWithConfigs},
     install_requires=['torch>=2.10', 'numpy', 'pycocotools', 'safetensors'],
     # Two lines provide the same import names, and pip would install both over each other: hence

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.ops import project, pyramid_pool, softmax_attention, softmax_weights
+from mmattn.ops import Pairs, project, pyramid_pool, softmax_attention
 
-from .base import AttentionBlock, recorded, zero
+from .base import PairwiseBlock, recorded, zero
 from .conv_norm_act import ConvNormAct, foldable, run, run_rest, watched
 from .scale import Scale
 
@@ -98,7 +98,7 @@ def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
     return y
 
 
-class AsymmetricBlock(AttentionBlock):
+class AsymmetricBlock(PairwiseBlock):
     """What APNB and AFNB share: stages whose contexts are summed, and the 1x1 bottleneck."""
 
     kind = 'pairwise, pooled keys'
@@ -168,11 +168,8 @@ class AsymmetricBlock(AttentionBlock):
         """(N, d, H, W), (N, d, S), (N, out, S) -> (N, out, H, W)."""
         return softmax_attention(q.flatten(2), k, v, stage.scale).unflatten(2, q.shape[2:])
 
-    def attention_map(
-        self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage
-    ) -> Tensor:
-        """The weights of the pooled keys for chosen queries, (Q,) positions -> (N, Q, S)."""
-        return softmax_weights(q.flatten(2)[..., queries], k, stage.scale)
+    def pairs(self, q: Tensor, k: Tensor, v: Tensor, stage: AsymmetricStage) -> Pairs:
+        return Pairs('softmax', q, k, stage.scale, stage.key_pool_scales)
 
     def fuse(self, high: Tensor, low: Tensor) -> Tensor:
         """bottleneck([sum of the contexts ; high])."""

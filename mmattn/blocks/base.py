@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmattn.ops import Pairs
+
 PROMISES = {
     'any_size': 'any H and W from 1, any batch size, in eval',
     'training_on_one_image': 'a batch norm sees more than one value per channel',
@@ -171,6 +173,18 @@ class AttentionBlock(BaseModule):
                 f'{name} sees batch size {x.shape[0]} with one value per channel in training, '
                 'allowed 2 and more; or use SyncBN over several processes, or .eval()',
             )
+
+
+class PairwiseBlock(AttentionBlock):
+    """Base of blocks in which positions look at positions."""
+
+    def pairs(self, *args: Any) -> Pairs:
+        """What is compared, of the arguments of the recorded method."""
+        raise NotImplementedError
+
+    def attention_map(self, queries: Tensor, *args: Any) -> Tensor:
+        """The weights of all keys for chosen queries, see `Pairs.weights`."""
+        return self.pairs(*args).weights(queries)
 
 
 def zero(layer: nn.Module) -> None:

@@ -9,10 +9,10 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
 
 from torch import Tensor, nn
 
-from mmattn.ops import as_adjacent, criss_cross, criss_cross_map
+from mmattn.ops import Pairs, as_adjacent, criss_cross
 from mmattn.registry import MODELS
 
-from .base import AttentionBlock, recorded
+from .base import PairwiseBlock, recorded
 from .conv_norm_act import pointwise
 from .scale import Scale
 
@@ -20,7 +20,7 @@ _REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
 
 
 @MODELS.register_module()
-class CrissCrossAttention(AttentionBlock):
+class CrissCrossAttention(PairwiseBlock):
     """x <- gamma * criss_cross(W_q x, W_k x, W_v x) + x, `recurrence` times with the same weights.
 
     (N, C, H, W) -> same shape and dtype; N, H, W >= 1. `gamma` starts at 0, so a fresh block
@@ -55,9 +55,8 @@ class CrissCrossAttention(AttentionBlock):
         """The context of each pixel, before gamma."""
         return criss_cross(q, k, v)
 
-    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
-        return criss_cross_map(q, k, queries)
+    def pairs(self, q: Tensor, k: Tensor, v: Tensor) -> Pairs:
+        return Pairs('criss-cross', q, k)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmattn.ops import (
+    Pairs,
     as_adjacent,
     concatenation_attention,
-    concatenation_weights,
     dot_product_attention,
     softmax_attention,
-    softmax_weights,
     widen,
     without_autocast,
 )
 from mmattn.registry import MODELS
 
-from .base import AttentionBlock, recorded, zero
+from .base import PairwiseBlock, recorded, zero
 from .conv_norm_act import ConvNormAct, foldable, pointwise
 
 _STD = 0.01  # of the start of g, theta and phi, section 4.1 of the paper
@@ -29,7 +28,7 @@ _MODES = ('gaussian', 'embedded_gaussian', 'dot_product', 'concatenation')
 
 
 @MODELS.register_module()
-class NonLocal2d(AttentionBlock):
+class NonLocal2d(PairwiseBlock):
     """y = x + conv_out(sum_s f(x[p], x[s]) g(x[s])).
 
     f is, with theta, phi, g 1x1 convolutions to d = max(C // reduction, 1) channels and S keys:
@@ -176,16 +175,9 @@ class NonLocal2d(AttentionBlock):
             y = softmax_attention(q, k, v, self.scale)
         return y.unflatten(2, theta.shape[2:])
 
-    def attention_map(self, queries: Tensor, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """The factors of all g for chosen queries, (Q,) positions -> (N, Q, h, w)."""
-        q, k = theta.flatten(2)[..., queries], phi.flatten(2)
-        if self.mode == 'dot_product':
-            weights = widen(q).mT @ widen(k) / k.shape[2]
-        elif self.mode == 'concatenation':
-            weights = concatenation_weights(q[:, 0], k[:, 0])
-        else:
-            weights = softmax_weights(q, k, self.scale)
-        return weights.unflatten(2, phi.shape[2:])
+    def pairs(self, theta: Tensor, phi: Tensor, g: Tensor) -> Pairs:
+        rule = dict(dot_product='mean', concatenation='relu mean').get(self.mode, 'softmax')
+        return Pairs(rule, theta, phi, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

@@ -7,10 +7,10 @@ Reference code: junfu1115/DANet, encoding/nn/da_att.py; open-mmlab/mmsegmentatio
 
 from torch import Tensor, nn
 
-from mmattn.ops import as_adjacent, softmax_attention, softmax_weights
+from mmattn.ops import Pairs, as_adjacent, softmax_attention
 from mmattn.registry import MODELS
 
-from .base import AttentionBlock, recorded
+from .base import PairwiseBlock, recorded
 from .conv_norm_act import pointwise
 from .scale import Scale
 
@@ -18,7 +18,7 @@ _REDUCTION = 8  # channels of query and key: C // 8, in the authors' code
 
 
 @MODELS.register_module()
-class PAM(AttentionBlock):
+class PAM(PairwiseBlock):
     """y = gamma * sum_s softmax_s(q[p] . k[s]) v[s] + x; the logits are not scaled.
 
     The values are projected after they are summed, which is the same, as the weights sum to 1.
@@ -61,10 +61,8 @@ class PAM(AttentionBlock):
         """The mean of x that each pixel sees, before the projection of the values."""
         return softmax_attention(q.flatten(2), k.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
 
-    def attention_map(self, queries: Tensor, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
-        """The weights of all pixels for chosen queries, (Q,) positions -> (N, Q, H, W)."""
-        weights = softmax_weights(q.flatten(2)[..., queries], k.flatten(2))
-        return weights.unflatten(2, k.shape[2:])
+    def pairs(self, q: Tensor, k: Tensor, x: Tensor) -> Pairs:
+        return Pairs('softmax', q, k)
 
     def context(self, x: Tensor) -> Tensor:
         """gamma times the context, (N, C, H, W)."""

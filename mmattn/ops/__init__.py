@@ -20,6 +20,7 @@ from .non_local import concatenation_weights as concatenation_weights
 from .non_local import dot_product_attention as dot_product_attention
 from .non_local import softmax_attention as softmax_attention
 from .non_local import softmax_weights as softmax_weights
+from .pairs import Pairs as Pairs
 from .precision import widen as widen
 from .precision import without_autocast as without_autocast
 from .pyramid import pyramid_pool as pyramid_pool

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,30 +42,64 @@ def record(
         ValueError: no block in the model; no query, or one outside of its range; the model is being
             recorded already.
     """
+    places = [(float(row), float(column)) for row, column in queries]
+    if not places or not all(0 <= value < 1 for place in places for value in place):
+        raise ValueError(f'record: queries={list(queries)}, allowed (row, column) in [0, 1), some')
+    maps: dict[str, dict[str, list[Tensor]]] = {}
+
+    def keep(use: Use) -> None:
+        result = use.result
+        if use.by is not None:
+            with torch.no_grad():
+                result = use.by(_positions(places, use.args[0]), *use.args)
+        uses = maps.setdefault(use.path, {}).setdefault(use.name, [])
+        uses.append(result.detach().clone())
+
+    with watching(model, keep):
+        yield maps
+
+
+class Use(NamedTuple):
+    """One use of the attention of a block.
+
+    Attributes:
+        path: of the block in the model.
+        block: itself.
+        name: of the map, as in `record`.
+        result: the map; of a method that has `by`, whatever it returns.
+        by: queries, *args -> the map for chosen queries; None where the result is the map.
+        args: of the method.
+    """
+
+    path: str
+    block: AttentionBlock
+    name: str
+    result: Tensor
+    by: Callable | None
+    args: tuple
+
+
+@contextmanager
+def watching(model: nn.Module, watch: Callable[[Use], None]) -> Iterator[None]:
+    """Call a function for every use of the attention of a block in a model.
+
+    Raises:
+        ValueError: no block in the model; it is being watched already.
+    """
     found = {name: m for name, m in model.named_modules() if isinstance(m, AttentionBlock)}
     if not found:
         raise ValueError(f'record: no block of mmattn in {type(model).__name__}')
     if any(block._recorder is not None for block in found.values()):
         raise ValueError(f'record: {type(model).__name__} is being recorded already')
-    places = [(float(row), float(column)) for row, column in queries]
-    if not places or not all(0 <= value < 1 for place in places for value in place):
-        raise ValueError(f'record: queries={list(queries)}, allowed (row, column) in [0, 1), some')
-    maps: dict[str, dict[str, list[Tensor]]] = {}
     paths = {id(block): name for name, block in found.items()}
 
-    def watch(
-        block: AttentionBlock, name: str, result: Tensor, by: Callable | None, args: tuple
-    ) -> None:
-        if by is not None:
-            with torch.no_grad():
-                result = by(_positions(places, args[0]), *args)
-        uses = maps.setdefault(paths[id(block)], {}).setdefault(name, [])
-        uses.append(result.detach().clone())
+    def tell(block: AttentionBlock, *use) -> None:
+        watch(Use(paths[id(block)], block, *use))
 
     for block in found.values():
-        block._recorder = watch
+        block._recorder = tell
     try:
-        yield maps
+        yield
     finally:
         for block in found.values():
             del block._recorder

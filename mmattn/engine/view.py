@@ -1,0 +1,129 @@
+"""Showing where the attention of a trained network looks on an image."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmattn.datasets.files import read_image
+from mmattn.errors import UsageError
+from mmattn.visualization.attention import watching
+from mmattn.visualization.comparison import save_picture
+from mmattn.visualization.page import write_page
+from mmattn.visualization.views import Collector, Seen
+from mmattn.zoo.index import resolve
+
+from .predictor import Predictor
+from .runner import check_writable
+
+
+@dataclass
+class Viewed:
+    """What was written.
+
+    Attributes:
+        page: the HTML file.
+        pictures: a PNG a view.
+        seen: the blocks and their views.
+    """
+
+    page: Path
+    pictures: list[Path]
+    seen: list[Seen]
+
+
+def view_attention(
+    config: str | Path,
+    checkpoint: str | Path | None,
+    image: str | Path,
+    *,
+    out_dir: str | Path,
+    query: tuple[float, float] = (0.5, 0.5),
+    attention: str | None = None,
+    options: dict | list[str] | None = None,
+    device: str | None = None,
+) -> Viewed:
+    """Write `attention.html` and a PNG for every map of every attention block.
+
+    Args:
+        config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
+        image: a path.
+        out_dir: the folder.
+        query: of pairwise blocks in the PNGs and at first in the page, row and column as fractions.
+        attention: blocks to add; by default those that the checkpoint was trained with.
+        options: changes to the config, dotted keys; a dict or `key=value` strings.
+        device: 'cpu', 'cuda:0', ...; None for the best.
+
+    Raises:
+        UsageError: the network has no attention block, or `query` is not within 0 to 1.
+        DataError: the image cannot be read.
+        MmattnError: config or checkpoint, of the kind that fits.
+    """
+    if not all(0 <= value < 1 for value in query):
+        raise UsageError(f'--query {query[0]} {query[1]}: allowed are fractions from 0 to below 1.')
+    picture = read_image(image)
+    out_dir = Path(out_dir)
+    check_writable(out_dir, '--out-dir')
+    predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
+    if predictor.segments and predictor.model.test_cfg.get('mode') == 'slide':
+        predictor.model.test_cfg['mode'] = 'whole'  # windows would each have maps of their own
+    seen, shown = look(predictor, picture, query)
+    page = out_dir / 'attention.html'
+    height, width = shown.shape[:2]
+    about = f'{Path(config).stem}, {Path(checkpoint).name if checkpoint else "published weights"}'
+    about += f', {Path(image).name} at {width} x {height} as the network saw it'
+    write_page(
+        page, seen, shown, title=f'Attention in {Path(config).stem}', about=about, query=query
+    )
+    pictures = []
+    for block in seen:
+        for view in block.views:
+            name = re.sub(r'[^\w.]+', '_', f'{block.path or block.type} {view.name}')
+            pictures.append(out_dir / f'{name}.png')
+            save_picture(pictures[-1], view.picture)
+    return Viewed(page, pictures, seen)
+
+
+def look(
+    predictor: Predictor, image: np.ndarray, query: tuple[float, float] = (0.5, 0.5)
+) -> tuple[list[Seen], np.ndarray]:
+    """The attention blocks of a network with their views of an image, and the image as it saw it.
+
+    Raises:
+        UsageError: the network has no attention block, or runs none.
+    """
+    inputs: list[Tensor] = []
+    collector = Collector(query)
+    backbone = predictor.model.backbone
+    handle = backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    try:
+        with watching(predictor.model, collector):
+            predictor(image)
+    except ValueError as error:
+        if 'no block of mmattn' not in str(error):
+            raise
+        raise UsageError(
+            'the network has no attention block to view. Name a config or checkpoint that has one, '
+            'or add one with --attention.'
+        ) from error
+    finally:
+        handle.remove()
+    if not collector.kept:
+        raise UsageError('none of the attention blocks of the network ran on the image.')
+    shown = _shown(inputs[0][0], predictor.model.data_preprocessor)
+    return collector.seen(shown), shown
+
+
+def _shown(x: Tensor, preprocessor: nn.Module) -> np.ndarray:
+    """(3, H, W) of the network -> (H, W, 3) uint8 BGR."""
+    if getattr(preprocessor, '_enable_normalize', False):
+        x = x * preprocessor.std.to(x) + preprocessor.mean.to(x)
+    if getattr(preprocessor, '_channel_conversion', False) or getattr(
+        preprocessor, 'channel_conversion', False
+    ):
+        x = x.flip(0)
+    picture = x.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+    return np.ascontiguousarray(picture.cpu().numpy())

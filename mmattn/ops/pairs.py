@@ -1,0 +1,42 @@
+"""What a pairwise block compares, and by which rule: enough to tell the weights of any query."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .criss_cross import criss_cross_map
+from .non_local import concatenation_weights, softmax_weights
+from .precision import widen
+
+
+class Pairs(NamedTuple):
+    """The weight of key s for query p as a function of q[p] and k[s].
+
+    Attributes:
+        rule: 'softmax', of scale q[p] . k[s] over s; 'mean', q[p] . k[s] / S; 'relu mean',
+            relu(q[p] + k[s]) / S, of one channel; 'criss-cross', softmax over the row and the
+            column of p.
+        q: (N, E, H, W) queries.
+        k: (N, E, h, w) keys; or (N, E, S), averages over `grids`.
+        scale: of 'softmax'.
+        grids: the n of the n x n bins over the map, one grid after another, that keys stand for.
+    """
+
+    rule: str
+    q: Tensor
+    k: Tensor
+    scale: float = 1.0
+    grids: tuple[int, ...] = ()
+
+    def weights(self, queries: Tensor) -> Tensor:
+        """(Q,) positions row * W + column -> (N, Q, h, w), or (N, Q, S) of pooled keys."""
+        if self.rule == 'criss-cross':
+            return criss_cross_map(self.q, self.k, queries)
+        q, k = self.q.flatten(2)[..., queries], self.k.flatten(2)
+        if self.rule == 'mean':
+            found = widen(q).mT @ widen(k) / k.shape[2]
+        elif self.rule == 'relu mean':
+            found = concatenation_weights(q[:, 0], k[:, 0])
+        else:
+            found = softmax_weights(q, k, self.scale)
+        return found if self.grids else found.unflatten(2, self.k.shape[2:])
