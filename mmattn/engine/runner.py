@@ -276,17 +276,30 @@ def build_model(
 
     On a device, 'cpu' or 'cuda:0', or on the best.
     """
+    model, cfg = build_network(config, options, attention, checkpoint)
+    content = read_checkpoint(checkpoint)
+    load_weights(model, content['state_dict'], checkpoint, content.get('meta', {}).get('blocks'))
+    model.cfg = cfg
+    return model.to(device or get_device()).eval(), cfg
+
+
+def build_network(
+    config: str | Path,
+    options: dict | list[str] | None = None,
+    attention: str | None = None,
+    checkpoint: str | Path | None = None,
+) -> tuple[nn.Module, Config]:
+    """The network of a config, with weights that mean nothing yet.
+
+    It has the blocks that the checkpoint, if any, was trained with.
+    """
     from mmengine.registry import MODELS
 
     cfg = _prepare(config, parse_options(options), 'none', None, attention, checkpoint)
     _drop_pretrained(cfg.model)
     _fit_norm(cfg)
     with _building(cfg):
-        model = MODELS.build(cfg.model)
-    content = read_checkpoint(checkpoint)
-    load_weights(model, content['state_dict'], checkpoint, content.get('meta', {}).get('blocks'))
-    model.cfg = cfg
-    return model.to(device or get_device()).eval(), cfg
+        return MODELS.build(cfg.model), cfg
 
 
 def dataset_meta(cfg: Config) -> dict:

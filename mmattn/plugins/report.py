@@ -1,33 +1,19 @@
 """What blocks a network has, where, at what cost, and whether they can learn."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.blocks import AttentionBlock
-from mmattn.zoo.flops import flop_counter
 
-from .insert import NotOneMap, plugged
+from .insert import plugged
+from .trial import try_network
 
-# What a network raises that cannot do with shapes alone.
-_VALUES_NEEDED = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
-_PROPOSALS, _DETECTIONS = 1000, 100  # per image, that box heads and mask heads see in testing
 _COLUMNS = ('block', 'where', 'channels', 'map', 'parameters', 'MACs', 'frozen', 'norm in eval')
 
 
@@ -138,7 +124,7 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
         model.train()
         training = {name: (_frozen(block), _norm_eval(block)) for name, block in blocks.items()}
         model.eval()
-        seen, macs, reason = _try(model, blocks, size)
+        tried = try_network(model, blocks, size)
         same = {name: _is_identity(block) for name, block in blocks.items()}
     rows = [
         Row(
@@ -150,13 +136,13 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
             frozen=training[name][0],
             norm_eval=training[name][1],
             identity=same[name],
-            runs=None if reason else len(seen[name].shapes),
-            maps=seen[name].shapes,
-            macs=None if reason else seen[name].macs,
+            runs=None if tried.reason else len(tried.seen[name].shapes),
+            maps=tried.seen[name].shapes,
+            macs=None if tried.reason else tried.seen[name].macs,
         )
         for name, block in blocks.items()
     ]
-    warnings = [f'maps and MACs are unknown: {reason}'] if reason else []
+    warnings = [f'maps and MACs are unknown: {tried.reason}'] if tried.reason else []
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         entry = put[row.path].plugin.entry if row.path in put else row.type
@@ -170,6 +156,7 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
         _warning(kind, found, option if found[0].place else 'S')
         for (_, kind), found in groups.items()
     ]
+    macs = None if tried.reason else tried.total.macs
     return Report(rows, tuple(size), sum(p.numel() for p in model.parameters()), macs, warnings)
 
 
@@ -191,109 +178,6 @@ def _warning(kind: str, rows: list[Row], learn: str) -> str:
             f'backbone.norm_eval=True. {learn}et norm_eval=False'
         )
     return f'{path} never runs: nothing calls the module behind which it stands. Name another place'
-
-
-class _Seen:
-    """What one block got, and what that cost."""
-
-    def __init__(self) -> None:
-        self.shapes: list[tuple[int, ...]] = []
-        self.macs = 0
-        self.start = 0
-
-
-def _try(
-    model: nn.Module, blocks: dict[str, nn.Module], size: tuple[int, int]
-) -> tuple[dict[str, _Seen], int | None, str]:
-    """Run the network without values; what blocks saw, MACs of all, and why it failed if it did."""
-    seen = {name: _Seen() for name in blocks}
-    inside: list[str] = []
-    counter = flop_counter()
-
-    def enter(name: str, block: nn.Module, inputs: tuple) -> None:
-        inside.append(name)
-        seen[name].shapes.append(tuple(inputs[0].shape))
-        seen[name].start = counter.get_total_flops()
-
-    def leave(name: str, block: nn.Module, inputs: tuple, output: Tensor) -> None:
-        inside.pop()
-        seen[name].macs += (counter.get_total_flops() - seen[name].start) // 2
-
-    with ExitStack() as stack:
-        for name, block in blocks.items():
-            stack.callback(block.register_forward_pre_hook(partial(enter, name)).remove)
-            stack.callback(block.register_forward_hook(partial(leave, name)).remove)
-        stack.enter_context(_stand_ins(model))
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(counter)
-        image = torch.empty(1, 3, *size, dtype=like.dtype, device=like.device)
-        try:
-            _run(model, image)
-        except NotOneMap as error:
-            raise ValueError(str(error)) from error
-        except Exception as error:  # whatever a stranger's network does with tensors without values
-            if inside and not isinstance(error, _VALUES_NEEDED):
-                place = getattr(getattr(blocks[inside[-1]], 'plugin', None), 'place', '')
-                shape = seen[inside[-1]].shapes[-1]
-                raise ValueError(
-                    f'{inside[-1]} {place} gets a map {shape} that it cannot take: {error}'
-                ) from error
-            return seen, None, str(error).strip().splitlines()[0] if str(error) else repr(error)
-    return seen, counter.get_total_flops() // 2, ''
-
-
-def _run(model: nn.Module, image: Tensor) -> None:
-    """All parts of a detector or segmentor that blocks can be in; any other network as it is."""
-    if not hasattr(model, 'extract_feat'):
-        model(image)
-        return
-    maps = model.extract_feat(image)
-    for name in 'rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head':
-        head = getattr(model, name, None)
-        for part in head if isinstance(head, nn.ModuleList) else [head] if head else []:
-            part(maps)
-    heads = getattr(model, 'roi_head', None)
-    if heads is not None and getattr(heads, 'with_bbox', False):
-        heads._bbox_forward(maps, image.new_zeros(_PROPOSALS, 5))
-    if heads is not None and getattr(heads, 'with_mask', False):
-        heads._mask_forward(maps, image.new_zeros(_DETECTIONS, 5))
-
-
-@contextmanager
-def _stand_ins(model: nn.Module) -> Iterator[None]:
-    """In place of compiled operators, which need values, functions of the same shapes and MACs."""
-    replaced = []
-    for module in model.modules():
-        stand_in: Callable | None = None
-        if hasattr(module, 'conv_offset') and hasattr(module, 'deform_groups'):
-            stand_in = partial(_plain_convolution, module)
-        elif hasattr(module, 'roi_layers') and hasattr(module, 'featmap_strides'):
-            stand_in = partial(_extract, module)
-        if stand_in is not None:
-            module.forward = stand_in
-            replaced.append(module)
-    try:
-        yield
-    finally:
-        for module in replaced:
-            del module.forward
-
-
-def _plain_convolution(conv: nn.Module, x: Tensor) -> Tensor:
-    if type(conv).__name__ == 'DeformConv2dPack' and any(
-        side < kernel for side, kernel in zip(x.shape[2:], conv.kernel_size)
-    ):
-        raise ValueError(f'deformable convolution needs {conv.kernel_size} pixels or more')
-    conv.conv_offset(x)
-    place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return nn.functional.conv2d(x, conv.weight, getattr(conv, 'bias', None), *place)
-
-
-def _extract(extractor: nn.Module, maps: tuple[Tensor, ...], rois: Tensor, *_) -> Tensor:
-    size = extractor.roi_layers[0].output_size
-    return maps[0].new_empty(len(rois), extractor.out_channels, *size)
 
 
 @contextmanager
