@@ -147,7 +147,7 @@ def scale_halves(x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Ten
     Returns:
         (N, C, H, W).
     """
-    groups, half = len(first) // max(1, len(x)), first.shape[1]
+    groups, half = x.shape[1] // (2 * first.shape[1]), first.shape[1]
     if not torch.compiler.is_compiling():
         return _ScaleHalves.apply(x.contiguous(), first, second, shuffle)
     halves = x.unflatten(1, (groups, 2, half)).flatten(0, 1).unbind(1)  # 2 (N G, k, H, W)

@@ -36,7 +36,8 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ValueError: the shapes do not fit each other.
         MemoryError: less is free than the result takes.
     """
-    if q.dim() != 4 or q.shape != k.shape or q.shape[2:] != v.shape[2:] or len(q) != len(v):
+    same = q.shape == k.shape and q.shape[2:] == v.shape[2:] and q.shape[0] == v.shape[0]
+    if q.dim() != 4 or not same:
         raise ValueError(
             f'criss_cross: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; '
             'expected (N, E, H, W), (N, E, H, W), (N, C, H, W)'

@@ -47,7 +47,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(N, C, H, W), (D, C), (D) -> (N, H W, D)."""
-    factors = x.flatten(2).mT, weight.mT.expand(len(x), -1, -1)
+    factors = x.flatten(2).mT, weight.mT.expand(x.shape[0], -1, -1)
     return torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
 
 

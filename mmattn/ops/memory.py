@@ -16,7 +16,7 @@ def require(nbytes: int, like: Tensor, what: str) -> None:
     Raises:
         MemoryError: with what is needed, what is free and what to do.
     """
-    if nbytes < _WORTH_ASKING or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or nbytes < _WORTH_ASKING:
         return
     free = free_memory(like.device)
     if free is not None and nbytes > free:

@@ -46,10 +46,10 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     Raises:
         MemoryError: less is free than the result and copies of q, k and v take.
     """
-    result = len(v) * v.shape[1] * q.shape[2]
+    result = v.shape[0] * v.shape[1] * q.shape[2]
     require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
     with without_autocast(q):
-        alike = q.dtype == k.dtype == v.dtype and len(q) > 0
+        alike = q.dtype == k.dtype == v.dtype and q.shape[0] > 0
         if alike and (q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()):
             heads = [_adjacent(t.mT)[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if torch.compiler.is_compiling() or _fused(*heads, scale):
@@ -163,7 +163,7 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         MemoryError: less is free than the result and a copy of k take.
     """
     width, positions, values = q.shape[1], k.shape[2], v.shape[1]
-    require(_bytes(v, len(v) * values * q.shape[2], k.numel()), v, 'dot-product attention')
+    require(_bytes(v, v.shape[0] * values * q.shape[2], k.numel()), v, 'dot-product attention')
     with without_autocast(q):
         wide_q, wide_k = widen(q), widen(k) / positions
         if width * values * (positions + q.shape[2]) <= positions * q.shape[2] * (width + values):
@@ -191,7 +191,7 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     Raises:
         MemoryError: less is free than the result and as much again take.
     """
-    require(_bytes(v, 2 * len(v) * v.shape[1] * a.shape[1]), v, 'concatenation attention')
+    require(_bytes(v, 2 * v.shape[0] * v.shape[1] * a.shape[1]), v, 'concatenation attention')
     with without_autocast(a):
         a, b = widen(a), widen(b)
         if torch.compiler.is_exporting():  # interchange formats have no search in sorted lists

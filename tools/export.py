@@ -1,0 +1,49 @@
+"""Write a trained network as ONNX or as a program of torch.export, with dynamic batch, height and
+width, after comparing it with torch: segmentors whole, of detectors backbone, neck and first head.
+
+Example: python tools/export.py configs/ccnet_r18_street.py best.pth --images photos/*.jpg
+"""
+
+import sys
+
+from mmattn.cli import config_options, parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser(__doc__)
+    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
+    args.add_argument(
+        'checkpoint', nargs='?',
+        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
+        'published under the name',
+    )  # fmt: skip
+    args.add_argument('--format', choices=['onnx', 'torch'], default='onnx')
+    args.add_argument('--out', metavar='FILE', help='default: <config>.onnx or .pt2')
+    args.add_argument(
+        '--images', nargs='+', metavar='IMAGE', help='compare on these; default: on noise'
+    )
+    config_options(args, launcher=False)
+    args = args.parse_intermixed_args(argv)
+
+    def task() -> None:
+        from mmattn.engine.export import describe, export
+
+        print(
+            describe(
+                export(
+                    args.config,
+                    args.checkpoint,
+                    args.format,
+                    out=args.out,
+                    images=args.images,
+                    attention=args.attention,
+                    options=args.cfg_options,
+                )
+            )
+        )
+
+    return run(task, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
