@@ -14,13 +14,20 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument('config', help='config file')
     args.add_argument('checkpoint', help='what training wrote')
     args.add_argument('--out-dir', default='work_dirs/published', help='default: %(default)s')
+    args.add_argument(
+        '--hub', metavar='OWNER/NAME', help='upload to this repository of the Hugging Face Hub, too'
+    )
+    args.add_argument('--private', action='store_true', help='if the repository has to be made')
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.zoo.publish import publish
+        from mmattn.zoo.publish import publish, upload
 
-        for path in publish(args.config, args.checkpoint, args.out_dir).values():
+        paths = publish(args.config, args.checkpoint, args.out_dir)
+        for path in paths.values():
             print(path)
+        if args.hub:
+            print(upload(paths, args.hub, private=args.private))
 
     return run(task, args)
 

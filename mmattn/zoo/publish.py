@@ -13,7 +13,7 @@ from safetensors.torch import save
 from mmattn.engine.checkpoint import block_forms, load_weights, read_checkpoint, sha256
 from mmattn.engine.config import load_config
 from mmattn.engine.runner import build_model, dataset_meta, run_name
-from mmattn.errors import CheckpointError, WriteError
+from mmattn.errors import CheckpointError, UsageError, WriteError
 from mmattn.visualization.curves import read_scalars
 
 
@@ -71,6 +71,50 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths
+
+
+def upload(paths: dict[str, Path], repository: str, *, private: bool = False) -> str:
+    """Put published files into a repository of the Hugging Face Hub, made if it is not there.
+
+    The card becomes the README if the repository has none. `mmattn.zoo.load_model(name,
+    'hf://owner/repository')` loads from there.
+
+    Args:
+        paths: of `publish`.
+        repository: 'owner/name'; the token is that of `hf auth login`, or HF_TOKEN.
+        private: of a repository that is made.
+
+    Returns:
+        its address.
+
+    Raises:
+        UsageError: huggingface_hub is not installed; not of the form owner/name.
+        WriteError: the hub refuses, or there is no network.
+    """
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repository):
+        raise UsageError(f'--hub {repository}: write owner/name.')
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise UsageError(
+            '--hub: huggingface_hub is not installed. Run: pip install huggingface_hub'
+        ) from error
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, exist_ok=True, private=private)
+        there = hub.list_repo_files(repository)
+        files = {path.name: path for path in paths.values()}
+        if 'README.md' not in there:
+            files['README.md'] = paths['card']
+        for name, path in files.items():
+            hub.upload_file(path_or_fileobj=path, path_in_repo=name, repo_id=repository)
+    except (OSError, HfHubHTTPError, ValueError) as error:  # no network, token or right
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise WriteError(
+            f'cannot upload to {repository}: {reason} The files themselves are written.'
+        ) from error
+    return f'https://huggingface.co/{repository}'
 
 
 def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
