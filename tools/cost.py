@@ -25,23 +25,35 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument('--no-latency', action='store_true', help='count only, run nothing')
     args.add_argument('--json', metavar='OUT', help='write the figures there, too')
     args.add_argument('--plot', metavar='OUT.png', help='draw them')
+    args.add_argument(
+        '--compare', metavar='NAME,NAME,...',
+        help="instead: the whole network with each of these blocks; 'a+b' for both at once",
+    )  # fmt: skip
     config_options(args, launcher=False)
-    args = args.parse_args(argv)
+    given, args = args, args.parse_args(argv)
+    if args.compare and (args.attention or args.plot or args.memory_limit):
+        given.error('--compare: leave --attention, --plot and --memory-limit out')
 
     def task() -> None:
-        from mmattn.engine.cost import report_cost
+        from mmattn.engine.cost import report_comparison, report_cost
 
-        report_cost(
-            args.config,
-            attention=args.attention,
+        common = dict(
             size=args.size and tuple(args.size),
             batch=args.batch,
-            memory_limit=args.memory_limit,
             device=args.device,
             latency=not args.no_latency,
             options=args.cfg_options,
             json_path=args.json,
+        )
+        if args.compare:
+            report_comparison(args.config, args.compare.split(','), **common)
+            return
+        report_cost(
+            args.config,
+            attention=args.attention,
+            memory_limit=args.memory_limit,
             plot_path=args.plot,
+            **common,
         )
 
     return run(task, args)

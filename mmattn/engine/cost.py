@@ -17,8 +17,10 @@ from mmattn.errors import Exit, MmattnError, UsageError
 from mmattn.ops.memory import free_memory
 from mmattn.plugins.insert import plugged
 from mmattn.plugins.trial import Trial, run_parts, try_network
+from mmattn.progress import track
 from mmattn.visualization.cost_plot import plot_cost
 
+from .config import load_config
 from .measure import CPU, find_device, machine
 from .runner import build_network, check_writable, image_size
 
@@ -283,6 +285,69 @@ def report_cost(
         raise DoesNotFit(sentence)
     print(sentence)
     return found
+
+
+def report_comparison(
+    config: str | Path,
+    names: list[str],
+    *,
+    json_path: str | Path | None = None,
+    device: str = 'cpu',
+    **arguments,
+) -> dict[str, Cost]:
+    """Print what a network costs with each of several blocks, as a table in Markdown.
+
+    Args:
+        config: its path.
+        names: blocks, 'a+b' for both at once; the plain network, 'none', comes first.
+        json_path: a file for the figures.
+        device, arguments: of `measure_cost`.
+
+    Raises:
+        UsageError, WriteError: see `measure_cost`; a file cannot be written.
+    """
+    if json_path:
+        check_writable(Path(json_path).parent, '--json')
+    names = list(dict.fromkeys(['none', *names]))
+    for name in names:
+        load_config(config, attention=name.replace('+', ','))  # all are known before the first
+    found = {
+        name: measure_cost(config, attention=name.replace('+', ','), device=device, **arguments)
+        for name in track(names, total=len(names), title='cost')
+    }
+    print(*comparison(found, machine(find_device(device))), sep='\n')
+    if json_path:
+        content = {name: asdict(cost) for name, cost in found.items()}
+        Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
+    return found
+
+
+def comparison(found: dict[str, Cost], about: dict) -> Iterator[str]:
+    """A row for each block: the whole network, and what the block adds to the plain one."""
+    plain = found['none']
+    height, width = plain.size
+    batch = plain.batch
+    images = f'{batch} image' + 's' * (batch > 1)
+    yield f'| attention | parameters | GMACs | kept, MB | ms | training with {images}, GB |'
+    yield '|---|---:|---:|---:|---:|---:|'
+    for name, cost in found.items():
+        row, base = cost.rows[0], plain.rows[0]
+        pairs = [
+            (f'{row.parameters:,}', row.parameters - base.parameters, ',', 1),
+            (f'{row.macs / 1e9:.2f}', row.macs - base.macs, ',.2f', 1e9),
+            (f'{row.kept / 1e6:.1f}', row.kept - base.kept, ',.1f', 1e6),
+        ]
+        if row.ms is not None:
+            pairs.append((f'{row.ms:.0f}', row.ms - base.ms, ',.0f', 1))
+        cells = [
+            text if name == 'none' else f'{text} ({more / unit if unit > 1 else more:+{form}})'
+            for text, more, form, unit in pairs
+        ]
+        if row.ms is None:
+            cells.append('')
+        yield f'| `{name}` | {" | ".join(cells)} | {cost.memory.total / 1e9:.2f} |'
+    yield ''
+    yield f'One image of {width}x{height}; ' + ', '.join(f'{k} {v}' for k, v in about.items()) + '.'
 
 
 def lines(cost: Cost, about: dict) -> Iterator[str]:

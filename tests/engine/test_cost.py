@@ -114,6 +114,21 @@ def test_table_json_and_picture(tmp_path, capsys, monkeypatch):
     assert cv2.imread(str(plot)).std() > 5
 
 
+def test_blocks_are_compared_with_the_plain_network(tmp_path, capsys):
+    out = tmp_path / 'costs.json'
+    flags = ['--size', '64', '128', '--no-latency', '--json', str(out)]
+    assert tool([str(CCNET), '--compare', 'se,se+gc', *flags]) == 0
+    shown = capsys.readouterr().out
+    content = json.loads(out.read_text())
+    assert list(content) == ['none', 'se', 'se+gc']
+    plain, se, both = (content[name]['rows'][0]['parameters'] for name in content)
+    assert f'| `se` | {se:,} ({se - plain:+,}) |' in shown
+    assert f'| `se+gc` | {both:,} ({both - plain:+,}) |' in shown and plain < se < both
+    assert f'| `none` | {plain:,} |' in shown and 'training with 4 images, GB' in shown
+    with pytest.raises(SystemExit):
+        tool([str(CCNET), '--compare', 'se', '--attention', 'gc'])
+
+
 def test_what_does_not_fit_is_said_and_has_an_exit_code(tmp_path, capsys):
     arguments = [str(CCNET), '--size', '128', '256', '--no-latency', '--memory-limit', '0.01']
     assert tool([*arguments, '--json', str(tmp_path / 'cost.json')]) == 6
