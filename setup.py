@@ -59,6 +59,9 @@ setup(
             'setuptools<82',
             'numpy<2',
         ],
+        'cam': ['grad-cam'],
+        'export': ['onnx', 'onnxscript', 'onnxruntime'],
+        'hub': ['huggingface_hub'],
         'dev': pins('dev'),
     },
 )

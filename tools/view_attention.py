@@ -23,6 +23,11 @@ def main(argv: list[str] | None = None) -> int:
         '--query', nargs=2, type=float, default=(0.5, 0.5), metavar=('ROW', 'COLUMN'),
         help='the place that looks, fractions of height and width; default: 0.5 0.5',
     )  # fmt: skip
+    args.add_argument(
+        '--grad-cam', metavar='LAYER', help='also which places of it speak for a class, e.g. '
+        'backbone.layer4; needs the grad-cam package',
+    )  # fmt: skip
+    args.add_argument('--category', help='the class for --grad-cam; default: the surest')
     args.add_argument('--device', help='cpu, cuda:0, ...; default: the best')
     config_options(args, launcher=False)
     args = args.parse_intermixed_args(argv)
@@ -39,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             attention=args.attention,
             options=args.cfg_options,
             device=args.device,
+            cam=args.grad_cam,
+            category=args.category,
         )
         size = done.page.stat().st_size / 1e6
         print(

@@ -5,6 +5,7 @@ from .apnb import APNB as APNB
 from .bam import BAM as BAM
 from .base import PROMISES as PROMISES
 from .base import AttentionBlock as AttentionBlock
+from .base import PairwiseBlock as PairwiseBlock
 from .cam import CAM as CAM
 from .cbam import CBAM as CBAM
 from .cmpese import CMPESE as CMPESE

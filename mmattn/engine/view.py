@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
+from mmattn.blocks import AttentionBlock
 from mmattn.datasets.files import read_image
 from mmattn.errors import UsageError
 from mmattn.visualization.attention import watching
 from mmattn.visualization.comparison import save_picture
+from mmattn.visualization.grad_cam import grad_cam
 from mmattn.visualization.page import write_page
-from mmattn.visualization.views import Collector, Seen
+from mmattn.visualization.views import Collector, Seen, map_view
 from mmattn.zoo.index import resolve
 
 from .predictor import Predictor
@@ -45,6 +48,8 @@ def view_attention(
     attention: str | None = None,
     options: dict | list[str] | None = None,
     device: str | None = None,
+    cam: str | None = None,
+    category: str | None = None,
 ) -> Viewed:
     """Write `attention.html` and a PNG for every map of every attention block.
 
@@ -56,9 +61,12 @@ def view_attention(
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
         device: 'cpu', 'cuda:0', ...; None for the best.
+        cam: a layer, such as 'backbone.layer4', whose Grad-CAM is shown, too.
+        category: the class for it; None for the surest.
 
     Raises:
-        UsageError: the network has no attention block, or `query` is not within 0 to 1.
+        UsageError: the network has no attention block, and no Grad-CAM is asked for; `query` is not
+            within 0 to 1; no such class or layer.
         DataError: the image cannot be read.
         MmattnError: config or checkpoint, of the kind that fits.
     """
@@ -70,7 +78,11 @@ def view_attention(
     predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
     if predictor.segments and predictor.model.test_cfg.get('mode') == 'slide':
         predictor.model.test_cfg['mode'] = 'whole'  # windows would each have maps of their own
-    seen, shown = look(predictor, picture, query)
+    if category and category not in predictor.classes:
+        raise UsageError(f'--category {category}: there are {", ".join(predictor.classes)}.')
+    seen, shown = look(predictor, picture, query, required=cam is None)
+    if cam:
+        seen.append(_grad_cam(predictor, picture, shown, cam, category))
     page = out_dir / 'attention.html'
     height, width = shown.shape[:2]
     about = f'{Path(config).stem}, {Path(checkpoint).name if checkpoint else "published weights"}'
@@ -88,33 +100,54 @@ def view_attention(
 
 
 def look(
-    predictor: Predictor, image: np.ndarray, query: tuple[float, float] = (0.5, 0.5)
+    predictor: Predictor,
+    image: np.ndarray,
+    query: tuple[float, float] = (0.5, 0.5),
+    required: bool = True,
 ) -> tuple[list[Seen], np.ndarray]:
     """The attention blocks of a network with their views of an image, and the image as it saw it.
 
     Raises:
-        UsageError: the network has no attention block, or runs none.
+        UsageError: attention is required, and the network has no block, or runs none.
     """
-    inputs: list[Tensor] = []
-    collector = Collector(query)
-    backbone = predictor.model.backbone
-    handle = backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
-    try:
-        with watching(predictor.model, collector):
-            predictor(image)
-    except ValueError as error:
-        if 'no block of mmattn' not in str(error):
-            raise
+    model = predictor.model
+    shown = _shown(_seen_by(predictor, image), model.data_preprocessor)
+    there = any(isinstance(module, AttentionBlock) for module in model.modules())
+    if required and not there:
         raise UsageError(
             'the network has no attention block to view. Name a config or checkpoint that has one, '
             'or add one with --attention.'
-        ) from error
-    finally:
-        handle.remove()
-    if not collector.kept:
+        )
+    if not there:
+        return [], shown
+    collector = Collector(query)
+    with watching(model, collector):
+        predictor(image)
+    if required and not collector.kept:
         raise UsageError('none of the attention blocks of the network ran on the image.')
-    shown = _shown(inputs[0][0], predictor.model.data_preprocessor)
     return collector.seen(shown), shown
+
+
+def _grad_cam(
+    predictor: Predictor, image: np.ndarray, shown: np.ndarray, layer: str, category: str | None
+) -> Seen:
+    index = None if category is None else predictor.classes.index(category)
+    x, boxes = _seen_by(predictor, image)[None], None
+    if hasattr(predictor.model, 'roi_head'):
+        sample = predictor(image)
+        found = sample.pred_instances
+        if not len(found):
+            raise UsageError('--grad-cam: nothing was detected, so no score can be explained.')
+        boxes = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+    values, index = grad_cam(predictor.model, x, layer, index, boxes)
+    name = f'Grad-CAM of {predictor.classes[index]}'
+    return Seen(layer, 'Grad-CAM', [map_view(name, values, shown)])
+
+
+def _seen_by(predictor: Predictor, image: np.ndarray) -> Tensor:
+    """(3, H, W), as the network gets it."""
+    data = pseudo_collate([predictor.prepare(image)])
+    return predictor.model.data_preprocessor(data, False)['inputs'][0]
 
 
 def _shown(x: Tensor, preprocessor: nn.Module) -> np.ndarray:

@@ -14,8 +14,7 @@ import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from mmattn.blocks import AttentionBlock
-from mmattn.blocks.base import PairwiseBlock
+from mmattn.blocks import AttentionBlock, PairwiseBlock
 from mmattn.ops import Pairs
 
 from .attention import Use
@@ -99,6 +98,11 @@ class Collector:
                 title = name if len(uses) == 1 else f'{name}, use {number} of {len(uses)}'
                 found[path].views += _VIEWS[name](title, value[0].numpy(), image)
         return list(found.values())
+
+
+def map_view(name: str, values: np.ndarray, image: np.ndarray) -> View:
+    """(H, W) numbers as a heat map."""
+    return _map(name, values[None], image)[0]
 
 
 def heat(values: np.ndarray, low: float, high: float, colours: str = _HEAT) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""Grad-CAM: which places of a layer speak for a class, in detectors and segmentors.
+
+Source: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017,
+    arXiv 1610.02391, eq. 1-2, as the grad-cam package computes it.
+"""
+
+import difflib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmattn.errors import UsageError
+
+
+class Scores(nn.Module):
+    """An image to one number a class, (N, 3, H, W), normalised -> (N, classes).
+
+    Of a segmentor, the mean logit of the class over the places that are labelled with it, or over
+    all if none is; of a one-stage detector, its highest logit anywhere; of a two-stage detector,
+    its highest logit at the boxes that were detected.
+
+    Args:
+        model: the network.
+        boxes: (K, 4) x1, y1, x2, y2 in pixels of the image that the network sees.
+    """
+
+    def __init__(self, model: nn.Module, boxes: Tensor | None = None) -> None:
+        super().__init__()
+        self.model, self.boxes = model, boxes
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.model.extract_feat(x)
+        if hasattr(self.model, 'decode_head'):
+            logits = self.model.decode_head(maps).flatten(2)  # (N, K, P)
+            classes = torch.arange(logits.shape[1], device=x.device)[:, None]
+            own = logits.argmax(1, keepdim=True) == classes
+            own = own | ~own.any(2, keepdim=True)
+            return (logits * own).sum(2) / own.sum(2)
+        if hasattr(self.model, 'roi_head'):
+            rois = torch.cat([self.boxes.new_zeros(len(self.boxes), 1), self.boxes], 1)
+            logits = self.model.roi_head._bbox_forward(maps, rois)['cls_score']
+            return logits[:, :-1].amax(0, keepdim=True)  # without the background
+        head = self.model.bbox_head
+        levels = [t.unflatten(1, (-1, head.cls_out_channels)) for t in head(maps)[0]]
+        return torch.stack([t.amax((1, 3, 4)) for t in levels]).amax(0)  # (N, anchors, K, h, w)
+
+
+def grad_cam(
+    model: nn.Module,
+    x: Tensor,
+    layer: str,
+    category: int | None = None,
+    boxes: Tensor | None = None,
+) -> tuple[np.ndarray, int]:
+    """The map of a class at a layer.
+
+    Args:
+        model: a detector or segmentor in eval mode.
+        x: (1, 3, H, W), normalised.
+        layer: path of a module that gives one map, such as 'backbone.layer4'.
+        category: index of the class; None for the one with the highest score.
+        boxes: of `Scores`.
+
+    Returns:
+        (H, W) from 0 to 1, and the class.
+
+    Raises:
+        UsageError: the grad-cam package is not installed; no such layer; the layer does not run, or
+            gives several maps.
+    """
+    modules = dict(model.named_modules())
+    if layer not in modules or not layer:
+        near = difflib.get_close_matches(layer, modules, n=3)
+        hint = f'; nearest: {", ".join(near)}' if near else ''
+        raise UsageError(f'--grad-cam {layer}: the network has no such module{hint}.')
+    try:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    except ImportError as error:
+        raise UsageError(
+            f'--grad-cam: the grad-cam package cannot be imported ({error}). Run: pip install '
+            'grad-cam'
+        ) from error
+    scores = Scores(model, boxes)
+    if category is None:
+        with torch.no_grad():
+            category = int(scores(x).argmax())
+    try:
+        with GradCAM(model=scores, target_layers=[modules[layer]]) as cam:
+            found = cam(input_tensor=x, targets=[ClassifierOutputTarget(category)])
+    except (AttributeError, TypeError, IndexError, ValueError) as error:
+        raise UsageError(
+            f'--grad-cam {layer}: this module gives no single map that the scores depend on. Name '
+            'a stage, such as backbone.layer4.'
+        ) from error
+    return found[0], category
