@@ -81,7 +81,7 @@ def test_deformable_convolutions_need_no_compiled_operator(block, tmp_path):
     config = CONFIGS / 'retinanet_r18_bccd.py'
     weights = checkpoint(config, tmp_path / 'weights.pth', block)
     found = export(config, weights, 'torch', out=tmp_path / 'net.pt2', attention=block)
-    assert 0 < max(found.differences.values()) < 1e-4  # to MMCV's kernels
+    assert max(found.differences.values()) < 1e-4  # to MMCV's kernels
     program = torch.export.load(found.path)
     assert not [n for n in program.graph.nodes if 'deform' in str(n.target)]
 
