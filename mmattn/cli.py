@@ -17,6 +17,17 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
+def network(args: argparse.ArgumentParser) -> None:
+    """Add `config` and `checkpoint`, as `mmattn.zoo.load_model` takes them."""
+    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
+    args.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
+        'published under the name',
+    )
+
+
 def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> None:
     """Add `--attention`, `--cfg-options`, and `--launcher` with what torchrun passes along."""
     args.add_argument(

@@ -6,17 +6,12 @@ Example: python tools/export.py configs/ccnet_r18_street.py best.pth --images ph
 
 import sys
 
-from mmattn.cli import config_options, parser, run
+from mmattn.cli import config_options, network, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
-    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
-    args.add_argument(
-        'checkpoint', nargs='?',
-        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
-        'published under the name',
-    )  # fmt: skip
+    network(args)
     args.add_argument('--format', choices=['onnx', 'torch'], default='onnx')
     args.add_argument('--out', metavar='FILE', help='default: <config>.onnx or .pt2')
     args.add_argument(

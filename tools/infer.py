@@ -8,17 +8,12 @@ Examples:
 
 import sys
 
-from mmattn.cli import config_options, parser, run
+from mmattn.cli import config_options, network, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
-    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
-    args.add_argument(
-        'checkpoint', nargs='?',
-        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
-        'published under the name',
-    )  # fmt: skip
+    network(args)
     args.add_argument('source', metavar='SOURCE', help='image, folder, glob pattern or video')
     args.add_argument('--out-dir', default='work_dirs/infer', help='default: %(default)s')
     args.add_argument(

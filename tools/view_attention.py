@@ -6,17 +6,12 @@ Example: python tools/view_attention.py configs/ccnet_r18_street.py best.pth pho
 
 import sys
 
-from mmattn.cli import config_options, parser, run
+from mmattn.cli import config_options, network, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser(__doc__)
-    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
-    args.add_argument(
-        'checkpoint', nargs='?',
-        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
-        'published under the name',
-    )  # fmt: skip
+    network(args)
     args.add_argument('image')
     args.add_argument('--out-dir', default='work_dirs/attention', help='default: %(default)s')
     args.add_argument(

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -27,14 +27,12 @@ class Model:
         config: the file.
         weights: their address; None if none are published.
         sha256: of the weights; None if not known beyond the digits in their name.
-        source: who published them.
     """
 
     name: str
     config: Path
     weights: str | None = None
     sha256: str | None = None
-    source: str | None = None
 
 
 def list_models(pattern: str = '*', *, weights: bool = False) -> list[str]:
@@ -180,11 +178,6 @@ def _index() -> dict[str, Model]:
     rows = yaml.safe_load((folder / 'metafile.yml').read_text(encoding='utf-8'))['Models']
     models = {path.stem: Model(path.stem, path) for path in folder.glob('*.py')}
     for row in rows:
-        name, elsewhere = row['Name'], row.get('Published') or []
-        if row.get('Weights'):
-            found = dict(weights=row['Weights'], sha256=row.get('SHA256'), source='mmattn')
-        else:
-            theirs = next((one for one in elsewhere if 'Weights' in one), {})
-            found = dict(weights=theirs.get('Weights'), source=theirs.get('Source'))
-        models[name] = Model(name, folder / f'{name}.py', **found)
+        found = dict(weights=row.get('Weights'), sha256=row.get('SHA256'))
+        models[row['Name']] = replace(models[row['Name']], **found)
     return models
