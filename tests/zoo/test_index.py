@@ -135,3 +135,16 @@ def test_a_repository_of_the_hub(published, tmp_path, monkeypatch):
 def test_refused(name, weights, kind, message):
     with pytest.raises(kind, match=message):
         load_model(name, weights)
+
+
+def test_the_index_is_read_by_the_parser_of_openmim():
+    from modelindex.load_model_index import load
+
+    found = load(str(ROOT / 'model-index.yml'))
+    found.build_models_with_collections()
+    models = {model.name: model for model in found.models}
+    assert len(models) == len(yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models'])
+    model = models['ccnet_r50_512x1024_40k_cityscapes']
+    assert model.weights == index.find_model(model.name).weights
+    assert (ROOT / model.config).is_file()
+    assert model.full_model.metadata.architecture == ['ResNet', 'Criss-Cross Attention']
