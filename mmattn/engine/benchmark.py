@@ -70,33 +70,37 @@ def report(
     )
     print(f'{"floor ms":>9}{"ours/":>7}{"peer/":>7}{"rounds":>7}')
     rows, curves, unequal, last = [], [], [], None
-    try:
-        with stages() as say:
-            for index, case in enumerate(chosen, 1):
-                told = functools.partial(_numbered, say, f'{index} of {len(chosen)}')
-                give_back()
-                try:
-                    new = measure(case, size, where, kind, rounds, about, told)
-                except Unequal as error:
-                    unequal.append(error)
-                    new = []
-                say('')
-                if new and new[0].size != last:
-                    last = new[0].size
-                    print(written(last))
-                for row in new:
-                    print(*lines(row), sep='\n')
-                rows += new
-            print(*summary(rows), *(f'not timed: {error}' for error in unequal), sep='\n')
-            for case in plotted:
-                curves.append(curve(case, size or case.size, where, kind, say))
-                say('')
-                print(*curve_lines(curves[-1]), sep='\n')
-    finally:
+
+    def keep() -> None:
+        """Write what there is: a peer may ask for so much that the system ends the process."""
         if json_path:
             content = dict(machine=about, device=device, dtype=dtype, size=size, rounds=rounds)
             content |= dict(rows=[asdict(r) for r in rows], curves=[asdict(c) for c in curves])
             Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
+
+    with stages() as say:
+        for index, case in enumerate(chosen, 1):
+            told = functools.partial(_numbered, say, f'{index} of {len(chosen)}')
+            give_back()
+            try:
+                new = measure(case, size, where, kind, rounds, about, told)
+            except Unequal as error:
+                unequal.append(error)
+                new = []
+            say('')
+            if new and new[0].size != last:
+                last = new[0].size
+                print(written(last))
+            for row in new:
+                print(*lines(row), sep='\n')
+            rows += new
+            keep()
+        print(*summary(rows), *(f'not timed: {error}' for error in unequal), sep='\n')
+        for case in plotted:
+            curves.append(curve(case, size or case.size, where, kind, say))
+            say('')
+            print(*curve_lines(curves[-1]), sep='\n')
+            keep()
     if plot_path:
         cpu = f'CPU {about["cpu"]}, {about["threads"]} thread'
         name = cpu if where == CPU else f'GPU {about["gpu"]}'

@@ -87,6 +87,7 @@ class Case:
         same: whether the peers compute the same; otherwise they are there to compare the cost.
         compiled: whether it needs operators that mmcv compiled, which have no fp64, and none for
             GPUs unless compiled for them; then equality is checked at its size alone.
+        fewest: rounds, however long they take; more where the aim lies within a few percent.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Case:
     fixed: bool = False
     same: bool = True
     compiled: bool = False
+    fewest: int = 2
 
     @property
     def block(self) -> str:
@@ -137,7 +139,7 @@ def cases() -> list[Case]:
         Case('NonLocal2d concatenation 128x256', _LARGE, pairs, **alone),
     ]
     found.sort(key=lambda case: case.size)
-    training = dict(measures=('step',), fixed=True, compiled=True)
+    training = dict(measures=('step',), fixed=True, compiled=True, fewest=7)
     build = MaskRCNNStep.with_context
     found.append(Case('Mask R-CNN R50 + GC', _IMAGE, build, lambda b, size: [], **training))
     return found

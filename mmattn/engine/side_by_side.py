@@ -14,7 +14,7 @@ from mmattn.errors import UsageError
 
 from .cases import MEASURES, Case, Size
 from .floors import floor
-from .measure import CPU, PeerCannot, Unequal, kept, memory_limit, peak, timed
+from .measure import CPU, PeerCannot, Unequal, give_back, kept, memory_limit, peak, timed
 from .peers import Peer
 
 SECONDS = 20  # of the rounds of one measure of one case
@@ -286,7 +286,7 @@ def measure(
         say(f'{case.name}: {what} at {written(at)}')
         tasks = [setting.task(peer, what) for peer in setting.peers]
         if what in ('forward', 'step'):
-            values, counts[what] = timed(tasks, rounds, device, SECONDS)
+            values, counts[what] = timed(tasks, rounds, device, SECONDS, case.fewest)
         else:
             values = [_value(task)[0] for task in tasks]
         for peer, value in zip(setting.peers, values, strict=True):
@@ -342,6 +342,7 @@ def curve(
         if (height, width) == CURVE[0]:
             setting.check(case.name)
         for what in 'step', 'kept':
+            give_back()
             say(f'{case.name}: {what} at {written(at)}')
             refusal = setting.refusal(peer, what)
             if refusal:  # said even where the curve has ended before

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from .precision import autocast, without_autocast
 
+_PAGE = 4096  # bytes
+
 
 def channels_last(x: Tensor) -> Tensor:
     """x (N, C, H, W) with adjacent channels, copied where it has others."""
@@ -90,11 +92,19 @@ class _Relayout(torch.autograd.Function):
 
 
 def _copy(x: Tensor, last: bool) -> Tensor:
-    if last:
-        return x.contiguous(memory_format=torch.channels_last)
-    if x.device.type != 'cpu' or not x.is_contiguous(memory_format=torch.channels_last):
-        return x.contiguous()
-    out = torch.empty(x.shape, dtype=x.dtype)
+    """x with adjacent channels or without; on CPUs by torch's transposition of tiles where faster."""
+    form = torch.channels_last if last else torch.contiguous_format
+    from_other = x.is_contiguous() if last else x.is_contiguous(memory_format=torch.channels_last)
+    if x.device.type != 'cpu' or not from_other or (last and not _crowded(x)):
+        return x.contiguous(memory_format=form)
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=form)
     for source, target in zip(x.flatten(2), out.flatten(2), strict=True):
-        target.copy_(source)  # torch transposes matrices by tiles, and only those
+        if last:
+            source, target = source.mT, target.mT
+        target.copy_(source)  # torch transposes matrices by tiles, if the target is contiguous
     return out
+
+
+def _crowded(x: Tensor) -> bool:
+    """Whether neighbours are whole pages apart, of which a cache holds few, as at 64x128."""
+    return any(n * x.element_size() % _PAGE == 0 for n in (x.shape[1], x.shape[2:].numel()))

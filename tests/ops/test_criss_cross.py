@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,6 +37,17 @@ def test_equals_the_definition(shape):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_gradients(shape):
     inputs = [t.requires_grad_() for t in draw(*shape)]
+    assert torch.autograd.gradcheck(criss_cross, inputs)
+
+
+@pytest.mark.parametrize('rows', [1, 2, 3])
+def test_maps_larger_than_a_block(rows, monkeypatch):
+    """Rows that do not fit into one block of weights, of which the last may be smaller."""
+    shape = 2, 5, 3
+    blocks = rows * 3 * (3 + 5)
+    monkeypatch.setattr(sys.modules['mmattn.ops.criss_cross'], '_BLOCK', blocks)
+    inputs = [t.requires_grad_() for t in draw(*shape)]
+    torch.testing.assert_close(criss_cross(*inputs), slow(*inputs), rtol=0, atol=1e-13)
     assert torch.autograd.gradcheck(criss_cross, inputs)
 
 
