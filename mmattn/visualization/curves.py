@@ -30,7 +30,8 @@ def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
     for name, values in sorted(losses.items()):
         top.plot(list(values), list(values.values()), label=name, linewidth=1)
     top.set(ylabel='training loss', title=Path(work_dir).name, yscale='log')
-    top.legend()
+    if losses:
+        top.legend()
     if metric in scalars:
         unit = 100 if metric.startswith('coco/') else 1  # COCO's figures are fractions
         values = {step: unit * value for step, value in scalars[metric].items()}

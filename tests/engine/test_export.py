@@ -86,15 +86,18 @@ def test_deformable_convolutions_need_no_compiled_operator(block, tmp_path):
     assert not [n for n in program.graph.nodes if 'deform' in str(n.target)]
 
 
-def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize('factor, said', [(1.01, '1.0e-02'), (float('nan'), 'nan')])
+def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch, photos, factor, said):
+    """Also where a later image, of the same size, is right."""
     weights = checkpoint(CCNET, tmp_path / 'weights.pth')
+    factors = iter([factor, 1])
 
     def wrong(program, example, shapes, config):
-        return (lambda path: path.touch()), lambda x: [1.01 * program(x)]
+        return (lambda path: path.touch()), lambda x: [next(factors) * program(x)]
 
     monkeypatch.setattr(module, '_torch', wrong)
-    with pytest.raises(Differs, match='differs from torch by 1.0e-02 of the largest value'):
-        export(CCNET, weights, 'torch', out=tmp_path / 'net.pt2')
+    with pytest.raises(Differs, match=f'differs from torch by {said} of the largest value'):
+        export(CCNET, weights, 'torch', out=tmp_path / 'net.pt2', images=[photos[0], photos[0]])
     assert not (tmp_path / 'net.pt2').exists()
 
 
