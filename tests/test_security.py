@@ -152,11 +152,11 @@ def test_a_config_in_a_checkpoint_is_not_evaluated(reader, call, marker, weights
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_a_function_for_a_block_in_a_checkpoint(reader, suffix, call, marker, tmp_path):
     """mmengine builds a `type` with a path by importing it and calling what it finds."""
-    act = dict(type='os.mkdir', path=str(marker))
-    plugin = dict(cfg=dict(type='mmattn.BAM', act_cfg=act), position='after_conv2')
-    about = dict(attention=SOUND | dict(plugins=[plugin]))
+    start = dict(type='os.mkdir', path=str(marker))  # called when the weights are initialised
+    about = dict(attention=SOUND | dict(backbone=dict(init_cfg=[start])))
     said = call(reader, checkpoint=written(tmp_path / f'a{suffix}', SMALL, about))
-    assert said.code == 4 and "act_cfg.type is 'os.mkdir', which is not reg" in said.errors[0]
+    assert said.code == 4
+    assert "backbone.init_cfg[0].type is 'os.mkdir', which is not registered" in said.errors[0]
 
 
 @pytest.mark.parametrize(

@@ -192,9 +192,8 @@ def _check_recorded(cfg: Config, attention: dict) -> None:
 
     The checkpoint may be a stranger's, and mmengine takes the path of any function for a type.
     """
-    _use_scope(cfg)
     parts = {key: attention[key] for key in ('plugins', 'backbone')}
-    wrong = _unregistered(parts, cfg.get('default_scope'))
+    wrong = _unregistered(parts, _use_scope(cfg))
     if wrong:
         raise CheckpointError(
             f'the attention that the checkpoint records is refused: {wrong}. Ask its author for '
