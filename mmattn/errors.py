@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 
 from mmattn import compat
@@ -29,9 +29,21 @@ class Exit(IntEnum):
 
 
 class MmattnError(Exception):
-    """An error that is explained to the user in its message; subclasses set the exit code."""
+    """An error that is explained to the user in its message; subclasses set the exit code.
+
+    Args:
+        message: a sentence.
+        lines: what it is about, one to a line below the sentence.
+    """
 
     code = Exit.BUG
+
+    def __init__(self, message: str = '', lines: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = list(lines)
+
+    def __str__(self) -> str:
+        return '\n'.join([str(self.args[0]), *self.lines])
 
 
 class UsageError(MmattnError):
@@ -64,7 +76,7 @@ _IO = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EF
 def explain(error: BaseException) -> tuple[Exit, str] | None:
     """Exit code and sentence of a known failure; None for a bug."""
     if isinstance(error, MmattnError):
-        return error.code, str(error)
+        return error.code, str(error.args[0])
     if isinstance(error, ImportError) and compat.problem():
         return Exit.USAGE, compat.problem()
     if isinstance(error, KeyboardInterrupt):
@@ -80,6 +92,11 @@ def explain(error: BaseException) -> tuple[Exit, str] | None:
         why = f': {error}' if isinstance(error, MemoryError) and str(error) else ''
         return Exit.MEMORY, f'out of memory{why}. Lower the batch size or the size of the images.'
     return None
+
+
+def printable(text: str) -> str:
+    """A text as one line that does nothing to a terminal: line breaks and the like as escapes."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
@@ -104,7 +121,7 @@ def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
         if verbose:
             traceback.print_exc()
         code, sentence = known
-        printable = ''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in sentence)
-        print(f'error: {printable}', file=sys.stderr, flush=True)
+        text = '\n'.join(map(printable, [f'error: {sentence}', *getattr(error, 'lines', ())]))
+        print(text, file=sys.stderr, flush=True)
         return code
     return Exit.OK

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,50 @@ def tiny_options(root) -> dict:
         'default_hooks.logger.interval': 1,
         'default_hooks.checkpoint.interval': 2,
     }
+
+
+@pytest.fixture
+def call(street, tmp_path, capfd):
+    """Call a tool on a config and a checkpoint; returns its exit code and what it said."""
+    from tests.test_tools import flags, tool
+
+    photo = min((street / 'leftImg8bit/test').rglob('*.png'))
+
+    def run(
+        name,
+        config='configs/ccnet_r18_street.py',
+        checkpoint='none.pth',
+        root=street,
+        image=photo,
+        options=(),
+    ):
+        work, out = ['--work-dir', tmp_path / 'work'], ['--out-dir', tmp_path / 'out']
+        changes = [*flags(tiny_options(root)), *options]
+        roots = [f'{x}_dataloader.dataset.data_root={root}' for x in ('train', 'val', 'test')]
+        loaders = ['--cfg-options', *roots, *options]
+        arguments = dict(
+            train=[config, *work, *changes],
+            resume=[config, *work, '--resume', checkpoint, *changes],
+            init_from=[config, *work, '--init-from', checkpoint, *changes],
+            test=[config, checkpoint, *work, *changes],
+            infer=[config, checkpoint, image, *out, *changes],
+            publish=[config, checkpoint, *out],
+            view_attention=[config, checkpoint, image, *out, *changes],
+            export=[config, checkpoint, '--format', 'torch', '--out', tmp_path / 'out.pt2',
+                    '--images', image, *changes],
+            cost=[config, '--no-latency', '--size', 32, 32, *loaders],
+            ablate=[config, '--attention', 'se', '--seeds', 1, *out, *changes],
+            check_data=[config, *loaders],
+        )[name]  # fmt: skip
+        main = tool('train' if name in ('resume', 'init_from') else name)
+        code = main([str(a) for a in arguments])
+        said = capfd.readouterr()
+        assert 'Traceback' not in said.err, said.err
+        text = said.out + said.err
+        errors = [line for line in text.splitlines() if line.startswith('error: ')]
+        return SimpleNamespace(code=code, text=text, errors=errors)
+
+    return run
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:

@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
             f'they are in {args.out_dir}'
         )
         if done.failed:
-            every = '\n'.join(
+            every = [
                 why if source in why else f'{source}: {why}' for source, why in done.failed.items()
-            )
-            raise DataError(f'{len(done.failed)} left out, the others are done:\n{every}')
+            ]
+            raise DataError(f'{len(every)} left out, the others are done:', every)
 
     return run(task, args)
 

@@ -9,8 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
+from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
 
@@ -82,12 +81,12 @@ def _copy(root: Path, out: Path, stem: str) -> dict:
     try:
         if Path(name).name != name:
             raise DataError(f'BCCD: image {source} leaves its folder. Get the set again.')
-        with Image.open(source) as opened:
+        with open_image(source) as opened:
             width, height = opened.size
         shutil.copyfile(source, out / 'images' / name)
     except FileNotFoundError as error:
         raise DataError(f'BCCD: image {source} is missing. Get the set again.') from error
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise DataError(f'image {source} cannot be read: it is damaged or no image.') from error
     return dict(file_name=name, width=width, height=height)
 

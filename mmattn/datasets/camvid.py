@@ -13,6 +13,7 @@ import numpy as np
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
+from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
 from mmattn.registry import DATASETS
@@ -102,9 +103,9 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 def _copy(image: Path, label: Path, out: Path, split: str) -> None:
     try:
-        with Image.open(label) as opened:
+        with open_image(label) as opened:
             values = np.array(opened)
-    except OSError as error:
+    except BROKEN as error:
         raise DataError(f'label map {label} cannot be read: it is damaged or no image.') from error
     values[values == _VOID] = 255
     wrong = sorted(set(np.unique(values)) - set(range(len(CLASSES))) - {255})
@@ -117,5 +118,9 @@ def _copy(image: Path, label: Path, out: Path, split: str) -> None:
     if image.suffix == '.jpg':
         shutil.copyfile(image, target)
     else:
-        with Image.open(image) as opened:
-            opened.convert('RGB').save(target, quality=95)
+        try:
+            with open_image(image) as opened:
+                picture = opened.convert('RGB')
+        except BROKEN as error:
+            raise DataError(f'image {image} cannot be read: it is damaged or no image.') from error
+        picture.save(target, quality=95)

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS
 from mmattn.datasets import files
 from mmattn.datasets.files import Fault, Looked
 from mmattn.engine.config import dataset_leaves
-from mmattn.errors import DataError, UsageError
+from mmattn.errors import DataError, UsageError, printable
 from mmattn.progress import track
 
 _VERSION = 2  # of the check of label maps: a verdict of another version does not count
@@ -51,6 +51,12 @@ def check_data(cfg: dict, where: str) -> None:
         UsageError: the config contradicts itself.
     """
     for leaf in dataset_leaves(cfg):
+        for step in leaf.get('pipeline', []):
+            if step.get('ignore_empty'):  # mmengine draws another one
+                raise UsageError(
+                    f'{step["type"]} of {where} has ignore_empty=True, by which an image that '
+                    'cannot be read is replaced by another without a word. Leave it out.'
+                )
         dataset = build(leaf)
         if has_label_maps(dataset):
             warnings = _check_label_maps(LabelMaps(dataset, leaf, where))
@@ -59,7 +65,7 @@ def check_data(cfg: dict, where: str) -> None:
         else:
             continue
         for warning in warnings:
-            print_log(warning, logger='current', level=logging.WARNING)
+            print_log(printable(warning), logger='current', level=logging.WARNING)
 
 
 def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
@@ -163,6 +169,9 @@ class LabelMaps:
         if dataset.ann_file and not os.path.exists(dataset.ann_file):
             raise DataError(f'{self.name}: {dataset.ann_file} does not exist. Set ann_file.')
         pairs = [(d['img_path'], d['seg_map_path']) for d in dataset.load_data_list()]
+        if dataset.ann_file:
+            for pair in pairs:
+                self._check_inside(pair, dataset.ann_file)
         if not pairs:
             raise DataError(
                 f'{self.name}: no image *{dataset.img_suffix} below {self.folder}. {self.remedy}'
@@ -178,6 +187,12 @@ class LabelMaps:
         self.suffix, self.listed = dataset.seg_map_suffix, bool(dataset.ann_file)
         self.known = len(dataset.label_map or self.classes)  # classes in the files
         self.table = self._table(dataset)
+
+    def _check_inside(self, pair: tuple[str, str], file: str) -> None:
+        """Refuse a name in a list of images that leads out of the folder."""
+        for path, folder in zip(pair, (self.folder, self.label_folder)):
+            if not os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), '')):
+                raise DataError(f'{self.name}: {path}, listed in {file}, leaves {folder}.')
 
     def _table(self, dataset) -> np.ndarray:
         first = int(self.reduced)

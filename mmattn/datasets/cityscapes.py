@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coder
 
-from mmattn.datasets.files import BROKEN
+from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
 
@@ -138,9 +138,9 @@ def _make_train_ids(path: str) -> None:
 
 def _read(path: str, what: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.verify()  # Pillow decodes without a look at the checksums
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return np.asarray(image)
     except BROKEN as error:
         raise DataError(f'{what} {path} cannot be read: it is damaged or no image.') from error
@@ -201,7 +201,7 @@ def _image_and_instances(paths: tuple[Path, str]) -> tuple[dict, list[dict]]:
     if ids.ndim != 2 or ids.dtype.kind not in 'iu':
         raise DataError(f'map of instances {source} is not single-channel.')
     try:
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             size = opened.size
     except BROKEN as error:
         raise DataError(f'image {image} cannot be read: it is damaged or no image.') from error

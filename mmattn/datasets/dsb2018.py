@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coder
 
 from mmattn.datasets.coco import check_coco
+from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
 
@@ -118,8 +119,8 @@ def _convert(root: Path, out: Path, say: Callable[[str], None]) -> dict[str, dic
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             opened.load()
             return opened
-    except (OSError, SyntaxError) as error:
+    except BROKEN as error:
         raise DataError(f'{path} cannot be read: it is damaged or no image.') from error

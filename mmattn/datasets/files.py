@@ -87,6 +87,23 @@ def look(pair: tuple[str, str], table: np.ndarray, whole: bool) -> Looked:
     return Looked(faults, pixels)
 
 
+def open_image(path: str | Path) -> Image.Image:
+    """Pillow's `Image.open`, which decodes nothing yet.
+
+    Raises:
+        DataError: it declares more than 100 megapixels, of which Pillow's own limit is the double.
+        OSError, SyntaxError, ValueError: those of Pillow.
+    """
+    try:
+        image = Image.open(path)
+        if prod(image.size) > MPX * 1e6:
+            image.close()
+            raise Image.DecompressionBombError
+    except Image.DecompressionBombError as error:
+        raise DataError(f'image {path} declares more than {MPX} megapixels.') from error
+    return image
+
+
 def look_at_image(path: str) -> list[Fault]:
     """Decode an image."""
     try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmattn.datasets import check, coco, files
 from mmattn.engine.config import check_config, dataset_leaves, load_config, parse_options
-from mmattn.errors import DataError, WriteError
+from mmattn.errors import DataError, WriteError, printable
 from mmattn.progress import track
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -313,7 +313,7 @@ def _print(part: dict) -> None:
         print(f'never occur: {", ".join(part["absent"])}')
     for kind in 'warnings', 'problems':
         for text in part[kind][:_SHOWN]:
-            print(f'{kind[:-1]}: {text}')
+            print(printable(f'{kind[:-1]}: {text}'))
         if part[kind][_SHOWN:]:
             print(f'... and {len(part[kind]) - _SHOWN} more {kind}; --json OUT lists all')
     print()
@@ -321,7 +321,7 @@ def _print(part: dict) -> None:
 
 def _some(names: list[str]) -> str:
     more = f' and {len(names) - _NAMED} more' if names[_NAMED:] else ''
-    return ', '.join(names[:_NAMED]) + more
+    return printable(', '.join(names[:_NAMED])) + more
 
 
 def _write(found: dict, path: str | Path) -> None:

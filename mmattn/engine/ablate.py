@@ -155,8 +155,8 @@ def ablate(
     results = compare(runs, metric, costs)
     _write(results, failed, config, options, out_dir, metric or _metric(runs))
     if failed:
-        every = '\n'.join(f'{run}: {why}' for run, why in failed.items())
-        raise RunsFailed(f'{len(failed)} of {len(runs)} runs failed, the others are done:\n{every}')
+        every = [f'{run}: {why}' for run, why in failed.items()]
+        raise RunsFailed(f'{len(failed)} of {len(runs)} runs failed, the others are done:', every)
     return results
 
 

@@ -1,26 +1,38 @@
-"""Reading checkpoints: never executing what is in them, never loading half of one in silence."""
+"""Reading checkpoints: never executing what is in them, never loading half of one in silence.
+
+Importing this also gives mmengine's own loader, which many networks call, these readers.
+"""
 
 import difflib
 import hashlib
 import json
+import os
 import pickle
 import re
-import sys
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.parse import urlparse
+from reprlib import repr as show
+from urllib.parse import unquote, urlparse
+from urllib.request import HTTPRedirectHandler, build_opener
 
 import mmengine
 import torch
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import get_external_models
+from mmengine.runner.checkpoint import CheckpointLoader, get_external_models
 from torch import Tensor, nn
 
 from mmattn.blocks import AttentionBlock
 from mmattn.errors import CheckpointError
 from mmattn.plugins import inherited, plugged
+from mmattn.progress import track
 
 _SHOWN = 5  # keys named in an error
 _CLASSIFIERS = ('fc', 'head', 'classifier')  # of ImageNet networks, which a backbone has not
+_SCHEMES = ('https',)  # that are downloaded
+_LARGEST = 4 << 30  # bytes of a download
+_PATIENCE = 60  # seconds without a byte
+_BLOCK = 1 << 20  # bytes
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -36,6 +48,25 @@ def read_checkpoint(path: str | Path) -> dict:
         CheckpointError: no such file; not a checkpoint; damaged; holds more than plain data.
     """
     path = fetch(path)
+    content = _read(path)
+    if 'state_dict' not in content:
+        content = dict(state_dict=content)
+    weights = content['state_dict']
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f'checkpoint {path} holds no weights.')
+    wrong = _odd_meta(content.get('meta', {}))
+    if wrong:
+        raise CheckpointError(
+            f'checkpoint {path} is refused: {wrong}. Ask its author for weights that '
+            'tools/publish.py wrote.'
+        )
+    if 'meta' in content:  # mmengine evaluates the Python that older files have here
+        content['meta'].pop('config', None)
+    return content
+
+
+def _read(path: Path) -> dict:
+    """A file as it is, plain values and tensors."""
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
         hint = f' {path.parent} has: {", ".join(others)}.' if others else ''
@@ -64,12 +95,35 @@ def read_checkpoint(path: str | Path) -> dict:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__}, not weights.')
-    if 'state_dict' not in content:
-        content = dict(state_dict=content)
-    weights = content['state_dict']
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f'checkpoint {path} holds no weights.')
     return content
+
+
+def _odd_meta(meta) -> str | None:
+    """What of a file's notes cannot be what a run wrote, in words. They may be a stranger's."""
+    if not isinstance(meta, dict):
+        return f'meta is {show(meta)}'
+    for key in 'attention', 'blocks', 'dataset_meta':
+        if not isinstance(meta.get(key) or {}, dict):
+            return f'meta.{key} is {show(meta[key])}'
+    attention = meta.get('attention')
+    if not attention:
+        return None
+    names, plugins, backbone = (attention.get(k) for k in ('names', 'plugins', 'backbone'))
+    # names become part of the names of folders and files
+    if not isinstance(names, str) or not re.fullmatch(r'[\w-]+(,[\w-]+)*', names):
+        return f'meta.attention.names is {show(names)}'
+    if not isinstance(plugins, list) or not all(isinstance(p, dict) for p in plugins):
+        return f'meta.attention.plugins is {show(plugins)}'
+    return None if isinstance(backbone, dict) else f'meta.attention.backbone is {show(backbone)}'
+
+
+def load_from_anywhere(filename: str, map_location=None) -> dict:
+    """What mmengine's loader calls: safely, where its own would try again unsafely."""
+    return _read(fetch(os.path.expanduser(filename)))
+
+
+for _prefix in [*CheckpointLoader._schemes]:
+    CheckpointLoader.register_scheme(_prefix, load_from_anywhere, force=True)
 
 
 def fetch(address: str | Path) -> Path:
@@ -78,7 +132,7 @@ def fetch(address: str | Path) -> Path:
     Args:
         address: a path, `https://...`, `torchvision://resnet50`, or `open-mmlab://` with a name of
             OpenMMLab's list. The eight digits of a hash in a name, as in resnet50-0676ba61.pth, are
-            checked against the sha256 of what came.
+            checked against the sha256 of what came, now or before.
 
     Raises:
         CheckpointError: no such name; it cannot be had; the hash differs.
@@ -86,22 +140,84 @@ def fetch(address: str | Path) -> Path:
     scheme, _, name = str(address).partition('://')
     if not name:
         return Path(address)
-    url = str(address) if scheme in ('http', 'https') else _known_address(scheme, name)
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
-    if path.is_file():
-        return path
+    url = str(address) if scheme in _SCHEMES else _known_address(scheme, name)
+    file = unquote(urlparse(url).path).rpartition('/')[2]
+    if not re.fullmatch(r'[\w+.-]*\w', file):
+        raise CheckpointError(f'weights {address}: the address does not end in the name of a file.')
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / file
     digits = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.\w+$', path.name)  # no date
+    digits = digits[1] if digits else ''
+    if path.is_file():
+        found = sha256(path) if digits else ''
+        if not found.startswith(digits):
+            raise CheckpointError(
+                f'{path}, downloaded before, has sha256 {found}, expected {digits}...: it is '
+                'damaged. Delete it.'
+            )
+        return path
+    print_log(f'downloading {url} to {path}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        print_log(f'downloading {url} to {path}')
-        torch.hub.download_url_to_file(
-            url, str(path), digits and digits[1], progress=sys.stderr.isatty()
-        )
-    except (OSError, RuntimeError) as error:  # URLError and its kind; another hash
+        _download(url, path, digits)
+    except (OSError, HTTPException) as error:  # URLError and its kind
         raise CheckpointError(
             f'weights {address} cannot be had: {error}. Download them elsewhere and name the file.'
         ) from error
     return path
+
+
+class _OnlySafely(HTTPRedirectHandler):
+    """Follows no redirection to an address that is not encrypted."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        _check_scheme(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(url: str) -> None:
+    if urlparse(url).scheme not in _SCHEMES:
+        raise CheckpointError(f'{url} is not downloaded: allowed is https://.')
+
+
+def _download(url: str, path: Path, digits: str) -> None:
+    """Download to `path`, where it appears when all of it is there and its hash is right.
+
+    Raises:
+        CheckpointError: cut short, too large, or its sha256 does not begin with `digits`.
+        OSError, HTTPException: it cannot be had.
+    """
+    _check_scheme(url)
+    part, digest, done = path.with_name(f'{path.name}.{os.getpid()}.part'), hashlib.sha256(), 0
+    try:
+        with build_opener(_OnlySafely).open(url, timeout=_PATIENCE) as source:
+            size = int(source.headers.get('Content-Length') or 0)
+            with open(part, 'wb') as file:
+                blocks = track(_pieces(source), total=-(-size // _BLOCK) or None, title=path.name)
+                for block in blocks:
+                    done += len(block)
+                    if max(done, size) > _LARGEST:
+                        raise CheckpointError(
+                            f'{url} has {max(done, size)} bytes or more, allowed {_LARGEST}.'
+                        )
+                    digest.update(block)
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+        if size and done != size:
+            raise CheckpointError(f'{url} was cut short: {done} of {size} bytes came.')
+        if not digest.hexdigest().startswith(digits):
+            raise CheckpointError(
+                f'downloaded {url} has sha256 {digest.hexdigest()}, expected {digits}...: it is '
+                'not what was published.'
+            )
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _pieces(source: HTTPResponse) -> Iterator[bytes]:
+    while block := source.read(_BLOCK):
+        yield block
 
 
 def _known_address(scheme: str, name: str) -> str:
@@ -280,6 +396,6 @@ def sha256(path: str | Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open(path, 'rb') as file:
         digest = hashlib.sha256()
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK):
             digest.update(block)
         return digest.hexdigest()

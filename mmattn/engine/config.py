@@ -11,14 +11,20 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+import yaml
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.fileio import load
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry, init_default_scope, root
 from mmengine.runner import LogProcessor, Runner
 from torch.utils.data import DataLoader
 
-from mmattn.errors import UsageError
+from mmattn.errors import CheckpointError, UsageError
 
+from . import safe_files  # noqa: F401, nothing below reads a file before it is safe
+
+_DATA = ('.json', '.yaml', '.yml')  # configs that are data; those in Python are code
+_SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmattn')
 _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'model_wrapper_cfg',
     'tta_model',
@@ -67,8 +73,12 @@ _PLAIN_DICTS = {
 _BUILDER_KEYS = {'type', '_scope_', 'priority', 'requires_grad', 'convert_to_iter_based', 'postfix'}
 # Dicts whose `type` is no registered class but a function of torch or mmcv.
 _UNREGISTERED = ('clip_grad', '.nms', '.roi_layer')
+_FUNCTIONS = ('norm', 'value', 'nms', 'soft_nms', 'RoIAlign', 'RoIPool')  # what it can be
+_EVALUATING = ('RFSearchHook', 'CameraMotionCompensation')  # call eval on what they are given
 _TAKE_PLUGINS = ('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'RetinaNet')
 _SWALLOW = {CheckpointHook}  # accept any keyword and read none of it
+_HERE = Path(__file__).parents[1]
+_HOMES = (_HERE.parent / 'configs', _HERE / '.mim' / 'configs')  # of mmattn's own configs
 _REGISTRIES = [value for value in vars(root).values() if isinstance(value, Registry)]
 
 
@@ -91,21 +101,37 @@ def load_config(
 ) -> Config:
     """The config of a file with `--attention` and then `--cfg-options` merged in.
 
+    A file in Python is executed. One in JSON or YAML is data: nothing in it is.
+
     Args:
         path: of the file.
         options: dotted keys and their values.
         attention: names for `add_attention`, or what a checkpoint has of `cfg.attention`.
 
     Raises:
-        UsageError: the file is missing or does not parse, or a change does not fit into it.
+        UsageError: the file is missing or does not parse, or a change does not fit into it; one in
+            JSON or YAML wants to execute something.
+        CheckpointError: what a checkpoint has is no attention.
     """
+    if re.match(r'\w{2,}:/', str(path)):  # a Path has lost a slash
+        raise UsageError(
+            f'config {path}: configs are not downloaded, as they are code. Name a file or a model.'
+        )
     path = Path(path)
     if not path.is_file():
         near = _nearest(path.stem, [p.stem for p in path.parent.glob('*.py')])
         raise UsageError(f'config {path} does not exist.{near}')
+    code = path.suffix not in _DATA
     try:
-        cfg = Config.fromfile(path)
+        if not code:
+            _check_chain(path)
+        # text that is put in while reading could become another parent
+        cfg = Config.fromfile(path, code, code, code)
         object.__setattr__(cfg, '__class__', _Config)  # with all that fromfile found
+    except UsageError:
+        raise
+    except yaml.YAMLError as error:
+        raise UsageError(f'config {path} cannot be read: {_yaml_problem(error)}.') from error
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error
@@ -113,6 +139,7 @@ def load_config(
         if isinstance(attention, str):
             add_attention(cfg, attention)
         else:
+            _check_recorded(cfg, attention)
             cfg.attention = attention
             apply_attention(cfg)
     options = {key: _as_before(cfg, key, value) for key, value in (options or {}).items()}
@@ -121,6 +148,86 @@ def load_config(
     except (KeyError, TypeError, IndexError) as error:
         raise UsageError(f'--cfg-options does not fit {path}: {error.args[0]}') from error
     return cfg
+
+
+def _check_chain(path: Path) -> None:
+    """Refuse a config of data that executes something, itself or through a parent."""
+    if not path.is_file():
+        raise UsageError(f'config {path} does not exist.')
+    content = load(path)
+    if not isinstance(content, dict):
+        raise UsageError(f'config {path} holds a {type(content).__name__}, not keys and values.')
+    if 'custom_imports' in content:
+        raise UsageError(
+            f'config {path}: custom_imports executes code, which a config of data must not. Leave '
+            'it out, or write the config in Python.'
+        )
+    for parent in _parents(content):
+        file = (path.parent / parent).resolve()
+        if file.suffix in _DATA:
+            _check_chain(file)
+        elif not any(home.resolve() in file.parents for home in _HOMES):
+            raise UsageError(
+                f'config {path}: its parent {parent} is code, which a config of data must not '
+                "execute. Parents are data, or mmattn's own configs."
+            )
+
+
+def _parents(content: dict) -> list[str]:
+    named = content.get('_base_', [])
+    return [str(one) for one in (named if isinstance(named, list) else [named])]
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, 'problem_mark', None)
+    what = getattr(error, 'problem', None) or str(error)
+    tag = re.search(r"constructor for the tag '(.*?)'", what)
+    what = f'tag {tag[1]!r} is not allowed' if tag else what
+    what = what.replace('tag:yaml.org,2002:', '!!')
+    return f'line {mark.line + 1}: {what}' if mark else what
+
+
+def _check_recorded(cfg: Config, attention: dict) -> None:
+    """Refuse what a checkpoint has of attention if a type in it is not registered.
+
+    The checkpoint may be a stranger's, and mmengine takes the path of any function for a type.
+    """
+    parts = {key: attention[key] for key in ('plugins', 'backbone')}
+    wrong = _unregistered(parts, _use_scope(cfg))
+    if wrong:
+        raise CheckpointError(
+            f'the attention that the checkpoint records is refused: {wrong}. Ask its author for '
+            'weights that tools/publish.py wrote.'
+        )
+
+
+def _unregistered(value, scope: str, where: str = '') -> str | None:
+    """The first `type` below `value` that is no registered name, or scope of another, in words."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        place = f'{where}[{key}]' if isinstance(key, int) else f'{where}.{key}'.lstrip('.')
+        if key == 'type' and not _is_known(item, where, scope):
+            return f'{place} is {item!r}, which is not registered'
+        if key == '_scope_' and item not in _SCOPES:
+            return f'{place} is {item!r}, which is no scope'
+        if isinstance(item, dict | list | tuple) and (found := _unregistered(item, scope, place)):
+            return found
+    return None
+
+
+def _is_known(name, where: str, scope: str) -> bool:
+    """Whether a type is registered, or one of the functions that are none; never imports one."""
+    if where.endswith(_UNREGISTERED):  # mmcv evaluates that of nms
+        return name in _FUNCTIONS
+    if not isinstance(name, str) or not re.fullmatch(r'\w+(\.\w+)?', name):
+        return False
+    if name.split('.')[-1] in _EVALUATING:
+        return False
+    if '.' in name and name.split('.')[0] not in _SCOPES:
+        return False  # mmengine would import its module
+    found = _find(name, scope)
+    nodes = [node for registry in _REGISTRIES for node in (registry, *registry.children.values())]
+    return any(found is known for node in nodes for known in node.module_dict.values())
 
 
 def _as_before(cfg: Config, key: str, value):
@@ -202,8 +309,8 @@ def apply_attention(cfg: Config) -> None:
 
 
 def _placement(cfg: Config, name: str) -> Path:
-    here = Path(__file__).parents[1]
-    homes = [Path(cfg.filename).parent, here.parent / 'configs', here / '.mim' / 'configs']
+    own = Path(cfg.filename)
+    homes = _HOMES if own.suffix in _DATA else (own.parent, *_HOMES)
     folders = [home / '_base_' / 'attention' for home in homes]
     for folder in folders:
         if name and (folder / f'{name}.py').is_file():
@@ -233,14 +340,31 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
         raise UsageError(f'config key {name} is read by nobody.{hint}')
     for name in unread:  # the config that a run writes down can be read again
         cfg.pop(name)
-    scope = cfg.get('default_scope', 'mmengine')
-    init_default_scope(scope)
-    # puts the registries of that scope in place; the fork prints about an optional package
-    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
-        import_module(f'{scope}.datasets')
+    scope = _use_scope(cfg)
+    if Path(str(cfg.filename)).suffix in _DATA:
+        wrong = _unregistered(cfg.to_dict(), scope)
+        if wrong:
+            raise UsageError(f'config key {wrong}; a config of data names nothing else.')
+    if 'type' not in (cfg.get('model') or {}):
+        raise UsageError(f'config {cfg.filename} has no model with a type.')
     for name in sorted(cfg.keys()):
         _check(cfg[name], name, scope)
     _check_order(cfg.model)
+
+
+def _use_scope(cfg: Config) -> str:
+    """Put the registries of a config's scope in place; returns the scope."""
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope not in _SCOPES and Path(str(cfg.filename)).suffix in _DATA:
+        raise UsageError(
+            f'config key default_scope={scope!r}: allowed in a config of data are '
+            f'{", ".join(_SCOPES)}.'
+        )
+    init_default_scope(scope)
+    # the fork prints about an optional package
+    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
+        import_module(f'{scope}.datasets')
+    return scope
 
 
 def _check_order(model: dict) -> None:
@@ -335,6 +459,9 @@ def _arguments(cls) -> set[str] | None:
 
 def _variables(path: Path) -> set[str]:
     """Top-level names of a config file and its parents that the files themselves read."""
+    if path.suffix in _DATA:
+        found = [_variables(path.parent / parent) for parent in _parents(load(path))]
+        return set().union(*found)
     tree = ast.parse(path.read_text(encoding='utf-8'))
     names = {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)

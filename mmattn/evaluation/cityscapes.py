@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmattn.datasets.files import open_image
 from mmattn.errors import DataError, UsageError, WriteError
 from mmattn.progress import track
 
@@ -28,7 +29,7 @@ from .iou import confusion
 
 _IDS = 34  # label ids are 0..33
 _LAST_TRAIN_ID = 18
-_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow
+_DAMAGED = (OSError, SyntaxError, ValueError)  # of Pillow
 _KINDS = {'1': '1-bit ', 'P': 'palette ', 'I': '16-bit ', 'I;16': '16-bit ', 'I;16B': '16-bit '}
 _LABEL_IDS = 'Write 8-bit label ids, as tools/test.py --out does.'
 _REMEDY = {'prediction': _LABEL_IDS, 'ground truth': 'Take the original *_labelIds.png.'}
@@ -313,7 +314,7 @@ def _label_map(path: Path, what: str) -> np.ndarray:
 
 def _read(path: Path, what: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             return image
     except _DAMAGED as error:

@@ -335,6 +335,31 @@ def test_what_becomes_of_a_label_is_what_mmsegmentation_makes_of_it(street, tmp_
         assert {*table[known]} == {0, 1, 255}
 
 
+def test_no_image_takes_the_place_of_another(plain):
+    load = dict(type='LoadImageFromFile', ignore_empty=True)
+    with pytest.raises(UsageError, match='LoadImageFromFile of train_dataloader has ignore_empty'):
+        plain([[0, 1]], [[1, 2]], pipeline=[load])
+
+
+def test_one_unreadable_image_of_four_is_not_replaced(broken):
+    """mmengine draws another for what a pipeline returns None of; reading raises, and names it."""
+    from mmseg.datasets import CityscapesDataset
+
+    root, image, *_ = broken
+    data = image.read_bytes()
+    image.write_bytes(data[:33] + bytes(len(data) - 93) + data[-60:])  # header and end are sound
+    prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
+    load = [dict(type='LoadImageFromFile')]
+    data = CityscapesDataset(data_root=str(root), data_prefix=prefix, pipeline=load)
+    read, failed = 0, []
+    for number in range(len(data)):
+        try:
+            read += data[number] is not None
+        except AssertionError as error:
+            failed.append(str(error))
+    assert read == 3 and failed == [f'failed to load image: {image}']
+
+
 def test_a_set_without_classes(plain):
     with pytest.raises(UsageError, match='has no classes. Set metainfo'):
         plain([[0]], [[1]], metainfo=None)

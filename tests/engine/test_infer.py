@@ -139,6 +139,16 @@ def test_a_video_becomes_a_video_with_as_many_frames(segmentor, tmp_path):
     assert shown.read()[1].shape[1] == 64
 
 
+def test_a_video_of_huge_frames_is_left_out(segmentor, tmp_path, monkeypatch):
+    path = tmp_path / 'film.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 10, (64, 48))
+    writer.write(np.full((48, 64, 3), 40, np.uint8))
+    writer.release()
+    monkeypatch.setattr(module, 'MPX', 64 * 47 / 1e6)  # a smaller limit for a smaller film
+    done = infer(SEGMENTOR, segmentor, path, out_dir=tmp_path / 'out')
+    assert done.images == 0 and 'declares frames of more than' in done.failed[str(path)]
+
+
 def _huge(path, side=16000):
     """A PNG of a few kB that declares 256 megapixels."""
 
