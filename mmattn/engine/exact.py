@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dataset.utils import worker_init_fn as engine_worker_init
-from mmengine.dist import all_gather, get_dist_info
+from mmengine.dist import all_gather, broadcast, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import Tensor
@@ -252,13 +252,14 @@ class Batches:
         died = re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)', text)
         if not died:
             return None
-        own = [worker.pid for worker in getattr(self._iterator, '_workers', [])]
-        ours = self.exact and {int(pid) for pid in died[1].split(',')} & set(own)
-        names = [_name(self.loader.dataset, p) for p in self._pending] if ours else []
+        pids = {int(pid) for pid in died[1].split(',')}
+        workers = [w for w in getattr(self._iterator, '_workers', []) if w.pid in pids]
+        names = [_name(self.loader.dataset, p) for p in self._pending if workers and self.exact]
         shown = ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
-        how = re.search(r'signal: (\w.*?)\.', text)
+        codes = [w.exitcode for w in workers if (w.exitcode or 0) < 0]
+        how = signal.Signals(-codes[0]).name if codes else 'unexpectedly'
         return DataError(
-            f'a data worker died ({how[1] if how else "unexpectedly"}) while loading '
+            f'a data worker died ({how}) while loading '
             f'{f"one of the samples {shown}" if names else "samples"}. Look at them with '
             'tools/check_data.py, or set num_workers=0 of the dataloader to see where it dies.'
         )
@@ -456,8 +457,14 @@ class RandomnessHook(Hook):
             torch.manual_seed(seed)
         self.pending = None
 
+    def after_train(self, runner) -> None:
+        if self.pending is not None:  # the resumed run had come to its end
+            restore(self.pending[get_dist_info()[0] % len(self.pending)].clone())
+
     def before_val(self, runner) -> None:
-        """A validation draws nothing from the training, whatever it does."""
+        """A validation draws nothing from the training, and sees rank 0's buffers: those saved."""
+        for buffer in runner.model.buffers() if get_dist_info()[1] > 1 else ():
+            broadcast(buffer)
         if self.pending is not None:  # of a resumed run that has not made a step
             self._held = self.pending
         else:

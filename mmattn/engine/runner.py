@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -288,6 +289,7 @@ def train(
     validate: bool = True,
     allow_topology_change: bool = False,
     allow_config_change: bool = False,
+    hooks: Iterable[Hook] = (),
 ) -> Path:
     """Train a config.
 
@@ -309,6 +311,7 @@ def train(
         validate: off skips validation during training.
         allow_topology_change: resume with another number of processes, inexactly.
         allow_config_change: resume with another config, inexactly.
+        hooks: beside those of the config.
 
     Returns:
         the work dir.
@@ -323,13 +326,13 @@ def train(
         allowed = dict(topology=allow_topology_change, config=allow_config_change)
         return _train(
             config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher,
-            seed, validate, allowed, listener,
+            seed, validate, allowed, hooks, listener,
         )  # fmt: skip
 
 
 def _train(
     config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher, seed,
-    validate, allowed: dict, listener: Listener,
+    validate, allowed: dict, hooks: Iterable[Hook], listener: Listener,
 ) -> Path:  # fmt: skip
     options = parse_options(options)
     if resume and init_from:
@@ -373,6 +376,8 @@ def _train(
     _scale_lr(cfg, auto_scale_lr)
     runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
     runner.course, runner.guard.listener = course, listener
+    for hook in hooks:
+        runner.register_hook(hook)
     if not cfg.resume:
         runner.start = 'partial' if init_from else 'plain'
     runner.train_command = _command(config, options, seed, amp, auto_scale_lr, attention, init_from)
