@@ -91,7 +91,8 @@ def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
 def _write(path: Path, content: dict, facts: dict) -> None:
     part = path.with_name(f'{path.name}.part')
     with open(part, 'wb') as file, _Hashing(file) as hashing:
-        torch.save(content, hashing)
+        with _no_checksums():
+            torch.save(content, hashing)
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
@@ -280,6 +281,17 @@ class _Hashing:
 
     def __exit__(self, *_) -> None:
         self.thread.shutdown()
+
+
+@contextlib.contextmanager
+def _no_checksums() -> Iterator[None]:
+    """Without those of the archive, which take time and which torch never reads; sha256 is kept."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def sha256(path: str | Path) -> str:
