@@ -14,6 +14,9 @@ pattern names; without one, of four.
 --plugins measures instead what putting blocks into a network costs beside the blocks themselves:
 Mask R-CNN R50 of mmdet beside ours, and with plugins that do nothing.
 
+--trust measures what the guarantees of a training cost: a step that is watched, a checkpoint that
+survives a kill, beside a plain step and torch.save with fsync.
+
 --segmentation measures what testing a segmentor costs beside its network, MMSegmentation beside
 ours: sliding windows, logits to a map of classes, intersection and union.
 
@@ -43,9 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument('--plot', metavar='OUT.png', help='draw time and memory by size')
     other = args.add_mutually_exclusive_group()
     other.add_argument('--plugins', action='store_true', help='the cost of plugging')
+    other.add_argument('--trust', action='store_true', help='the cost of the guarantees')
     other.add_argument('--segmentation', action='store_true', help='the cost of testing segmentors')
     given, args = args, args.parse_args(argv)
-    flag = '--plugins' if args.plugins else '--segmentation' if args.segmentation else None
+    flags = [f'--{name}' for name in ('plugins', 'trust', 'segmentation') if getattr(args, name)]
+    flag = flags[0] if flags else None
     if flag and (args.pattern != '*' or args.size):
         given.error(f'{flag} has sizes of its own: leave pattern and --size out')
     if flag and (args.device != 'cpu' or args.dtype != 'fp32' or args.plot):
@@ -60,6 +65,11 @@ def main(argv: list[str] | None = None) -> int:
             from mmattn.engine.overhead import report_overhead
 
             report_overhead('configs/mask_rcnn_r50_coco.py', args.rounds, args.json)
+            return
+        if args.trust:
+            from mmattn.engine.overhead import report_trust
+
+            report_trust('configs/mask_rcnn_r50_coco.py', args.rounds, args.json)
             return
         if args.segmentation:
             from mmattn.engine.segmentation_benchmark import report_segmentation

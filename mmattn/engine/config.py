@@ -8,6 +8,7 @@ import inspect
 import io
 import re
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 
@@ -142,7 +143,8 @@ def load_config(
             _check_recorded(cfg, attention)
             cfg.attention = attention
             apply_attention(cfg)
-    options = {key: _as_before(cfg, key, value) for key, value in (options or {}).items()}
+    options = deepcopy(options or {})  # merging takes `_delete_` out
+    options = {key: _as_before(cfg, key, value) for key, value in options.items()}
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, IndexError) as error:

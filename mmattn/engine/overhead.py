@@ -1,15 +1,23 @@
-"""What plugging costs beside the blocks themselves: networks in turn with the same without."""
+"""What plugging costs beside the blocks themselves: networks in turn with the same without.
+
+And what the guarantees of a training cost beside the training.
+"""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
@@ -17,8 +25,11 @@ from torch import nn
 from mmattn.plugins import insert
 
 from .config import load_config
+from .exact import key, scoped
+from .guard import GuardHook, watch
 from .measure import least, machine
 from .runner import check_writable
+from .saving import write_checkpoint
 
 _IMAGE = (256, 320)  # height and width
 
@@ -57,6 +68,21 @@ def report_overhead(config: str | Path, rounds: int, json_path: str | Path | Non
         rounds: both in turn, as often; the least time counts.
         json_path: a file for the figures.
     """
+    _report(lambda: _comparisons(config), rounds, json_path)
+
+
+def report_trust(config: str | Path, rounds: int, json_path: str | Path | None = None) -> None:
+    """Print what the guarantees of a training cost: a step watched, a checkpoint that survives.
+
+    Args:
+        config: of a Mask R-CNN.
+        rounds, json_path: as in `report_overhead`.
+    """
+    with tempfile.TemporaryDirectory(dir='.') as folder:  # on the disk that trainings write to
+        _report(lambda: _guarantees(config, Path(folder)), rounds, json_path)
+
+
+def _report(comparisons: Callable, rounds: int, json_path: str | Path | None) -> None:
     if json_path:
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
@@ -65,13 +91,60 @@ def report_overhead(config: str | Path, rounds: int, json_path: str | Path | Non
     print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, least of {rounds} rounds')
     print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
     rows = []
-    for what, stock, ours in _comparisons(config):
+    for what, stock, ours in comparisons():
         rows.append(Overhead(what, *least(rounds, stock, ours)))
         row = rows[-1]
         print(f'{what:<62}{row.stock:>10.1f}{row.ours:>10.1f}{row.ours / row.stock:>8.3f}')
     if json_path:
         content = dict(machine=about, rounds=rounds, rows=[asdict(row) for row in rows])
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
+
+
+def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, Callable]]:
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(load_config(config, {'model.backbone.init_cfg': None}).model)
+    model.train()
+    plain, watched = (
+        OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)) for _ in range(2)
+    )
+    watch(watched, _unexpected)
+    image = torch.randint(256, (3, *_IMAGE), dtype=torch.uint8)
+    batch = dict(inputs=[image], data_samples=[_sample()])
+    guard, runner = GuardHook(), SimpleNamespace(iter=0, optim_wrapper=watched)
+
+    def step() -> None:
+        torch.manual_seed(0)
+        model.train_step(deepcopy(batch), plain)
+
+    def guarded() -> None:
+        torch.manual_seed(0)
+        with scoped(key(0, 'sample', 0, 0)):  # as loading does for each image
+            data = deepcopy(batch)
+        guard.before_train_iter(runner, 0, data)
+        model.train_step(data, watched)
+        guard.after_train_iter(runner, 0, data)
+
+    def save() -> None:
+        with open(folder / 'plain.pth', 'wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    step()
+    content = dict(state_dict=model.state_dict(), optimizer=plain.state_dict())
+    return [
+        ('training step, Mask R-CNN; watched', step, guarded),
+        (
+            'checkpoint, torch.save and fsync; one that survives',
+            save,
+            lambda: write_checkpoint(folder / 'iter_1.pth', content, dict(iter=1)),
+        ),
+    ]
+
+
+def _unexpected(what: str, value: float) -> None:
+    raise AssertionError(f'{what} {value}')
 
 
 def _comparisons(config: str | Path) -> list[tuple[str, Callable, Callable]]:

@@ -92,7 +92,7 @@ class _Relayout(torch.autograd.Function):
 
 
 def _copy(x: Tensor, last: bool) -> Tensor:
-    """x with adjacent channels or without; on CPUs by torch's transposition of tiles where faster."""
+    """x with adjacent channels or without; on CPUs by torch's tiles, where these are faster."""
     form = torch.channels_last if last else torch.contiguous_format
     from_other = x.is_contiguous() if last else x.is_contiguous(memory_format=torch.channels_last)
     if x.device.type != 'cpu' or not from_other or (last and not _crowded(x)):

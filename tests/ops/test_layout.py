@@ -14,7 +14,8 @@ def draw(*shape, layout=torch.contiguous_format):
 @pytest.mark.parametrize('to', LAYOUTS)
 @pytest.mark.parametrize('of', LAYOUTS)
 @pytest.mark.parametrize(
-    'shape', [(2, 3, 4, 5), (1, 70, 9, 8), (0, 3, 4, 5), (2, 3, 1, 1), (2, 3, 16, 32), (2, 512, 3, 2)]
+    'shape',
+    [(2, 3, 4, 5), (1, 70, 9, 8), (0, 3, 4, 5), (2, 3, 1, 1), (2, 3, 16, 32), (2, 512, 3, 2)],
 )
 def test_as_adjacent(shape, of, to):
     """Values stay, the layout is that of the other map, and the gradient's that of the input."""

@@ -143,7 +143,9 @@ def test_the_index_is_read_by_the_parser_of_openmim():
     found = load(str(ROOT / 'model-index.yml'))
     found.build_models_with_collections()
     models = {model.name: model for model in found.models}
-    assert len(models) == len(yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models'])
+    assert len(models) == len(
+        yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
+    )
     model = models['ccnet_r50_512x1024_40k_cityscapes']
     assert model.weights == index.find_model(model.name).weights
     assert (ROOT / model.config).is_file()

@@ -1,0 +1,85 @@
+"""A signal ends a training behind its step, with a checkpoint that resumes exactly."""
+
+import os
+import signal
+
+import pytest
+
+from mmattn.engine.guard import listening
+from mmattn.engine.saving import facts_of, last_good
+from mmattn.engine.torture import compare
+from mmattn.errors import Exit, Stopped, Terminated, explain
+from tests.engine.killing import At, once, record
+
+OPTIONS = {
+    'train_cfg.max_iters': 4,
+    'train_cfg.val_interval': 3,
+    'default_hooks.checkpoint.interval': 4,
+}
+
+
+def send(number):
+    return lambda runner: os.kill(os.getpid(), number)
+
+
+def test_stopped_in_a_step_in_a_validation_and_gone_on_with(tiny, tmp_path):
+    options = tiny | OPTIONS | {'custom_hooks': [dict(type='EMAHook', momentum=0.1)]}
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    assert once(whole, options)
+    workers = options | {'train_dataloader.num_workers': 1}
+    with pytest.raises(Stopped, match='stopped by SIGTERM at iteration 2; saved iter_2. Run again'):
+        once(stopped, workers, At('before_train_iter', 2, send(signal.SIGTERM)))
+    assert facts_of(last_good(stopped))['iter'] == 2
+    with pytest.raises(Stopped, match='stopped by SIGUSR1 at iteration 3; saved iter_3'):
+        once(
+            stopped, options, At('before_val_iter', 3, send(signal.SIGUSR1)), resume='latest'
+        )  # fmt: skip
+    assert not (stopped / 'iter_2.pth').exists()  # it was for the stop alone
+    assert once(stopped, options, resume='latest')
+    compare(record(stopped), record(whole), 'stopped')
+    assert [p.name for p in stopped.glob('iter_*.pth')] == ['iter_4.pth']
+
+
+@pytest.mark.parametrize('stage', ['before_run', 'before_train_epoch'])
+def test_before_the_first_step_there_is_nothing_to_save(tiny, tmp_path, stage):
+    with pytest.raises(Terminated, match='stopped by SIGTERM before the first step, nothing to'):
+        once(tmp_path / 'run', tiny, At(stage, 0, send(signal.SIGTERM)))
+    assert not list((tmp_path / 'run').glob('*.pth'))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ctrl_c_once_ends_in_order_and_twice_at_once():
+    with listening() as listener:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # nothing has begun
+        listener.heard, listener.started = None, True
+        signal.raise_signal(signal.SIGINT)
+        assert listener.heard == 'SIGINT'
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
+    from mmattn.engine import saving
+    from tests.engine.test_checkpoints_survive import save, value
+
+    save(tmp_path, 1)
+
+    def interrupted(source, target, real=os.replace):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        real(source, target)
+
+    monkeypatch.setattr(saving.os, 'replace', interrupted)
+    with listening() as listener:
+        listener.started = True
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
+    monkeypatch.undo()
+    assert value(saving.find(tmp_path)) == 1 and not list(tmp_path.glob('*.part'))
+
+
+def test_codes():
+    assert explain(Stopped('x'))[0] == 75 and explain(Terminated('x'))[0] == 143
+    assert explain(KeyboardInterrupt())[0] == 130 and Exit.DISTRIBUTED == 8
