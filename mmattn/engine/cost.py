@@ -45,7 +45,8 @@ class CostRow:
         runs: how often it runs for an image.
         parameters: numbers that it learns or could.
         macs: multiplications and additions in pairs, for one image in testing.
-        kept: bytes that autograd keeps in training, for one image.
+        kept: bytes that autograd keeps in training, for one image; half of those for two where a
+            norm cannot be trained on one.
         ms: of its forward passes for one image in testing; None if not measured.
     """
 
@@ -146,7 +147,7 @@ def measure_cost(
     modules = {'': model} | _parts(model) | _blocks(model)
     try:
         tested = try_network(model.eval(), modules, size)
-        trained = try_network(model.train(), modules, size, training=True)
+        trained, images = _trained(model, modules, size)
         batched = try_network(model, modules, size, batch=batch, training=True)
     except ValueError as error:
         raise UsageError(f'--size {size[0]} {size[1]}: {error}.') from error
@@ -161,7 +162,7 @@ def measure_cost(
             runs=len(tested.seen[path].shapes) if path else 1,
             parameters=sum(p.numel() for p in module.parameters()),
             macs=tested.seen[path].macs,
-            kept=trained.seen[path].kept,
+            kept=trained.seen[path].kept // images,
         )
         for path, module in modules.items()
     ]
@@ -169,9 +170,19 @@ def measure_cost(
         times = _latency(model.eval().to(where), modules, size, where)
         for row in rows:
             row.ms = times[row.path]
-    rows[0].macs, rows[0].kept = tested.total.macs, trained.total.kept
+    rows[0].macs, rows[0].kept = tested.total.macs, trained.total.kept // images
     limit = memory_limit * 1e9 if memory_limit else free_memory(where)
     return Cost(rows, size, batch, _memory(model, cfg, batched, limit))
+
+
+def _trained(
+    model: nn.Module, modules: dict[str, nn.Module], size: tuple[int, int]
+) -> tuple[Trial, int]:
+    """A run in training, on as few images as can be: two where a norm cannot be trained on one."""
+    try:
+        return try_network(model.train(), modules, size, training=True), 1
+    except ValueError:
+        return try_network(model, modules, size, batch=2, training=True), 2
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:

@@ -79,6 +79,16 @@ def test_memory_is_near_the_peak_of_a_real_step(name, attention):
     assert memory.optimizer == 2 * memory.gradients  # of AdamW
 
 
+@pytest.mark.parametrize('block', ['bam', 'sk'])
+def test_blocks_that_cannot_be_trained_on_one_image(block):
+    config = ROOT / 'configs' / 'retinanet_r18_bccd.py'
+    arguments = dict(attention=block, size=(64, 96), latency=False)
+    found = measure_cost(config, **arguments)
+    assert all(row.kept > 0 for row in found.rows if row.block and 'layer1' not in row.path)
+    with pytest.raises(UsageError, match='batch size 1'):
+        measure_cost(config, batch=1, **arguments)
+
+
 def test_memory_grows_with_the_batch():
     one, four = (measure_cost(CCNET, size=SIZE, batch=n, latency=False).memory for n in (1, 4))
     assert four.kept == pytest.approx(4 * one.kept, rel=0.03) and four.weights == one.weights
