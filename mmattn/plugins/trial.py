@@ -201,9 +201,10 @@ def _plain_convolution(conv: nn.Module, x: Tensor) -> Tensor:
         side < kernel for side, kernel in zip(x.shape[2:], conv.kernel_size)
     ):
         raise ValueError(f'deformable convolution needs {conv.kernel_size} pixels or more')
-    conv.conv_offset(x)
-    place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return nn.functional.conv2d(x, conv.weight, getattr(conv, 'bias', None), *place)
+    places = conv.conv_offset(x)
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    y = nn.functional.conv2d(x, conv.weight, getattr(conv, 'bias', None), *geometry)
+    return y + 0 * (places * places).sum()  # so that they are kept, as the operator keeps them
 
 
 def _extract(extractor: nn.Module, maps: tuple[Tensor, ...], rois: Tensor, *_) -> Tensor:
