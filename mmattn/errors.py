@@ -24,8 +24,11 @@ class Exit(IntEnum):
     CHECKPOINT = 4  # checkpoint missing, corrupt, unsafe or of another model
     NONFINITE = 5  # loss, gradient or weight is nan or inf
     MEMORY = 6  # out of memory, device or host
-    IO = 7  # disk full, permission, input or output
-    INTERRUPTED = 130
+    IO = 7  # disk full, permission, input or output, shared memory
+    DISTRIBUTED = 8  # a process of several failed or did not answer
+    STOPPED = 75  # by a signal, with a checkpoint saved: run it again
+    INTERRUPTED = 130  # by SIGINT, nothing new to save
+    TERMINATED = 143  # by SIGTERM, nothing new to save
 
 
 class MmattnError(Exception):
@@ -68,6 +71,30 @@ class WriteError(MmattnError):
     """Something cannot be written."""
 
     code = Exit.IO
+
+
+class NonFiniteError(MmattnError):
+    """A loss, gradient or weight is nan or inf."""
+
+    code = Exit.NONFINITE
+
+
+class MemoryShortage(MmattnError):
+    """Device or host have not enough memory for a step."""
+
+    code = Exit.MEMORY
+
+
+class Stopped(MmattnError):
+    """A signal ended a training, and a checkpoint is saved."""
+
+    code = Exit.STOPPED
+
+
+class Terminated(MmattnError):
+    """A signal ended a training before there was anything to save."""
+
+    code = Exit.TERMINATED
 
 
 _IO = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EDQUOT}

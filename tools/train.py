@@ -28,6 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument('--auto-scale-lr', action='store_true', help='learning rate by batch size')
     args.add_argument('--no-validate', action='store_true', help='no validation during training')
     args.add_argument('--seed', type=int, help='random seed (default: of the config)')
+    args.add_argument(
+        '--allow-topology-change',
+        action='store_true',
+        help='resume with another number of processes, inexactly',
+    )
+    args.add_argument(
+        '--allow-config-change', action='store_true', help='resume with another config, inexactly'
+    )
     config_options(args)
     args = args.parse_args(argv)
 
@@ -46,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             launcher=args.launcher,
             seed=args.seed,
             validate=not args.no_validate,
+            allow_topology_change=args.allow_topology_change,
+            allow_config_change=args.allow_config_change,
         )
         print(f'done: checkpoints, logs and curves.png are in {work_dir}')
 

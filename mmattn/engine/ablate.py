@@ -171,7 +171,8 @@ def _command(config: str | Path, options: list[str], run: Run) -> str:
     own = [str(config), *flags, '--work-dir', str(run.folder)]
     train += [*own, '--seed', str(run.seed), '--no-validate', '--resume', 'auto', *changes]
     test += [str(config), *flags, '--work-dir', str(run.folder), *changes]
-    last = f'"$(cat {shlex.quote(str(run.folder / "last_checkpoint"))})"'
+    folder = shlex.quote(str(run.folder))
+    last = f'{folder}/"$(basename "$(cat {folder}/last_checkpoint)")"'
     # the checkpoint stands behind the config
     tested = f'{shlex.join(test[:3])} {last} {shlex.join(test[3:])}'
     return f'{shlex.join(train)} && {tested}'

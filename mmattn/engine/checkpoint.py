@@ -27,6 +27,9 @@ from mmattn.errors import CheckpointError
 from mmattn.plugins import inherited, plugged
 from mmattn.progress import track
 
+from .saving import sha256 as sha256
+from .saving import verify
+
 _SHOWN = 5  # keys named in an error
 _CLASSIFIERS = ('fc', 'head', 'classifier')  # of ImageNet networks, which a backbone has not
 _SCHEMES = ('https',)  # that are downloaded
@@ -45,7 +48,8 @@ def read_checkpoint(path: str | Path) -> dict:
         a dict with `state_dict`, and whatever else the file has (`meta`, `optimizer`, ...).
 
     Raises:
-        CheckpointError: no such file; not a checkpoint; damaged; holds more than plain data.
+        CheckpointError: no such file; not a checkpoint; damaged, by itself or by its manifest (see
+            `saving`); holds more than plain data.
     """
     path = fetch(path)
     content = _read(path)
@@ -71,6 +75,7 @@ def _read(path: Path) -> dict:
         others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
         hint = f' {path.parent} has: {", ".join(others)}.' if others else ''
         raise CheckpointError(f'checkpoint {path} does not exist.{hint}')
+    verify(path)
     try:
         if path.suffix == '.safetensors':
             from safetensors import safe_open
@@ -390,12 +395,3 @@ def _check_forms(model: nn.Module, forms: dict[str, str] | None, source: str | P
                 f"init='{form}' and computes something else with init='{own[name]}'. "
                 f"Write init='{form}' in the config."
             )
-
-
-def sha256(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, 'rb') as file:
-        digest = hashlib.sha256()
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        return digest.hexdigest()

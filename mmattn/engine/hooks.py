@@ -1,7 +1,9 @@
 """Hooks of every training run."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmattn.engine.checkpoint import block_forms
+from mmattn.engine.saving import manifests, note, point_to, remove, tidy
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, compare_objects, save_picture
 from mmattn.visualization.curves import plot_curves
@@ -48,12 +51,25 @@ class CurvesHook(Hook):
 
 @HOOKS.register_module()
 class CheckpointHook(EngineCheckpointHook):
-    """mmengine's hook; its files load with `weights_only=True`, and `best.pth` names the best one.
+    """mmengine's hook; nothing is removed before what replaces it is written and verified.
 
-    mmengine's message hub is the one part that holds other objects (`HistoryBuffer`, the smoothing
-    windows of the log, of no use to a resumed run). Arguments are those of
-    `mmengine.hooks.CheckpointHook`.
+    Its files load with `weights_only=True`, and `best.pth` names the best one. mmengine's message
+    hub is the one part that holds other objects (`HistoryBuffer`, the smoothing windows of the log,
+    of no use to a resumed run). While gradients accumulate, a save waits for the optimizer's step.
+    Arguments are those of `mmengine.hooks.CheckpointHook`.
     """
+
+    _waits = False  # a save is due
+    _saved_iter = None  # of `last_ckpt`
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        self.file_backend = _RemovesLater(self.file_backend)
+        best = getattr(self, 'best_ckpt_path', None)
+        if best:  # where the folder is now: it may have been moved
+            self.best_ckpt_path = os.path.join(self.out_dir, os.path.basename(best))
+        if runner.rank == 0:
+            tidy(self.out_dir)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['command'] = getattr(runner, 'train_command', '')
@@ -62,23 +78,104 @@ class CheckpointHook(EngineCheckpointHook):
             checkpoint['meta']['attention'] = json.loads(json.dumps(runner.cfg.attention))
         hub = _without_numpy(checkpoint['message_hub'])
         info = {k: v for k, v in hub['runtime_info'].items() if isinstance(v, _PLAIN)}
+        info |= {k: v for k, v in hub['runtime_info'].items() if k == 'keep_ckpt_ids'}
         keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}
         checkpoint['message_hub'] = dict(log_scalars={}, runtime_info=info, resumed_keys=keys)
         for name in 'meta', 'param_schedulers', 'optimizer':
             if name in checkpoint:
                 checkpoint[name] = _without_numpy(checkpoint[name])
 
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.by_epoch:
+            return
+        due = self.every_n_train_iters(runner, self.interval, self.save_begin)
+        self._waits |= due or (self.save_last and self.is_last_train_iter(runner))
+        if self._waits and runner.optim_wrapper.should_update():
+            self._waits = False
+            runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+            self._save_checkpoint(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        super().after_val_epoch(runner, metrics)
+        if runner.rank == 0 and self._saved_iter == runner.iter:
+            note(Path(self.last_ckpt), validated=runner.iter)
+
+    def save_now(self, runner: Runner, step: int) -> Path:
+        """The checkpoint of an iteration, written unless there is one; the next save removes it."""
+        if self._saved_iter != step:
+            meta = dict(epoch=runner.epoch, iter=step, temporary=True)
+            self._save(runner, f'iter_{step}.pth', meta)
+        return Path(self.last_ckpt)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = [self.filename_tmpl.format(self.keep_ckpt_ids.popleft())]
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self._save(runner, self.filename_tmpl.format(step), meta)
+        if runner.rank == 0:
+            for name in outdated:
+                remove(Path(self.out_dir) / name)
+
+    def _save(self, runner: Runner, name: str, meta: dict) -> None:
+        """Write a checkpoint to resume from, and have the pointer name it."""
+        self.last_ckpt = os.path.join(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+        )
+        self._saved_iter = meta['iter']
+        if runner.rank == 0:
+            point_to(Path(self.last_ckpt))
+            for path, facts in manifests(self.out_dir):
+                if facts.get('temporary') and path.name != name:
+                    remove(path)
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        super()._save_best_checkpoint(runner, metrics)
-        best = getattr(self, 'best_ckpt_path', None)
-        if best and runner.rank == 0:
-            link, part = (
-                os.path.join(os.path.dirname(best), name) for name in ('best.pth', 'best.part')
-            )
-            if os.path.lexists(part):
-                os.remove(part)
-            os.symlink(os.path.basename(best), part)
-            os.replace(part, link)
+        with self.file_backend.holding() as outdated:
+            super()._save_best_checkpoint(runner, metrics)
+            best = getattr(self, 'best_ckpt_path', None)
+            if best and runner.rank == 0:
+                link, part = (
+                    os.path.join(os.path.dirname(best), name) for name in ('best.pth', 'best.part')
+                )
+                if os.path.lexists(part):
+                    os.remove(part)
+                os.symlink(os.path.basename(best), part)
+                os.replace(part, link)
+        for path in outdated:
+            if os.path.basename(path) != os.path.basename(best or ''):
+                remove(path)
+
+
+class _RemovesLater:
+    """A file backend that, within `holding`, only notes what it was told to remove."""
+
+    def __init__(self, backend) -> None:
+        self._backend, self._held = backend, None
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[list[str]]:
+        self._held = []
+        try:
+            yield self._held
+        finally:
+            self._held = None
+
+    def remove(self, path: str) -> None:
+        if self._held is None:
+            remove(path)
+        else:
+            self._held.append(path)
 
 
 @HOOKS.register_module()

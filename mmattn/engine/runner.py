@@ -8,16 +8,23 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as EngineRunner
+from mmengine.runner.checkpoint import weights_to_cpu
+from mmengine.utils import apply_to
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmattn.datasets.check import check_classes, check_data
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
@@ -26,22 +33,172 @@ from mmattn.zoo.catalogue import registered_blocks
 
 from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
+from .course import check_same, course_of, digest
+from .exact import LOOPS, Batches, EpochLoop, RandomnessHook, loader_arguments
+from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
+from .hooks import CheckpointHook
+from .saving import facts_of, find, write_checkpoint
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 class Runner(EngineRunner):
-    """mmengine's runner, with checkpoints read safely and loaded without silence.
+    """mmengine's runner, with checkpoints read safely and loaded without silence, written so that
+    they survive, and trainings that resume exactly (see `saving`, `exact`, `guard`).
 
     Attributes:
         start: how `load_checkpoint` takes weights: 'strict', 'plain' (plugins may be new) or
             'partial' (what fits).
+        course: what decides the course of the training, see `course_of`.
+        guard: watches every step, see `GuardHook`.
+        resumed: what the manifest of the resumed checkpoint says.
     """
 
     start = 'strict'
 
+    def __init__(self, *args, **kwargs) -> None:
+        self.course: dict[str, str] = {}
+        self.resumed: dict = {}
+        self.randomness_hook, self.guard = RandomnessHook(), GuardHook()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def data_seed(self) -> int:
+        """The seed that all processes share."""
+        own = self._randomness_cfg.get('diff_rank_seed', False)
+        return self.seed - (self.rank if own else 0)
+
+    @property
+    def global_batch(self) -> int:
+        loader = self.train_dataloader
+        return (loader.batch_size or loader.batch_sampler.batch_size) * self.world_size
+
+    def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
+        super().register_hooks(default_hooks, custom_hooks)
+        self.register_hook(self.randomness_hook)
+        self.register_hook(self.guard)
+
+    @staticmethod
+    def build_dataloader(dataloader, seed=None, diff_rank_seed=False) -> DataLoader:
+        if isinstance(dataloader, dict):
+            dataloader = loader_arguments(dataloader, seed)
+        return EngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        if isinstance(loop, BaseLoop):
+            return loop
+        kind = loop.get('type') or ('Epoch' if loop['by_epoch'] else 'Iter') + 'BasedTrainLoop'
+        if kind.split('.')[-1] not in LOOPS:
+            warn(f'exactness of a resumed run not guaranteed because {kind} is not a loop of ours')
+            return super().build_train_loop(loop)
+        cfg = self._train_dataloader
+        own = self._randomness_cfg.get('diff_rank_seed', False)
+        batches = Batches(self.build_dataloader(cfg, self.seed, own), self.data_seed)
+        if not batches.exact:
+            warn(
+                f'exactness of a resumed run not guaranteed because {batches.kind} keeps a state '
+                'of its own; use InfiniteSampler or DefaultSampler'
+            )
+        loop = {k: v for k, v in loop.items() if k not in ('type', 'by_epoch')}
+        self._train_dataloader = batches.loader
+        try:
+            built = super().build_train_loop(dict(loop, type=LOOPS[kind.split('.')[-1]]))
+        finally:
+            self._train_dataloader = cfg
+        built.batches = batches
+        return built
+
+    def build_optim_wrapper(self, optim_wrapper):
+        made = super().build_optim_wrapper(optim_wrapper)
+        if made is not optim_wrapper and isinstance(made, OptimWrapper):
+            watch(made, partial(explain, self))
+        return made
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        super().resume(filename, *args, **kwargs)
+        self.resumed = facts_of(filename)
+
+    def catch_up(self) -> None:
+        """Validate if a resumed run was killed between a save and the validation behind it."""
+        loop, val = self.train_loop, self.val_loop
+        if val is None or not self.resumed or self.resumed.get('validated') == loop.iter:
+            return
+        if isinstance(loop, EpochLoop):
+            at, most = loop.epoch, loop.max_epochs
+            due = loop.iter == at * len(loop.dataloader)
+        else:
+            at, most, due = loop.iter, loop.max_iters, True
+        if due and at >= loop.val_begin and (at % loop.val_interval == 0 or at == most):
+            self.logger.info('the run stopped before its last validation ended: validating now')
+            val.run()
+
+    def save_now(self, step: int) -> Path:
+        """Save what an iteration led to, unless it is saved."""
+        return next(h for h in self.hooks if isinstance(h, CheckpointHook)).save_now(self, step)
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """mmengine's content, and the randomness, written by `saving`; all processes call it."""
+        rows = self.randomness_hook.rows()
+        if self.rank:
+            return
+        meta = dict(meta or {})
+        meta.setdefault('epoch', self.epoch + by_epoch)
+        meta.setdefault('iter', self.iter + (not by_epoch))
+        facts = dict(
+            iter=meta['iter'],
+            epoch=meta['epoch'],
+            **self.circumstances(),
+            config=digest(self.course),
+            resumable=save_optimizer,
+            temporary=meta.pop('temporary', False),
+        )
+        meta.update(
+            cfg=self.cfg.pretty_text,
+            experiment_name=self.experiment_name,
+            time=time.strftime('%Y%m%d_%H%M%S'),
+            mmengine_version=mmengine.__version__,
+            course=dict(self.course),
+            **self.circumstances(),
+        )
+        if hasattr(self.train_dataloader.dataset, 'metainfo'):
+            meta.update(dataset_meta=self.train_dataloader.dataset.metainfo)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        content = dict(
+            meta=meta,
+            state_dict=weights_to_cpu(model.state_dict()),
+            message_hub=_on_cpu(self.message_hub.state_dict()),
+        )
+        if save_optimizer:
+            content.update(optimizer=_on_cpu(self.optim_wrapper.state_dict()), rng=rows)
+        if save_param_scheduler and self.param_schedulers is not None:
+            content['param_schedulers'] = [s.state_dict() for s in self.param_schedulers]
+        self.call_hook('before_save_checkpoint', checkpoint=content)
+        write_checkpoint(Path(out_dir) / filename, content, facts)
+
+    def circumstances(self) -> dict:
+        """What exactness depends on beside the config."""
+        return dict(
+            world=self.world_size,
+            batch=self.global_batch // self.world_size,
+            seed=self.data_seed,
+            threads=torch.get_num_threads(),
+            torch=str(torch.__version__),
+        )
+
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', **_) -> dict:
         checkpoint = _read_first(filename)
+        if self._resume:
+            self._check_resumable(checkpoint, filename)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = _network(self.model)
         forms = checkpoint.get('meta', {}).get('blocks')
@@ -54,6 +211,25 @@ class Runner(EngineRunner):
         self._has_loaded = True
         self.logger.info(said)
         return checkpoint
+
+    def _check_resumable(self, checkpoint: dict, filename: str) -> None:
+        meta = checkpoint.get('meta', {})
+        if not {'iter', 'epoch'} <= set(meta) or 'message_hub' not in checkpoint:
+            raise CheckpointError(
+                f'checkpoint {filename} holds no state of a training to resume. Start from its '
+                'weights with --init-from.'
+            )
+        meta.pop('config', None)  # mmengine would evaluate it as Python
+        now = self.circumstances()
+        why = [
+            f'{k} {meta.get(k, "unknown")} -> {now[k]}'
+            for k in ('threads', 'torch')
+            if meta.get(k) != now[k]
+        ]
+        why += [f'it holds no {k}' for k in ('optimizer', 'rng') if k not in checkpoint]
+        if why:
+            warn(f'exactness not guaranteed because {", ".join(why)}')
+        meta['seed'] = self._randomness_cfg.get('seed')  # else mmengine seeds anew
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -114,8 +290,13 @@ def train(
     launcher: str = 'none',
     seed: int | None = None,
     validate: bool = True,
+    allow_topology_change: bool = False,
+    allow_config_change: bool = False,
 ) -> Path:
     """Train a config.
+
+    A run that is resumed gives bit for bit what it would have given without a stop, on as many
+    processes and threads. SIGTERM, SIGUSR1 and Ctrl-C end it behind the step, with a checkpoint.
 
     Args:
         config: its path.
@@ -130,6 +311,8 @@ def train(
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         seed: overrides the config's.
         validate: off skips validation during training.
+        allow_topology_change: resume with another number of processes, inexactly.
+        allow_config_change: resume with another config, inexactly.
 
     Returns:
         the work dir.
@@ -137,7 +320,21 @@ def train(
     Raises:
         MmattnError: of the kind that fits; what is wrong with config, data or checkpoint is
             raised before a file is written.
+        Stopped: by a signal; a checkpoint is saved.
+        Terminated: by a signal before the first step.
     """
+    with listening() as listener:
+        allowed = dict(topology=allow_topology_change, config=allow_config_change)
+        return _train(
+            config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher,
+            seed, validate, allowed, listener,
+        )  # fmt: skip
+
+
+def _train(
+    config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher, seed,
+    validate, allowed: dict, listener: Listener,
+) -> Path:  # fmt: skip
     options = parse_options(options)
     if resume and init_from:
         raise UsageError('--resume and --init-from exclude each other: the first has all weights.')
@@ -145,14 +342,18 @@ def train(
     if resume:
         own = load_config(config, options).get('work_dir')
         folder = Path(work_dir or own or Path('work_dirs') / run_name(config, attention))
-        found = _latest(folder) if resume in ('latest', 'auto') else Path(resume)
+        found = find(folder) if resume in ('latest', 'auto') else Path(resume)
         if found is None and resume == 'latest':
             raise CheckpointError(
-                f'nothing to resume in {folder}: no checkpoint. Use --resume auto to start fresh.'
+                f'nothing to resume in {folder}: no valid checkpoint. Use --resume auto to start '
+                'fresh.'
             )
         if found is None:
             print_log(f'no checkpoint in {folder}, starting at 0')
     cfg = _prepare(config, options, launcher, work_dir, attention, found)
+    meta = read_checkpoint(found).get('meta', {}) if found else {}
+    if seed is None:
+        seed = meta.get('seed')
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     if amp:
@@ -164,17 +365,35 @@ def train(
         cfg.resume, cfg.load_from = True, str(found)
     if init_from:
         cfg.load_from = str(init_from)
+    course = course_of(cfg)
+    if found:
+        why = check_same(meta, course, _world(cfg), cfg.train_dataloader['batch_size'], **allowed)
+        if why:
+            warn(f'exactness not guaranteed because {"; ".join(why)}')
     check_writable(work_dir)
     if _is_main():
         for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
             check_data(cfg[name]['dataset'], name)
     _scale_lr(cfg, auto_scale_lr)
     runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
+    runner.course, runner.guard.listener = course, listener
     if not cfg.resume:
         runner.start = 'partial' if init_from else 'plain'
     runner.train_command = _command(config, options, seed, amp, auto_scale_lr, attention, init_from)
     _say_blocks(runner.model, cfg)
-    _run(runner.train)
+    batches = getattr(runner.train_loop, 'batches', None)
+    try:
+        _run(runner.train)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise shortage(runner, error) from error
+        known = batches and batches.explained(error)
+        if known:
+            raise known from error
+        raise
+    finally:
+        if batches:
+            batches.close()
     return work_dir
 
 
@@ -482,9 +701,7 @@ def _scale_lr(cfg: Config, enable: bool) -> None:
         raise UsageError(
             '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it.'
         )
-    counts = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
-    world = int(os.environ.get(counts.get(cfg.launcher, ''), 1))
-    batch = cfg.train_dataloader['batch_size'] * world
+    batch = cfg.train_dataloader['batch_size'] * _world(cfg)
     if enable:
         cfg.auto_scale_lr['enable'] = True
     elif base and base != batch:
@@ -493,6 +710,12 @@ def _scale_lr(cfg: Config, enable: bool) -> None:
             'consider --auto-scale-lr',
             level=logging.WARNING,
         )
+
+
+def _world(cfg: Config) -> int:
+    """How many processes train."""
+    counts = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
+    return int(os.environ.get(counts.get(cfg.launcher, ''), 1))
 
 
 def check_writable(folder: Path, flag: str = '--work-dir') -> None:
@@ -510,17 +733,6 @@ def check_writable(folder: Path, flag: str = '--work-dir') -> None:
         raise WriteError(
             f'cannot write to {folder}: {reason}. Choose another folder with {flag}.'
         ) from error
-
-
-def _latest(work_dir: Path) -> Path | None:
-    """The checkpoint that mmengine's pointer names, else the newest one by its number."""
-    pointer = work_dir / 'last_checkpoint'
-    if pointer.is_file():
-        named = work_dir / Path(pointer.read_text().strip()).name
-        if named.is_file():
-            return named
-    numbered = [p for p in work_dir.glob('*_*.pth') if p.stem.split('_')[0] in ('iter', 'epoch')]
-    return max(numbered, key=lambda p: int(p.stem.split('_')[-1]), default=None)
 
 
 def _build(cfg: Config, *loops: str) -> Runner:
@@ -558,6 +770,10 @@ def _run(job: Callable):
         if isinstance(error, ValueError) and text.split(': ')[0] in registered_blocks():
             raise UsageError(f'{text}.') from error  # such as a batch too small for its norm
         raise
+
+
+def _on_cpu(state: dict) -> dict:
+    return apply_to(state, lambda x: hasattr(x, 'cpu'), lambda x: x.cpu())
 
 
 def _network(model: nn.Module) -> nn.Module:

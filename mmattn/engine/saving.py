@@ -1,0 +1,381 @@
+"""Checkpoints that survive: written beside, verified, and only then is the old one given up.
+
+A checkpoint is a `.pth` and its manifest, `<name>.pth.json`: size and sha256 of the file and the
+facts of the run. One file of weights and state, as `test.py`, `publish.py` and mmengine's own tools
+know it, keeps what two files with a manifest would promise: it holds tensors and plain values only
+and is read with `weights_only=True`, so no code is executed, and a file without its manifest or
+that differs from it is never resumed from. The order of the steps is what a kill at any moment
+cannot break:
+
+1. `<name>.part` is written, hashed on the way, and fsynced;
+2. where the name exists, its manifest is told to accept either content;
+3. the part takes the name; the folder is fsynced;
+4. the manifest is written in the same way, last;
+5. the pointer `last_checkpoint` gets the name, relative to its folder;
+6. the file is read again and verified; the caller may now remove older ones.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmattn.errors import CheckpointError, NonFiniteError, WriteError
+
+POINTER = 'last_checkpoint'
+_TRIES, _WAIT = 4, 0.5  # of a failing write; seconds before the second try, then twice as long
+_SPARE = 1.2  # free space over the size of what is written
+_LARGE = 1 << 20  # bytes from which a thread that hashes pays
+_NO_USE_TO_RETRY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
+_verified: set[tuple] = set()  # path, size and times of files that were hashed in this process
+
+
+def manifest_of(path: Path) -> Path:
+    return path.with_name(f'{path.name}.json')
+
+
+def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
+    """Save `content` under `path` so that at any moment the old or the new file is whole.
+
+    Args:
+        path: of the `.pth`; its folder exists.
+        content: tensors and plain values.
+        facts: plain values for the manifest; `iter` among them.
+
+    Raises:
+        NonFiniteError: a tensor is not finite; nothing is written.
+        WriteError: it cannot be written, also when tried again; nothing is left of it.
+    """
+    path = Path(path)
+    _check_finite(content, path)
+    wait, last = _WAIT, None
+    for attempt in range(_TRIES):
+        try:
+            _check_space(path, content)
+            _write(path, content, facts)
+            return
+        except (OSError, RuntimeError) as error:  # torch's writer turns the first into the second
+            last = _cause(error)
+            if last is None:
+                raise
+            if last.errno in _NO_USE_TO_RETRY or attempt == _TRIES - 1:
+                break
+            print_log(
+                f'cannot write {path.name}: {_reason(last)}; trying again in {wait:g} s',
+                logger='current',
+                level=logging.WARNING,
+            )
+            time.sleep(wait)
+            wait *= 2
+        finally:
+            _remove_parts(path)
+    good = last_good(path.parent)
+    raise WriteError(
+        f'cannot write checkpoint {path}: {_reason(last)}; last good: '
+        f'{good.name if good else "none"}. Free space or choose another folder with --work-dir, '
+        'then run again with --resume.'
+    ) from last
+
+
+def _write(path: Path, content: dict, facts: dict) -> None:
+    part = path.with_name(f'{path.name}.part')
+    with open(part, 'wb') as file, _Hashing(file) as hashing:
+        torch.save(content, hashing)
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+    new = dict(facts, file=path.name, size=size, sha256=hashing.digest.hexdigest())
+    new['saved'] = time.time_ns()
+    old = _read_manifest(manifest_of(path)) if path.exists() else None
+    if old:  # the same step again: until the file has changed, either content is right
+        _replace(manifest_of(path), json.dumps(dict(old, next=[new['size'], new['sha256']])))
+    os.replace(part, path)
+    _sync(path.parent)
+    _replace(manifest_of(path), json.dumps(new, indent=1))
+    verify(path, again=True)
+
+
+def point_to(path: Path) -> None:
+    """Have the pointer of its folder name a checkpoint."""
+    _replace(path.parent / POINTER, path.name)
+
+
+def note(path: Path, **facts) -> None:
+    """Add facts to a manifest."""
+    found = _read_manifest(manifest_of(path))
+    if found:
+        _replace(manifest_of(path), json.dumps({**found, **facts}, indent=1))
+
+
+def facts_of(path: str | Path) -> dict:
+    """What the manifest of a checkpoint says; empty if it has none."""
+    return _read_manifest(manifest_of(Path(path).resolve())) or {}
+
+
+def remove(path: str | Path) -> None:
+    """Remove a checkpoint: the manifest first, so that what is left of it does not count."""
+    for file in manifest_of(Path(path)), Path(path):
+        file.unlink(missing_ok=True)
+
+
+def tidy(folder: str | Path) -> None:
+    """Remove what a killed run left: parts, and manifests of files that are gone."""
+    for part in Path(folder).glob('*.part'):
+        part.unlink(missing_ok=True)
+    for manifest in Path(folder).glob('*.pth.json'):
+        if not manifest.with_suffix('').exists():
+            manifest.unlink(missing_ok=True)
+
+
+def verify(path: str | Path, *, again: bool = False) -> bool:
+    """Compare a checkpoint with its manifest; False if there is none.
+
+    Args:
+        path: of the file or of a link to it.
+        again: also when this process has done it before.
+
+    Raises:
+        CheckpointError: it differs.
+    """
+    path = Path(path).resolve()
+    found = _read_manifest(manifest_of(path))
+    if found is None:
+        return False
+    accepted = [[found['size'], found['sha256']], *([found['next']] if 'next' in found else [])]
+    stat = path.stat()
+    state = path, stat.st_size, stat.st_mtime_ns, stat.st_ino
+    if not again and state in _verified:
+        return True
+    if stat.st_size not in [size for size, _ in accepted]:
+        _damaged(path, f'size {stat.st_size}, manifest says {accepted[0][0]}')
+    if [stat.st_size, sha256(path)] not in accepted:
+        _damaged(path, 'sha256 differs from the manifest')
+    _verified.add(state)
+    return True
+
+
+def _damaged(path: Path, why: str) -> None:
+    older = (p for p, facts in manifests(path.parent) if p != path and p.exists())
+    good = next((p for p in older if p.stat().st_size == facts_of(p)['size']), None)
+    hint = f' Previous good checkpoint: {good.name}.' if good else ''
+    raise CheckpointError(f'checkpoint {path} is damaged: {why}.{hint}')
+
+
+def manifests(folder: str | Path, resumable: bool = False) -> list[tuple[Path, dict]]:
+    """Checkpoints with a manifest and what that says, the one saved last first."""
+    found = []
+    for file in Path(folder).glob('*.pth.json'):
+        facts = _read_manifest(file)
+        if facts and (facts.get('resumable', True) or not resumable):
+            found.append((file.with_suffix(''), facts))
+    return sorted(found, key=lambda pair: pair[1]['saved'], reverse=True)
+
+
+def last_good(folder: str | Path) -> Path | None:
+    """The checkpoint saved last that is what its manifest says; in silence."""
+    for path, _ in manifests(folder, resumable=True):
+        with contextlib.suppress(CheckpointError, OSError):
+            if verify(path):
+                return path
+    return None
+
+
+def find(folder: str | Path) -> Path | None:
+    """The checkpoint to go on from: the last one saved that is verified; says what it skips.
+
+    A folder without any manifest was written before there were manifests: of its files the one that
+    the pointer names counts, or else the one with the highest number.
+    """
+    from .checkpoint import read_checkpoint
+
+    folder = Path(folder)
+    known = manifests(folder, resumable=True)
+    pointed = _pointed(folder)
+    chosen = None
+    for path, _ in known:
+        try:
+            if not path.exists():
+                raise CheckpointError('the file is gone')
+            verify(path)
+            read_checkpoint(path)
+        except CheckpointError as error:
+            _warn(f'skipping {path.stem}: {error}')
+            continue
+        chosen = path
+        break
+    bare = _bare(folder)
+    if known:
+        for path in bare:
+            _warn(f'skipping {path.stem}: incomplete (no manifest)')
+    if chosen is None and bare and not known:
+        ordered = [p for p in bare if p == pointed] + [p for p in bare if p != pointed]
+        for path in ordered:
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                _warn(f'skipping {path.stem}: {error}')
+                continue
+            _warn(f'{path.name} has no manifest, as before there were any: it cannot be verified')
+            chosen = path
+            break
+    if chosen and pointed and not pointed.exists():
+        _warn(f'{POINTER} names {pointed.stem} which does not exist; using {chosen.stem}')
+    return chosen
+
+
+def _bare(folder: Path) -> list[Path]:
+    """Checkpoints of a training without a manifest, the highest number first."""
+    numbered = [
+        p
+        for p in folder.glob('*_*.pth')
+        if p.stem.split('_')[0] in ('iter', 'epoch') and p.stem.split('_')[-1].isdigit()
+    ]
+    numbered.sort(key=lambda p: int(p.stem.split('_')[-1]), reverse=True)
+    return [p for p in numbered if not manifest_of(p).exists()]
+
+
+def _pointed(folder: Path) -> Path | None:
+    """What the pointer names, wherever the folder was when it was written."""
+    try:
+        name = Path((folder / POINTER).read_text(encoding='utf-8').strip()).name
+    except (OSError, UnicodeDecodeError):
+        return None
+    return folder / name if name else None
+
+
+# ---- the steps ---------------------------------------------------------------------------------
+class _Hashing:
+    """A file that hashes what is written; a large piece in a thread, while it is written."""
+
+    def __init__(self, file) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.thread = ThreadPoolExecutor(1)
+
+    def write(self, data) -> int:
+        if len(data) < _LARGE:
+            self.digest.update(data)
+            return self.file.write(data)
+        hashed = self.thread.submit(self.digest.update, data)
+        try:
+            return self.file.write(data)
+        finally:
+            hashed.result()  # the memory is the caller's again
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def __enter__(self) -> '_Hashing':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.thread.shutdown()
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, 'rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _read_manifest(path: Path) -> dict | None:
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        return found if {'size', 'sha256', 'saved', 'iter'} <= set(found) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file so that at any moment the old or the new one is whole."""
+    part = path.with_name(f'{path.name}.part')
+    with open(part, 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_parts(path: Path) -> None:
+    for name in path.name, manifest_of(path).name:
+        with contextlib.suppress(OSError):
+            path.with_name(f'{name}.part').unlink(missing_ok=True)
+
+
+def tensors(value, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a structure with where it stands."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors(item, f'{name}.{key}' if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from tensors(item, f'{name}.{index}')
+
+
+def _check_finite(content: dict, path: Path) -> None:
+    for name, value in tensors(content):
+        if value.is_floating_point() and not value.sum(dtype=_wide(value)).isfinite():
+            bad = value.numel() - int(value.isfinite().sum())
+            if bad:  # else only the sum was too large
+                raise NonFiniteError(
+                    f'{path.name} is not saved: tensor {name.removeprefix("state_dict.")} holds '
+                    f'{bad} non-finite values. Resume from the checkpoint before with a lower '
+                    'learning rate.'
+                )
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def _check_space(path: Path, content: dict) -> None:
+    need = _SPARE * sum(value.nbytes for _, value in tensors(content))
+    free = shutil.disk_usage(path.parent).free
+    if free < need:
+        raise OSError(
+            errno.ENOSPC, f'need {_mb(need)}, {_mb(free)} free in {path.parent}', str(path)
+        )
+
+
+def _mb(size: float) -> str:
+    return f'{size / 1e6:.0f} MB'
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """The operating system's error in what torch's writer raised."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _reason(error: OSError) -> str:
+    text = (error.strerror or str(error)).strip()
+    return text if text.startswith('need ') else text.lower()
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)
