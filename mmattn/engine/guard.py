@@ -37,16 +37,19 @@ class Listener:
     Attributes:
         heard: the name of the first signal, None as long as there was none.
         started: a step of this process has begun; before it, a signal ends the process at once.
+        check_others: raises if another process has ended the run: there is no step to finish.
     """
 
     def __init__(self) -> None:
         self.heard: str | None = None
         self.started = False
+        self.check_others: Callable[[], None] = lambda: None
 
     def __call__(self, number: int, frame=None) -> None:
         again, self.heard = self.heard, signal.Signals(number).name
         if number == signal.SIGINT and (again or not self.started):
             raise KeyboardInterrupt
+        self.check_others()
         if not self.started:
             self.check_start()
         if number == signal.SIGINT:
