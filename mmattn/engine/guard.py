@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MethodType
 
 import torch
-from mmengine.dist import all_reduce, get_dist_info
+from mmengine.dist import all_reduce, broadcast, get_dist_info
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -121,6 +121,12 @@ class GuardHook(Hook):
             heard = bool(flag)
         if heard and runner.optim_wrapper.should_update():
             self._stop(runner, runner.iter + 1)
+
+    def before_val(self, runner) -> None:
+        """All validate the network that is saved, that of rank 0: of plain BN each has its own."""
+        if get_dist_info()[1] > 1:
+            for buffer in runner.model.buffers():
+                broadcast(buffer)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.listener.heard and self.listener.started:

@@ -1,0 +1,175 @@
+"""Trainings of two processes by torchrun and gloo: what fails is named, and resumes exactly."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, tiny_options
+from tests.test_tools import flags, tool
+
+CONFIG = 'configs/ccnet_r18_street.py'
+STEPS = 8
+LIMIT = 60  # seconds until a group that does not end is killed
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+def arguments(street, work_dir, *more) -> list[str]:
+    options = tiny_options(street) | {
+        'train_cfg.max_iters': STEPS,
+        'train_dataloader.batch_size': 1,
+        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'model.data_preprocessor.size': (64, 64),
+        'model.backbone.stem_channels': 8,
+        'model.backbone.base_channels': 8,
+        'model.decode_head.in_channels': 64,
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 32,
+        'model.auxiliary_head.channels': 8,
+        'env_cfg.dist_cfg.timeout': 8,
+    }
+    given = [CONFIG, '--work-dir', work_dir, '--launcher', 'pytorch', '--no-validate', *more]
+    return [*map(str, given), *flags(options)]
+
+
+def environment(trace, faults) -> dict:
+    trace.mkdir(exist_ok=True)
+    own = dict(TRACE=str(trace), FAULTS=json.dumps(faults), OMP_NUM_THREADS='1')
+    return {**os.environ, **own, 'PYTHONFAULTHANDLER': '1'}
+
+
+def torchrun(street, work_dir, trace, *more, faults=(), elastic=0):
+    """Train on two ranks; returns what torchrun and `tools/exit_code.py` say."""
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2',
+        '--master-addr', '127.0.0.1', '--master-port', str(free_port()),
+        '--max-restarts', str(elastic), str(ROOT / 'tests/engine/faulty.py'),
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        [*command, *arguments(street, work_dir, *more)],
+        cwd=ROOT, env=environment(trace, faults), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = child.communicate(timeout=LIMIT)
+    finally:
+        orphans = end_group(child.pid)
+    print(said)
+    return SimpleNamespace(code=child.returncode, said=said, orphans=orphans)
+
+
+def end_group(group: int) -> bool:
+    """Kill what is left of a process group; whether there was anything."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ended(work_dir, capsys) -> tuple[int, str]:
+    """What `tools/exit_code.py` makes of a run."""
+    capsys.readouterr()
+    code = tool('exit_code')([str(work_dir)])
+    return code, capsys.readouterr().err
+
+
+def steps(trace) -> list[dict[int, str]]:
+    """Step -> loss of each rank; a step that was made twice gave the same."""
+    found = []
+    for rank in 0, 1:
+        losses: dict[int, str] = {}
+        for line in (trace / f'trace_{rank}.txt').read_text().splitlines():
+            step, loss = line.split()
+            assert losses.setdefault(int(step), loss) == loss, step
+        found.append(losses)
+    return found
+
+
+def state(work_dir) -> dict:
+    content = torch.load(work_dir / f'iter_{STEPS}.pth', weights_only=True)
+    return {k: content[k] for k in ('state_dict', 'optimizer', 'rng', 'param_schedulers')}
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope='module')
+def whole(street, tmp_path_factory):
+    """Work dir and trace of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp('whole')
+    done = torchrun(street, folder / 'run', folder / 'trace')
+    assert done.code == 0 and not done.orphans, done.said
+    return folder / 'run', folder / 'trace'
+
+
+def test_a_run_by_gloo_ends_well_and_its_ranks_draw_apart(whole, capsys):
+    work_dir, trace = whole
+    assert ended(work_dir, capsys) == (0, '')
+    first, second = steps(trace)
+    assert sorted(first) == sorted(second) == list(range(1, STEPS + 1))
+    rows = state(work_dir)['rng']
+    assert len(rows) == 2 and not torch.equal(*rows)
+
+
+def test_a_rank_that_raises(street, tmp_path, capsys):
+    """Its own code and sentence count, not the closed connection that the other sees."""
+    run = torchrun(street, tmp_path / 'run', tmp_path / 'trace', faults=[(1, 3, 'fail')])
+    assert run.code == 1 and not run.orphans
+    said = 'unexpected LookupError: no such luck'
+    assert ended(tmp_path / 'run', capsys) == (1, f'error: {said}\n')
+    record = json.loads((tmp_path / 'run' / 'exit_status.json').read_text())
+    assert (record['rank'], record['step']) == (1, 3) and record['time'] > 0
+    assert f'error: rank 1 failed: {said}' in run.said
+
+
+def test_a_rank_that_hangs(street, tmp_path, capsys):
+    run = torchrun(street, tmp_path / 'run', tmp_path / 'trace', faults=[(1, 4, 'hang')])
+    assert run.code == 1 and not run.orphans
+    assert ended(tmp_path / 'run', capsys) == (
+        8,
+        'error: no answer from rank 1 for 8 s at iteration 4; last good checkpoint: iter_2. '
+        'Run again with --resume.\n',
+    )
+
+
+def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
+    """Rank 1 is killed, then both, then rank 0 of an elastic run, which goes on by itself."""
+    work_dir, trace = tmp_path / 'run', tmp_path / 'trace'
+    run = torchrun(street, work_dir, trace, faults=[(1, 4, 'kill')])
+    assert run.code == 1 and not run.orphans
+    assert ended(work_dir, capsys) == (
+        8,
+        'error: rank 1 was killed (SIGKILL; probably out of memory) at iteration 4; last good '
+        'checkpoint: iter_2. Run again with --resume.\n',
+    )
+    run = torchrun(street, work_dir, trace, '--resume', faults=[(0, 5, 'kill'), (1, 5, 'kill')])
+    assert run.code == 1 and not run.orphans
+    code, said = ended(work_dir, capsys)
+    assert code == 8 and 'no process left a word' in said
+    run = torchrun(street, work_dir, trace, '--resume', 'auto', faults=[(0, 8, 'kill')], elastic=1)
+    assert run.code == 0 and not run.orphans
+    assert 'rank 0 was killed' in run.said
+    assert ended(work_dir, capsys) == (0, '')
+    assert sorted(p.name for p in trace.iterdir() if p.name.startswith('kill')) == [
+        'kill_0_5', 'kill_0_8', 'kill_1_4', 'kill_1_5',
+    ]  # fmt: skip
+    assert steps(trace) == steps(whole[1])
+    assert same(state(work_dir), state(whole[0]))
