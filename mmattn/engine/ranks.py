@@ -30,6 +30,7 @@ from mmattn.status import clear_status, read_status, write_status
 from .saving import last_good
 
 TIMEOUT = 600  # seconds without an answer of the others: `env_cfg.dist_cfg.timeout`
+_START = 60  # seconds for all to begin, at least
 _GRACE = 5  # seconds in which a process says that it is there
 
 
@@ -42,16 +43,8 @@ def meet(launcher: str, settings: dict) -> None:
     """
     if dist.is_initialized():
         return
+    check_launcher(launcher)
     cuda = torch.cuda.is_available()
-    if launcher != 'pytorch' and not cuda:
-        raise UsageError(
-            f'--launcher {launcher} needs CUDA. On CPUs use torchrun and --launcher pytorch.'
-        )
-    if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise UsageError(
-            '--launcher pytorch without torchrun. '
-            'Run: torchrun --nproc-per-node N tools/train.py ...'
-        )
     seconds, backend = timeout_of(settings), settings.get('backend', 'nccl') if cuda else 'gloo'
     # else a rank that waits for one that hangs would be aborted, and could not say for whom
     os.environ.setdefault('TORCH_NCCL_BLOCKING_WAIT', '1')
@@ -61,6 +54,19 @@ def meet(launcher: str, settings: dict) -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+
+
+def check_launcher(launcher: str) -> None:
+    """Raise if there is nothing to start a group with."""
+    if launcher != 'pytorch' and not torch.cuda.is_available():
+        raise UsageError(
+            f'--launcher {launcher} needs CUDA. On CPUs use torchrun and --launcher pytorch.'
+        )
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UsageError(
+            '--launcher pytorch without torchrun. '
+            'Run: torchrun --nproc-per-node N tools/train.py ...'
+        )
 
 
 def timeout_of(settings: dict) -> float:
@@ -96,15 +102,29 @@ class Ranks:
         """Meet the others, and learn where they are."""
         if self.rank == 0:
             clear_status(self.folder)  # before the others can leave a word
-        meet(launcher, settings)
+        check_launcher(launcher)
         self.timeout = timeout_of(settings)
-        store, self.rank, world = next(
-            rendezvous('env://', timeout=timedelta(seconds=self.timeout))
-        )
+        if launcher == 'pytorch':  # a slow start of one is waited for longer than a step
+            self._introduce(max(self.timeout, _START))
+        meet(launcher, settings)
+        if launcher != 'pytorch':  # mmengine has found the address now
+            self._introduce(self.timeout)
+
+    def _introduce(self, seconds: float) -> None:
+        store, self.rank, world = next(rendezvous('env://', timeout=timedelta(seconds=seconds)))
         attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', 0), os.environ['MASTER_PORT']
         self.store = dist.PrefixStore(f'mmattn/{attempt}', store)
         self.store.set(f'{self.rank}', json.dumps(dict(host=socket.gethostname(), pid=os.getpid())))
-        self.nodes = [json.loads(self.store.get(f'{rank}')) for rank in range(world)]
+        nodes = []
+        for rank in range(world):
+            try:
+                nodes.append(json.loads(self.store.get(f'{rank}')))
+            except dist.DistError as error:
+                raise DistributedError(
+                    f'rank {rank} did not come within {seconds:g} s. Look whether its machine '
+                    'reaches the address and port of the first.'
+                ) from error
+        self.nodes = nodes
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ import train  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 
 from mmattn.engine.runner import Runner  # noqa: E402
+from mmattn.errors import DataError  # noqa: E402
 
 FOLDER = Path(os.environ['TRACE'])
 
@@ -42,7 +43,7 @@ class Faults(Hook):
             time.sleep(1)
 
     def fail(self) -> None:
-        raise LookupError('no such luck')
+        raise DataError('image x.png is damaged.')
 
     def cut(self) -> None:
         """Ask the test to cut this machine off, and wait until it has."""

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
+from torch import distributed as dist
 
+from mmattn.engine.ranks import Ranks
+from mmattn.errors import UsageError
+from mmattn.status import how_it_ended, read_status, write_status
 from tests.conftest import ROOT, tiny_options
 from tests.test_tools import flags, tool
 
@@ -51,17 +56,22 @@ def environment(trace, faults) -> dict:
 
 
 def torchrun(street, work_dir, trace, *more, faults=(), elastic=0):
-    """Train on two ranks; returns what torchrun and `tools/exit_code.py` say."""
+    """Train on two ranks; returns how torchrun ends, and what all of them say."""
     command = [
         sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2',
         '--master-addr', '127.0.0.1', '--master-port', str(free_port()),
-        '--max-restarts', str(elastic), str(ROOT / 'tests/engine/faulty.py'),
+        '--max-restarts', str(elastic), 'tests/engine/faulty.py',
     ]  # fmt: skip
+    return finished([*command, *arguments(street, work_dir, *more)], environment(trace, faults))
+
+
+def finished(command, env):
+    """Run a command as a group of processes of its own, of which none is left behind it."""
     child = subprocess.Popen(
-        [*command, *arguments(street, work_dir, *more)],
-        cwd=ROOT, env=environment(trace, faults), text=True, start_new_session=True,
+        command, cwd=ROOT, env=env, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    said = ''
     try:
         said, _ = child.communicate(timeout=LIMIT)
     finally:
@@ -129,15 +139,31 @@ def test_a_run_by_gloo_ends_well_and_its_ranks_draw_apart(whole, capsys):
     assert len(rows) == 2 and not torch.equal(*rows)
 
 
-def test_a_rank_that_raises(street, tmp_path, capsys):
+def test_a_rank_that_raises_in_a_slurm_job(street, tmp_path):
     """Its own code and sentence count, not the closed connection that the other sees."""
-    run = torchrun(street, tmp_path / 'run', tmp_path / 'trace', faults=[(1, 3, 'fail')])
-    assert run.code == 1 and not run.orphans
-    said = 'unexpected LookupError: no such luck'
-    assert ended(tmp_path / 'run', capsys) == (1, f'error: {said}\n')
+    slurm = dict(
+        srun='#!/bin/sh\nshift 2\nfor a; do shift; [ "$a" != tools/train.py ] || '
+        'a=tests/engine/faulty.py; set -- "$@" "$a"; done\nexec "$@"\n',
+        scontrol='#!/bin/sh\nprintf "127.0.0.1\nnode2\n"\n',
+    )
+    for name, text in slurm.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    config, _, work_dir, *more = arguments(street, tmp_path / 'run')
+    run = finished(
+        ['bash', 'tools/slurm_train.sh', config, work_dir, *more],
+        environment(tmp_path / 'trace', [(1, 3, 'fail')])
+        | dict(
+            PATH=f'{tmp_path}:{os.environ["PATH"]}', PYTHON=sys.executable, PROCESSES='2',
+            PORT=str(free_port()), SLURM_JOB_ID='7', SLURM_JOB_NUM_NODES='1',
+            SLURM_JOB_NODELIST='node[1-2]',
+        ),
+    )  # fmt: skip
+    assert run.code == 3 and not run.orphans
+    assert run.said.endswith('\nerror: image x.png is damaged.\n')
+    assert 'error: rank 1 failed: image x.png is damaged.' in run.said
     record = json.loads((tmp_path / 'run' / 'exit_status.json').read_text())
     assert (record['rank'], record['step']) == (1, 3) and record['time'] > 0
-    assert f'error: rank 1 failed: {said}' in run.said
 
 
 def test_a_rank_that_hangs(street, tmp_path, capsys):
@@ -173,3 +199,44 @@ def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
     ]  # fmt: skip
     assert steps(trace) == steps(whole[1])
     assert same(state(work_dir), state(whole[0]))
+
+
+def test_a_rank_without_an_object_or_a_label():
+    """Every family learns on, in step: no parameter is without a gradient, as DDP would want."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2']
+    command += ['--master-addr', '127.0.0.1', '--master-port', str(free_port())]
+    run = finished(
+        [*command, 'tests/engine/empty_truth.py'], {**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    assert run.code == 0 and not run.orphans
+    assert len(set(re.findall(r'learnt: (\w+)', run.said))) == 9
+
+
+def test_a_parameter_without_a_gradient_is_named(tmp_path):
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.ModuleDict(dict(used=torch.nn.Linear(2, 2), idle=torch.nn.Linear(2, 2)))
+        model.idle.bias.requires_grad_(False)
+        model.forward = model.used.forward
+        ddp = MMDistributedDataParallel(model, device_ids=None)
+        ranks = Ranks(tmp_path)
+        ranks.runner = SimpleNamespace(
+            model=ddp, iter=1, guard=SimpleNamespace(listener=SimpleNamespace(started=True))
+        )
+        named = pytest.raises(UsageError, match='^parameter idle.weight got no gradient in DDP')
+        with named, ranks.reported():
+            for _ in range(2):
+                ddp(torch.ones(1, 2)).sum().backward()
+        assert read_status(tmp_path)['code'] == 2
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_first_word_counts_and_no_word_is_a_failure(tmp_path):
+    assert how_it_ended(tmp_path / 'none')[0] == 8
+    write_status(tmp_path, 1, 3, 'first', 7)
+    write_status(tmp_path, 0, 8, 'second', 7)
+    assert how_it_ended(tmp_path) == (3, 'first')
+    assert [p.name for p in tmp_path.iterdir()] == ['exit_status.json']
+    (tmp_path / 'exit_status.json').write_text('{"code": 300, "rank": 0, "message": ""}')
+    assert how_it_ended(tmp_path)[0] == 8
