@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +19,12 @@ from mmattn.engine.ranks import Ranks
 from mmattn.errors import UsageError
 from mmattn.status import how_it_ended, read_status, write_status
 from tests.conftest import ROOT, tiny_options
+from tests.engine import two_nodes
 from tests.test_tools import flags, tool
 
 CONFIG = 'configs/ccnet_r18_street.py'
 STEPS = 8
-LIMIT = 60  # seconds until a group that does not end is killed
+LIMIT = 120  # seconds until a group that does not end is killed
 
 
 def free_port() -> int:
@@ -240,3 +242,36 @@ def test_the_first_word_counts_and_no_word_is_a_failure(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['exit_status.json']
     (tmp_path / 'exit_status.json').write_text('{"code": 300, "rank": 0, "message": ""}')
     assert how_it_ended(tmp_path)[0] == 8
+
+
+@pytest.fixture(scope='module')
+def namespaces():
+    """Skip where no namespaces with a cable between can be made."""
+    for name in 'unshare', 'nsenter', 'ip':
+        if not shutil.which(name):
+            pytest.skip(f'{name} is not installed')
+    able = 'ip link add name one type veth peer name two'
+    tried = subprocess.run([*two_nodes.OUTER, 'sh', '-c', able], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f'no network namespaces here: {tried.stderr.strip()}')
+
+
+def test_a_machine_that_is_cut_off_and_comes_back(namespaces, whole, street, tmp_path, capsys):
+    """The other names it and ends; both together then end as if there had been no cut."""
+    work_dir, trace = tmp_path / 'run', tmp_path / 'trace'
+    command = [*two_nodes.OUTER, sys.executable, 'tests/engine/two_nodes.py', str(trace)]
+    env = environment(trace, [(1, 4, 'cut')])
+    run = finished([*command, *arguments(street, work_dir)], env)
+    assert run.code == 1 and not run.orphans
+    assert ended(work_dir, capsys) == (
+        8,
+        'error: no answer from rank 1 on mmattn-2 for 8 s at iteration 4; last good checkpoint: '
+        'iter_2. Run again with --resume.\n',
+    )
+    run = finished([*command, *arguments(street, work_dir, '--resume')], env)
+    assert run.code == 0 and not run.orphans
+    assert ended(work_dir, capsys) == (0, '')
+    assert steps(trace) == steps(whole[1])
+    assert same(state(work_dir), state(whole[0]))
+    with open('/proc/net/dev', encoding='utf-8') as file:
+        assert 'cable' not in file.read()  # nothing was made outside
