@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MethodType
 
 import torch
-from mmengine.dist import all_reduce, broadcast, get_dist_info
+from mmengine.dist import all_reduce, barrier, broadcast, get_dist_info
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -137,6 +137,8 @@ class GuardHook(Hook):
 
     def _stop(self, runner, step: int) -> None:
         saved = runner.save_now(step)
+        if runner.train_loop.iter < step:  # in a step, so all are here
+            barrier()  # the launcher ends all when one ends, and rank 0 is writing
         raise Stopped(
             f'stopped by {self.listener.heard or "a signal to another process"} at iteration '
             f'{step}; saved {saved.stem}. Run again with --resume.'

@@ -145,9 +145,9 @@ class Ranks:
             raise
 
     def raise_if_over(self) -> None:
-        """Raise what another process failed with, if one did."""
+        """Raise what another process failed with, if one did; one that was told to stop did not."""
         first = read_status(self.folder)
-        if first and first['rank'] != self.rank:
+        if first and first['rank'] != self.rank and first['code'] != Exit.STOPPED:
             raise _echo(first)
 
     def _write(self, code: int, text: str) -> None:
