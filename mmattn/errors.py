@@ -85,6 +85,12 @@ class MemoryShortage(MmattnError):
     code = Exit.MEMORY
 
 
+class DistributedError(MmattnError):
+    """A process of several failed or did not answer; a code of its own if it is known."""
+
+    code = Exit.DISTRIBUTED
+
+
 class Stopped(MmattnError):
     """A signal ended a training, and a checkpoint is saved."""
 

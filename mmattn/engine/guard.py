@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MethodType
 
 import torch
-from mmengine.dist import all_reduce, get_dist_info
+from mmengine.dist import all_reduce, barrier, get_dist_info
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -37,16 +37,19 @@ class Listener:
     Attributes:
         heard: the name of the first signal, None as long as there was none.
         started: a step of this process has begun; before it, a signal ends the process at once.
+        check_others: raises if another process has ended the run: there is no step to finish.
     """
 
     def __init__(self) -> None:
         self.heard: str | None = None
         self.started = False
+        self.check_others: Callable[[], None] = lambda: None
 
     def __call__(self, number: int, frame=None) -> None:
         again, self.heard = self.heard, signal.Signals(number).name
         if number == signal.SIGINT and (again or not self.started):
             raise KeyboardInterrupt
+        self.check_others()
         if not self.started:
             self.check_start()
         if number == signal.SIGINT:
@@ -128,6 +131,8 @@ class GuardHook(Hook):
 
     def _stop(self, runner, step: int) -> None:
         saved = runner.save_now(step)
+        if runner.train_loop.iter < step:  # in a step, so all are here
+            barrier()  # the launcher ends all when one ends, and rank 0 is writing
         raise Stopped(
             f'stopped by {self.listener.heard or "a signal to another process"} at iteration '
             f'{step}; saved {saved.stem}. Run again with --resume.'

@@ -38,6 +38,7 @@ from .course import check_same, course_of, digest
 from .exact import LOOPS, Batches, EpochLoop, RandomnessHook, loader_arguments
 from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
 from .hooks import CheckpointHook
+from .ranks import Ranks, meet
 from .saving import facts_of, find, write_checkpoint
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -328,15 +329,24 @@ def train(
     """
     with listening() as listener:
         allowed = dict(topology=allow_topology_change, config=allow_config_change)
-        return _train(
-            config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher,
-            seed, validate, allowed, hooks, listener,
+        job = partial(
+            _train, config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options,
+            launcher, seed, validate, allowed, hooks, listener,
         )  # fmt: skip
+        if launcher == 'none':
+            return job(None)
+        ranks = Ranks(Path(work_dir or Path('work_dirs') / run_name(config, attention)))
+        with ranks.reported():
+            cfg = load_config(config, parse_options(options))
+            ranks.folder = Path(work_dir or cfg.get('work_dir') or ranks.folder)
+            ranks.join(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
+            listener.check_others = ranks.raise_if_over
+            return job(ranks)
 
 
 def _train(
     config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher, seed,
-    validate, allowed: dict, hooks: Iterable[Hook], listener: Listener,
+    validate, allowed: dict, hooks: Iterable[Hook], listener: Listener, ranks: Ranks | None,
 ) -> Path:  # fmt: skip
     options = parse_options(options)
     if resume and init_from:
@@ -382,6 +392,8 @@ def _train(
     runner.course, runner.guard.listener = course, listener
     for hook in hooks:
         runner.register_hook(hook)
+    if ranks:
+        ranks.runner = runner
     if not cfg.resume:
         runner.start = 'partial' if init_from else 'plain'
     runner.train_command = _command(config, options, seed, amp, auto_scale_lr, attention, init_from)
@@ -656,20 +668,12 @@ def _fit_norm(cfg: Config) -> int:
 
 
 def _use_launcher(cfg: Config, launcher: str) -> None:
-    """mmengine's distributed start-up wants CUDA; on CPUs the process group is ours, by gloo."""
-    if launcher == 'none' or torch.cuda.is_available():
+    """mmengine's distributed start-up wants CUDA; the process group is ours, on CPUs by gloo."""
+    if launcher == 'none':
         return
-    if launcher != 'pytorch':
-        raise UsageError(
-            f'--launcher {launcher} needs CUDA. On CPUs use torchrun and --launcher pytorch.'
-        )
-    if 'RANK' not in os.environ:
-        raise UsageError(
-            '--launcher pytorch without torchrun. '
-            'Run: torchrun --nproc-per-node N tools/train.py ...'
-        )
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+    meet(launcher, cfg.env_cfg.get('dist_cfg', {}))
+    if torch.cuda.is_available():
+        return
     cfg.env_cfg['dist_cfg'] = dict(backend='gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',

@@ -1,0 +1,65 @@
+"""tools/train.py with a trace of every step, and faults at steps and ranks that FAULTS names."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import train  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+
+from mmattn.engine.runner import Runner  # noqa: E402
+from mmattn.errors import DataError  # noqa: E402
+
+FOLDER = Path(os.environ['TRACE'])
+
+
+class Faults(Hook):
+    """Each fault, (rank, step from 1, what), happens once; a marker file tells that it has."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        for rank, step, what in json.loads(os.environ.get('FAULTS', '[]')):
+            marker = FOLDER / f'{what}_{rank}_{step}'
+            if (rank, step) == (runner.rank, runner.iter + 1) and not marker.exists():
+                marker.touch()
+                getattr(self, what)()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        with open(FOLDER / f'trace_{runner.rank}.txt', 'a') as file:
+            file.write(f'{runner.iter + 1} {outputs["loss"].item().hex()}\n')
+
+    def kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hang(self) -> None:
+        while True:
+            time.sleep(1)
+
+    def fail(self) -> None:
+        raise DataError('image x.png is damaged.')
+
+    def cut(self) -> None:
+        """Ask the test to cut this machine off, and wait until it has."""
+        while not (FOLDER / 'is_cut').exists():
+            time.sleep(0.05)
+
+
+register = Runner.register_hooks
+
+
+def with_faults(self, *args, **kwargs) -> None:
+    register(self, *args, **kwargs)
+    self.register_hook(Faults())
+
+
+Runner.register_hooks = with_faults
+
+if __name__ == '__main__':
+    sys.exit(train.main(sys.argv[1:]))
