@@ -65,10 +65,6 @@ def report(
     print(', '.join(f'{key} {value}' for key, value in about.items()))
     print(f'{device}, {dtype}, least of {rounds} rounds, fewer where they take over {SECONDS} s')
     print('x: peer over ours, the target below it; floor: the least time of the forward pass')
-    print(
-        f'{"block":<37}{"peer":<9}', *(f'{h:>8}{"x":>8}' for h in _HEADS.values()), sep='', end=''
-    )
-    print(f'{"floor ms":>9}{"ours/":>7}{"peer/":>7}{"rounds":>7}')
     rows, curves, unequal, last = [], [], [], None
 
     def keep() -> None:
@@ -79,6 +75,18 @@ def report(
             Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
 
     with stages() as say:
+        for case in plotted:  # first: the largest peers need all the memory there is
+            try:
+                curves.append(curve(case, size or case.size, where, kind, say))
+            except Unequal as error:
+                unequal.append(error)
+                continue
+            say('')
+            print(*curve_lines(curves[-1]), sep='\n')
+            keep()
+        if curves:
+            plot_benchmark(curves, _title(about, where, dtype), plot_path)
+        print(_head())
         for index, case in enumerate(chosen, 1):
             told = functools.partial(_numbered, say, f'{index} of {len(chosen)}')
             give_back()
@@ -96,19 +104,20 @@ def report(
             rows += new
             keep()
         print(*summary(rows), *(f'not timed: {error}' for error in unequal), sep='\n')
-        for case in plotted:
-            curves.append(curve(case, size or case.size, where, kind, say))
-            say('')
-            print(*curve_lines(curves[-1]), sep='\n')
-            keep()
-    if plot_path:
-        cpu = f'CPU {about["cpu"]}, {about["threads"]} thread'
-        name = cpu if where == CPU else f'GPU {about["gpu"]}'
-        title = f'{name}, {dtype}, malloc {about["malloc"]}, torch {about["torch"]}'
-        plot_benchmark(curves, title, plot_path)
     if unequal:
         raise unequal[0]
     return rows
+
+
+def _head() -> str:
+    columns = ''.join(f'{name:>8}{"x":>8}' for name in _HEADS.values())
+    return f'{"block":<37}{"peer":<9}{columns}{"floor ms":>9}{"ours/":>7}{"peer/":>7}{"rounds":>7}'
+
+
+def _title(about: dict, device: torch.device, dtype: str) -> str:
+    cpu = f'CPU {about["cpu"]}, {about["threads"]} thread'
+    name = cpu if device == CPU else f'GPU {about["gpu"]}'
+    return f'{name}, {dtype}, malloc {about["malloc"]}, torch {about["torch"]}'
 
 
 def _plotted(chosen: list[Case], pattern: str, path: str | Path) -> list[Case]:
