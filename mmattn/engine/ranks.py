@@ -41,8 +41,8 @@ def meet(launcher: str, settings: dict) -> None:
         launcher: 'pytorch', 'slurm' or 'mpi'; the last two need CUDA.
         settings: `env_cfg.dist_cfg` of the config: backend, timeout in seconds.
     """
-    if dist.is_initialized():
-        return
+    if dist.is_initialized():  # never ended before the process: a second group would find the
+        return  # addresses of the first in the launcher's store, and wait for them
     check_launcher(launcher)
     cuda = torch.cuda.is_available()
     seconds, backend = timeout_of(settings), settings.get('backend', 'nccl') if cuda else 'gloo'
@@ -134,7 +134,6 @@ class Ranks:
             dist.barrier()  # else one that is done would be first
             if self.rank == 0:
                 self._write(Exit.OK, 'done')
-            dist.destroy_process_group()
         except BaseException as error:
             named = self._named(error)
             known = explain(named or error)
