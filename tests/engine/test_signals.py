@@ -49,6 +49,7 @@ def test_before_the_first_step_there_is_nothing_to_save(tiny, tmp_path, stage):
 
 
 def test_ctrl_c_once_ends_in_order_and_twice_at_once():
+    before = signal.getsignal(signal.SIGINT)
     with listening() as listener:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # nothing has begun
@@ -57,7 +58,7 @@ def test_ctrl_c_once_ends_in_order_and_twice_at_once():
         assert listener.heard == 'SIGINT'
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
