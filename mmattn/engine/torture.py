@@ -17,7 +17,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmattn.errors import CheckpointError, MmattnError
+from mmattn.errors import CheckpointError, MmattnError, UsageError
 
 from .exact import snapshot
 from .runner import check_writable, train
@@ -28,6 +28,13 @@ _WIDTH = 200_000  # values of the tensor that the save loop writes
 
 class Inexact(MmattnError):
     """A resumed training differs from the one never killed, or a checkpoint was lost."""
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse what an earlier run left: it would be taken for this one's."""
+    check_writable(folder, '--out-dir')
+    if any(folder.iterdir()):
+        raise UsageError(f'--out-dir {folder} is not empty. Choose a new folder, or empty it.')
 
 
 class Recorder(Hook):
@@ -121,8 +128,9 @@ def torture_training(
 
     Raises:
         Inexact: a step, or what remains at the end, differs.
+        UsageError: the folder is not empty.
     """
-    check_writable(Path(out_dir), '--out-dir')
+    _check_empty(Path(out_dir))
     draw = random.Random(seed)
     whole = Path(out_dir) / 'never_killed'
     start = time.monotonic()
@@ -211,9 +219,10 @@ def torture_saves(
 
     Raises:
         Inexact: after a kill there is no checkpoint, or an older one than was acknowledged.
+        UsageError: the folder is not empty.
     """
     folder = Path(out_dir)
-    check_writable(folder, '--out-dir')
+    _check_empty(folder)
     torch.set_num_threads(1)
     draw, saves = random.Random(seed), 0
     for number in range(kills):

@@ -12,7 +12,7 @@ from mmattn.engine import saving
 from mmattn.engine.checkpoint import read_checkpoint
 from mmattn.engine.saving import facts_of, find, last_good, manifest_of, note, point_to, verify
 from mmattn.engine.torture import _fork, _wait, torture_saves
-from mmattn.errors import CheckpointError, NonFiniteError, WriteError, explain
+from mmattn.errors import CheckpointError, NonFiniteError, UsageError, WriteError, explain
 from tests.engine.killing import At, once
 
 
@@ -81,6 +81,8 @@ def test_a_kill_at_every_step_of_a_save(tmp_path, monkeypatch, call, step):
 
 def test_kills_in_a_loop_of_saves(tmp_path):
     torture_saves(6, 0, tmp_path, lambda text: None)
+    with pytest.raises(UsageError, match='is not empty'):  # a second run on what it left
+        torture_saves(6, 0, tmp_path, lambda text: None)
 
 
 def test_the_loop_of_saves_sees_a_loss(tmp_path, monkeypatch):
