@@ -53,7 +53,21 @@ def meet(launcher: str, settings: dict) -> None:
         return
     if cuda:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    store, rank, world = _store(seconds)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds)
+    )
+
+
+def _store(seconds: float) -> tuple[dist.Store, int, int]:
+    """What all processes of one attempt share, rank of this one, and their number.
+
+    torchrun with `--master-port` keeps one store over its restarts, and with it the addresses of
+    the processes that ended.
+    """
+    store, rank, world = next(rendezvous('env://', timeout=timedelta(seconds=seconds)))
+    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    return dist.PrefixStore(f'mmattn/{attempt}', store), rank, world
 
 
 def check_launcher(launcher: str) -> None:
@@ -111,9 +125,8 @@ class Ranks:
             self._introduce(self.timeout)
 
     def _introduce(self, seconds: float) -> None:
-        store, self.rank, world = next(rendezvous('env://', timeout=timedelta(seconds=seconds)))
-        attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', 0), os.environ['MASTER_PORT']
-        self.store = dist.PrefixStore(f'mmattn/{attempt}', store)
+        store, self.rank, world = _store(seconds)
+        self.store = dist.PrefixStore('ranks', store)
         self.store.set(f'{self.rank}', json.dumps(dict(host=socket.gethostname(), pid=os.getpid())))
         nodes = []
         for rank in range(world):

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import train  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 
+from mmattn.engine import ranks  # noqa: E402
 from mmattn.engine.runner import Runner  # noqa: E402
 from mmattn.errors import DataError  # noqa: E402
 
@@ -60,6 +61,18 @@ def with_faults(self, *args, **kwargs) -> None:
 
 
 Runner.register_hooks = with_faults
+
+meet = ranks.meet
+
+
+def meet_late(*args) -> None:
+    """Rank 0 comes late after a restart: the others must not take its address of before."""
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.environ['RANK'] == '0':
+        time.sleep(2)
+    meet(*args)
+
+
+ranks.meet = meet_late
 
 if __name__ == '__main__':
     sys.exit(train.main(sys.argv[1:]))
