@@ -7,12 +7,12 @@ and is read with `weights_only=True`, so no code is executed, and a file without
 that differs from it is never resumed from. The order of the steps is what a kill at any moment
 cannot break:
 
-1. `<name>.part` is written, hashed on the way, and fsynced;
+1. `<name>.part` is written, hashed on the way, and read again while it is fsynced;
 2. where the name exists, its manifest is told to accept either content;
 3. the part takes the name; the folder is fsynced;
 4. the manifest is written in the same way, last;
 5. the pointer `last_checkpoint` gets the name, relative to its folder;
-6. the file is read again and verified; the caller may now remove older ones.
+6. the caller may now remove older ones.
 """
 
 import contextlib
@@ -94,9 +94,12 @@ def _write(path: Path, content: dict, facts: dict) -> None:
         with _no_checksums():
             torch.save(content, hashing)
         file.flush()
+        size, digest = file.tell(), hashing.digest.hexdigest()
+        found = hashing.thread.submit(sha256, part)
         os.fsync(file.fileno())
-        size = file.tell()
-    new = dict(facts, file=path.name, size=size, sha256=hashing.digest.hexdigest())
+        if found.result() != digest:
+            raise OSError(errno.EIO, 'what was written reads differently', str(part))
+    new = dict(facts, file=path.name, size=size, sha256=digest)
     new['saved'] = time.time_ns()
     old = _read_manifest(manifest_of(path)) if path.exists() else None
     if old:  # the same step again: until the file has changed, either content is right
@@ -104,7 +107,7 @@ def _write(path: Path, content: dict, facts: dict) -> None:
     os.replace(part, path)
     _sync(path.parent)
     _replace(manifest_of(path), json.dumps(new, indent=1))
-    verify(path, again=True)
+    _verified.add(_state(path.resolve()))
 
 
 def point_to(path: Path) -> None:
@@ -139,12 +142,10 @@ def tidy(folder: str | Path) -> None:
             manifest.unlink(missing_ok=True)
 
 
-def verify(path: str | Path, *, again: bool = False) -> bool:
-    """Compare a checkpoint with its manifest; False if there is none.
+def verify(path: str | Path) -> bool:
+    """Compare a checkpoint, or what a link leads to, with its manifest; False if there is none.
 
-    Args:
-        path: of the file or of a link to it.
-        again: also when this process has done it before.
+    A file that this process has verified, and that has not been written to since, is not read.
 
     Raises:
         CheckpointError: it differs.
@@ -154,16 +155,21 @@ def verify(path: str | Path, *, again: bool = False) -> bool:
     if found is None:
         return False
     accepted = [[found['size'], found['sha256']], *([found['next']] if 'next' in found else [])]
-    stat = path.stat()
-    state = path, stat.st_size, stat.st_mtime_ns, stat.st_ino
-    if not again and state in _verified:
+    state = _state(path)
+    if state in _verified:
         return True
-    if stat.st_size not in [size for size, _ in accepted]:
-        _damaged(path, f'size {stat.st_size}, manifest says {accepted[0][0]}')
-    if [stat.st_size, sha256(path)] not in accepted:
+    size = state[1]
+    if size not in [s for s, _ in accepted]:
+        _damaged(path, f'size {size}, manifest says {accepted[0][0]}')
+    if [size, sha256(path)] not in accepted:
         _damaged(path, 'sha256 differs from the manifest')
     _verified.add(state)
     return True
+
+
+def _state(path: Path) -> tuple:
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _damaged(path: Path, why: str) -> None:
@@ -296,11 +302,11 @@ def _no_checksums() -> Iterator[None]:
 
 def sha256(path: str | Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    with open(path, 'rb') as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with open(path, 'rb', buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> dict | None:

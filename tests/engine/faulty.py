@@ -30,23 +30,29 @@ class Faults(Hook):
             marker = FOLDER / f'{what}_{rank}_{step}'
             if (rank, step) == (runner.rank, runner.iter + 1) and not marker.exists():
                 marker.touch()
-                getattr(self, what)()
+                getattr(self, what)(runner)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         with open(FOLDER / f'trace_{runner.rank}.txt', 'a') as file:
             file.write(f'{runner.iter + 1} {outputs["loss"].item().hex()}\n')
 
-    def kill(self) -> None:
+    def kill(self, runner) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def hang(self) -> None:
+    def stop(self, runner) -> None:
+        """As a scheduler does: the launcher is told, which tells all."""
+        os.kill(os.getppid(), signal.SIGTERM)
+        while not runner.guard.listener.heard:
+            time.sleep(0.01)
+
+    def hang(self, runner) -> None:
         while True:
             time.sleep(1)
 
-    def fail(self) -> None:
+    def fail(self, runner) -> None:
         raise DataError('image x.png is damaged.')
 
-    def cut(self) -> None:
+    def cut(self, runner) -> None:
         """Ask the test to cut this machine off, and wait until it has."""
         while not (FOLDER / 'is_cut').exists():
             time.sleep(0.05)

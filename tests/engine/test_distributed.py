@@ -183,14 +183,18 @@ def test_a_rank_that_hangs(street, tmp_path, capsys):
 
 
 def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
-    """Rank 1 is killed, then both, then rank 0 of an elastic run, which goes on by itself."""
+    """Stopped; rank 1 is killed, then both, then rank 0 of an elastic run, which goes on by itself."""
     work_dir, trace = tmp_path / 'run', tmp_path / 'trace'
-    run = torchrun(street, work_dir, trace, faults=[(1, 4, 'kill')])
+    run = torchrun(street, work_dir, trace, faults=[(1, 3, 'stop')])
+    assert run.code == 1 and not run.orphans
+    code, said = ended(work_dir, capsys)
+    assert code == 75 and 'at iteration 3' in said
+    run = torchrun(street, work_dir, trace, '--resume', faults=[(1, 4, 'kill')])
     assert run.code == 1 and not run.orphans
     assert ended(work_dir, capsys) == (
         8,
         'error: rank 1 was killed (SIGKILL; probably out of memory) at iteration 4; last good '
-        'checkpoint: iter_2. Run again with --resume.\n',
+        'checkpoint: iter_3. Run again with --resume.\n',
     )
     run = torchrun(street, work_dir, trace, '--resume', faults=[(0, 5, 'kill'), (1, 5, 'kill')])
     assert run.code == 1 and not run.orphans
@@ -201,7 +205,7 @@ def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
     assert 'rank 0 was killed' in run.said
     assert ended(work_dir, capsys) == (0, '')
     done = sorted(p.name for p in trace.iterdir() if not p.name.startswith('trace'))
-    assert done == ['kill_0_5', 'kill_0_8', 'kill_1_4', 'kill_1_5']
+    assert done == ['kill_0_5', 'kill_0_8', 'kill_1_4', 'kill_1_5', 'stop_1_3']
     assert steps(trace) == steps(whole[1])
     assert same(state(work_dir), state(whole[0]))
 
