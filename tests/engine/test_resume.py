@@ -71,6 +71,15 @@ def test_without_the_randomness_of_the_network_it_is_not_exact(tiny, tmp_path):
         compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
+def test_saving_validating_logging_and_drawing_change_nothing(tiny, tmp_path):
+    rare = {'train_cfg.val_interval': 99, 'default_hooks.checkpoint.interval': 99}
+    often = {'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1}
+    often |= {'default_hooks.visualization': dict(type='SegVisualizationHook', draw=True)}
+    assert once(tmp_path / 'rare', tiny | rare | {'default_hooks.logger.interval': 99})
+    assert once(tmp_path / 'often', tiny | often | {'default_hooks.logger.interval': 1})
+    compare(record(tmp_path / 'often'), record(tmp_path / 'rare'), 'often')
+
+
 def test_epochs_averages_accumulated_gradients_and_workers(tiny, tmp_path):
     options = {k: v for k, v in tiny.items() if not k.startswith('train_cfg')} | EPOCHS
     hook = {'default_hooks.checkpoint.by_epoch': False}
