@@ -7,12 +7,15 @@ and is read with `weights_only=True`, so no code is executed, and a file without
 that differs from it is never resumed from. The order of the steps is what a kill at any moment
 cannot break:
 
-1. `<name>.part` is written, hashed on the way, and read again while it is fsynced;
+1. `<name>.part` is written, hashed on the way, and fsynced;
 2. where the name exists, its manifest is told to accept either content;
 3. the part takes the name; the folder is fsynced;
 4. the manifest is written in the same way, last;
 5. the pointer `last_checkpoint` gets the name, relative to its folder;
 6. the caller may now remove older ones.
+
+The hash is of what was in memory. Reading the file again at once would show what the system's cache
+holds, not the disk: it is verified when it is read, and resuming falls back to the one before.
 """
 
 import contextlib
@@ -94,12 +97,11 @@ def _write(path: Path, content: dict, facts: dict) -> None:
         with _no_checksums():
             torch.save(content, hashing)
         file.flush()
-        size, digest = file.tell(), hashing.digest.hexdigest()
-        found = hashing.thread.submit(sha256, part)
         os.fsync(file.fileno())
-        if found.result() != digest:
-            raise OSError(errno.EIO, 'what was written reads differently', str(part))
-    new = dict(facts, file=path.name, size=size, sha256=digest)
+        size = os.fstat(file.fileno()).st_size
+    if size != hashing.size:
+        raise OSError(errno.EIO, f'{hashing.size} bytes written, {size} there', str(part))
+    new = dict(facts, file=path.name, size=size, sha256=hashing.digest.hexdigest())
     new['saved'] = time.time_ns()
     old = _read_manifest(manifest_of(path)) if path.exists() else None
     if old:  # the same step again: until the file has changed, either content is right
@@ -107,7 +109,6 @@ def _write(path: Path, content: dict, facts: dict) -> None:
     os.replace(part, path)
     _sync(path.parent)
     _replace(manifest_of(path), json.dumps(new, indent=1))
-    _verified.add(_state(path.resolve()))
 
 
 def point_to(path: Path) -> None:
@@ -266,10 +267,11 @@ class _Hashing:
     """A file that hashes what is written; a large piece in a thread, while it is written."""
 
     def __init__(self, file) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
         self.thread = ThreadPoolExecutor(1)
 
     def write(self, data) -> int:
+        self.size += len(data)
         if len(data) < _LARGE:
             self.digest.update(data)
             return self.file.write(data)
