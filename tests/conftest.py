@@ -1,5 +1,6 @@
 """Tiny data that several tests share, and a seed for everything random."""
 
+import gc
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -24,6 +25,13 @@ def seeded():
 def own_scope():
     """A scope that one test sets is not met by the next: which test comes next is chance."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def frozen():
+    """What is imported lives on: to look through it takes a second, which every data set asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -125,16 +125,14 @@ def kept(run: Callable, inputs: list[Tensor], weights: Iterable[Tensor]) -> int:
     known = {value.untyped_storage().data_ptr() for value in (*weights, *x)}
     found = {}
 
-    def pack(t: Tensor) -> Tensor:
+    def pack(t: Tensor) -> None:  # the tensor itself, if an output, would never be freed
         storage = t.untyped_storage()
         if storage.data_ptr() not in known and not isinstance(t, nn.Parameter):
-            found[storage.data_ptr()] = storage.nbytes()
-        return t
+            found[storage.data_ptr()] = storage
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = run(*x)
-    del y
-    return sum(found.values())
+        run(*x)
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def peak(step: Callable[[], Any], device: torch.device = CPU) -> int:

@@ -96,7 +96,7 @@ def try_network(
         inside.pop()
         found.seen[name].macs += (counter.get_total_flops() - starts.pop()) // 2
 
-    def pack(t: Tensor) -> Tensor:
+    def pack(t: Tensor) -> None:
         key = t.untyped_storage()._cdata
         if key not in known and not isinstance(t, nn.Parameter):
             known[key] = t
@@ -104,7 +104,6 @@ def try_network(
             for one in (found.total, *(found.seen[name] for name in set(inside))):
                 one.kept += size
                 one.largest = max(one.largest, size)
-        return t
 
     with ExitStack() as stack:
         for name, module in modules.items():

@@ -184,10 +184,16 @@ def _shapes(block):
     return tuple(found)
 
 
-def export(build):
+@functools.lru_cache(maxsize=1)
+def _exported(build):
+    """A block and its program, which two checks in a row want."""
     block = randomised(build()).eval()
     x = tuple(draw(block, 2, (18, 20)))
-    program = torch.export.export(block, x, dynamic_shapes=_shapes(block))
+    return block, torch.export.export(block, x, dynamic_shapes=_shapes(block))
+
+
+def export(build):
+    block, program = _exported(build)
     n = block.dynamic_from
     for size in (18, 20), (n, n + 3), (n + 9, n), (31, 17):
         x = draw(block, 2, size)
@@ -197,10 +203,8 @@ def export(build):
 def onnx(build):
     import onnxruntime
 
-    block = randomised(build()).eval()
-    x = tuple(draw(block, 2, (18, 20)))
-    shapes = _shapes(block)
-    program = torch.onnx.export(block, x, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    block, program = _exported(build)
+    program = torch.onnx.export(program, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
