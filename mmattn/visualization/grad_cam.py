@@ -4,7 +4,12 @@ Source: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Loca
     arXiv 1610.02391, eq. 1-2, as the grad-cam package computes it.
 """
 
+import contextlib
 import difflib
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -75,8 +80,9 @@ def grad_cam(
         hint = f'; nearest: {", ".join(near)}' if near else ''
         raise UsageError(f'--grad-cam {layer}: the network has no such module{hint}.')
     try:
-        from pytorch_grad_cam import GradCAM
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+        with _torchvision():
+            from pytorch_grad_cam import GradCAM
+            from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
         raise UsageError(
             f'--grad-cam: the grad-cam package cannot be imported ({error}). Run: pip install '
@@ -95,3 +101,27 @@ def grad_cam(
             'a stage, such as backbone.layer4.'
         ) from error
     return found[0], category
+
+
+@contextlib.contextmanager
+def _torchvision() -> Iterator[None]:
+    """Stand in for torchvision where it has no build for this torch.
+
+    The package imports names of it that nothing here comes to.
+    """
+    try:
+        importlib.import_module('torchvision')
+    except (ImportError, RuntimeError):
+        names = '', '.ops', '.transforms', '.transforms.functional'
+        modules = {f'torchvision{name}': ModuleType(f'torchvision{name}') for name in names}
+        for name in 'Compose', 'Normalize', 'ToTensor':
+            setattr(modules['torchvision.transforms'], name, None)
+        modules['torchvision.transforms.functional'].resize = None
+        sys.modules.update(modules)
+        try:
+            yield
+        finally:
+            for name in modules:
+                sys.modules.pop(name, None)
+    else:
+        yield
