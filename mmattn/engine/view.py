@@ -19,6 +19,7 @@ from mmattn.visualization.page import write_page
 from mmattn.visualization.views import Collector, Seen, map_view
 from mmattn.zoo.index import resolve
 
+from .guard import warn
 from .predictor import Predictor
 from .runner import check_writable
 
@@ -141,6 +142,11 @@ def _grad_cam(
         boxes = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
     values, index = grad_cam(predictor.model, x, layer, index, boxes)
     name = f'Grad-CAM of {predictor.classes[index]}'
+    if not values.any():
+        warn(
+            f'--grad-cam {layer}: nothing there speaks for {predictor.classes[index]}, the map is '
+            '0 everywhere. In a pyramid the score may come from another level.'
+        )
     return Seen(layer, 'Grad-CAM', [map_view(name, values, shown)])
 
 

@@ -92,6 +92,20 @@ def test_the_page_has_it_also_without_attention(tmp_path):
         view_attention(*arguments, out_dir=tmp_path / 'out', cam=LAYER, category='street')
 
 
+def test_a_map_of_zeros_is_said(tmp_path, monkeypatch):
+    torch.save(dict(state_dict=network('one_stage').state_dict()), tmp_path / 'net.pth')
+    cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((96, 128, 3), np.uint8))
+    said = []
+    monkeypatch.setattr('mmattn.engine.view.warn', said.append)
+    zeros = np.zeros((96, 128), np.float32)
+    monkeypatch.setattr('mmattn.engine.view.grad_cam', lambda *args: (zeros, 1))
+    config = ROOT / 'configs' / 'retinanet_r18_bccd.py'
+    view_attention(
+        config, tmp_path / 'net.pth', tmp_path / 'photo.png', out_dir=tmp_path / 'o', cam=LAYER
+    )
+    assert 'nothing there speaks for WBC' in said[0]
+
+
 def test_refused(monkeypatch):
     model, x = network('segmentor'), torch.randn(1, 3, 64, 96)
     with pytest.raises(UsageError, match='no such module; nearest: .*backbone.layer3'):
