@@ -6,6 +6,8 @@ Reference code: wofmanaf/SA-Net, models/sa_resnet.py. Differs from it in: channe
     do not divide are refused; with init='identity' the channels are not shuffled.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class ShuffleAttention(AttentionBlock):
 
     Args:
         in_channels: C, a multiple of 2 groups.
-        groups: G.
+        groups: G; None is the authors' 64, or as many as divide half of the channels.
         init: 'paper' (cw = sw = 0, cb = sb = 1: gates 0.731) or 'identity' (all four 0, gates 2
             sigmoid, no shuffle).
 
@@ -41,8 +43,11 @@ class ShuffleAttention(AttentionBlock):
     gated = True
     examples = (dict(in_channels=128), dict(in_channels=16, groups=2))
 
-    def __init__(self, in_channels: int, *, groups: int = 64, init: str = 'paper') -> None:
+    def __init__(
+        self, in_channels: int, *, groups: int | None = None, init: str = 'paper'
+    ) -> None:
         super().__init__(in_channels, init)
+        groups = math.gcd(in_channels // 2, 64) if groups is None else groups
         self._check_groups(groups, times=2, in_channels=in_channels)
         self.groups = groups
         width = in_channels // (2 * groups)

@@ -150,8 +150,9 @@ def ablate(
     start = _scheduler(scheduler, scheduler_options, threads)
     command = partial(_command, config, options or [])
     length = _iterations(load_config(config, parse_options(options)))
-    failed = _work(missing, command, start, jobs, length, say)
+    # first: a block that does not fit its place is told before hours of the others
     costs = {name: _cost(config, name, options, out_dir) for name in names}
+    failed = _work(missing, command, start, jobs, length, say)
     results = compare(runs, metric, costs)
     _write(results, failed, config, options, out_dir, metric or _metric(runs))
     if failed:

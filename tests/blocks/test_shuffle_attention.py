@@ -50,11 +50,16 @@ def test_parameters(channels, count):
     assert parameters(ShuffleAttention, channels) == count
 
 
+@pytest.mark.parametrize('channels, groups', [(2048, 64), (128, 64), (64, 32), (96, 16), (6, 1)])
+def test_groups_where_none_are_given(channels, groups):
+    assert ShuffleAttention(channels).groups == groups
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
         (
-            dict(in_channels=64),
+            dict(in_channels=64, groups=64),
             'ShuffleAttention: groups=64, but 2 \\* groups must divide in_channels=64; allowed 1, 2, 4, 8, 16, 32$',
         ),
         (dict(in_channels=7, groups=1), 'in_channels=7; allowed none: the channels are odd'),

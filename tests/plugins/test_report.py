@@ -393,6 +393,13 @@ def test_every_placement_is_tried(name):
         assert found.warnings == []
 
 
+@pytest.mark.parametrize('name', sorted(path.stem for path in PLACEMENTS.glob('*.py')))
+def test_every_placement_fits_narrow_stages_and_basic_blocks(name):
+    cfg = load_config(ROOT / 'configs/retinanet_r18_bccd.py', attention=name)
+    init_default_scope('mmdet')
+    assert report(MODELS.build(cfg.model), (96, 128)).rows
+
+
 class Broken(nn.Module):
     """A network that does not run on an image of its own."""
 
