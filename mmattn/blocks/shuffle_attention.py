@@ -43,9 +43,7 @@ class ShuffleAttention(AttentionBlock):
     gated = True
     examples = (dict(in_channels=128), dict(in_channels=16, groups=2))
 
-    def __init__(
-        self, in_channels: int, *, groups: int | None = None, init: str = 'paper'
-    ) -> None:
+    def __init__(self, in_channels: int, *, groups: int | None = None, init: str = 'paper') -> None:
         super().__init__(in_channels, init)
         groups = math.gcd(in_channels // 2, 64) if groups is None else groups
         self._check_groups(groups, times=2, in_channels=in_channels)

@@ -308,7 +308,7 @@ def _cost(config: str | Path, name: str, options: list[str] | None, out_dir: Pat
 def compare(
     runs: list[Run], metric: str | None = None, costs: dict[str, dict] | None = None
 ) -> list[Result]:
-    """Mean, spread and difference to 'none' of every block of which runs have ended.
+    """Mean, spread and difference to 'none' of every block of which runs have ended; AP in %.
 
     Raises:
         UsageError: the metric was not measured.
@@ -320,9 +320,10 @@ def compare(
     for found in measured.values():
         if metric not in found:
             raise UsageError(f'--metric {metric} was not measured; there are: {", ".join(found)}.')
+    unit = 100 if metric.startswith('coco/') else 1  # mmdet's are fractions, mmseg's in %
     values: dict[str, dict[int, float]] = {}
     for run, found in measured.items():
-        values.setdefault(run.attention, {})[run.seed] = found[metric]
+        values.setdefault(run.attention, {})[run.seed] = unit * found[metric]
     results = [_result(name, found, values.get(PLAIN, {})) for name, found in values.items()]
     tested = sorted((r for r in results if r.p is not None), key=lambda r: r.p)
     most = 0.0

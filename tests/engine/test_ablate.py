@@ -72,6 +72,28 @@ def test_runs_once_each_and_goes_on_with_what_is_missing(quick, tmp_path):
     assert cv2.imread(str(tmp_path / 'pareto.png')).std() > 5
 
 
+def test_ap_is_in_percent(tmp_path):
+    """mmdet gives fractions, of which two digits would say nothing."""
+    for seed, value in enumerate([0.367, 0.379]):
+        run = Run('none', seed, tmp_path / f'seed{seed}')
+        (run.folder / 'metrics').mkdir(parents=True)
+        content = dict(metrics={'coco/bbox_mAP': value})
+        (run.folder / 'metrics' / 'last.json').write_text(json.dumps(content))
+    (found,) = compare([Run('none', seed, tmp_path / f'seed{seed}') for seed in (0, 1)])
+    assert found.values == pytest.approx({0: 36.7, 1: 37.9}) and found.mean == pytest.approx(37.3)
+
+
+def test_a_block_that_does_not_fit_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_work', lambda *args: pytest.fail('something ran'))
+
+    def cost(config, name, *args):
+        raise UsageError(f'{name} does not fit')
+
+    monkeypatch.setattr(module, '_cost', cost)
+    with pytest.raises(UsageError, match='none does not fit'):
+        ablate(CONFIG, ['se'], 1, out_dir=tmp_path)
+
+
 def test_statistics_are_those_of_scipy(tmp_path):
     runs = [Run(n, s, tmp_path / n / f'seed{s}') for n in VALUES for s in range(4)]
     for run in runs:
