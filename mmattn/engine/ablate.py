@@ -151,7 +151,7 @@ def ablate(
     command = partial(_command, config, options or [])
     length = _iterations(load_config(config, parse_options(options)))
     # first: a block that does not fit its place is told before hours of the others
-    costs = {name: _cost(config, name, options, out_dir) for name in names}
+    costs = _costs(config, names, options, out_dir)
     failed = _work(missing, command, start, jobs, length, say)
     results = compare(runs, metric, costs)
     _write(results, failed, config, options, out_dir, metric or _metric(runs))
@@ -289,19 +289,27 @@ def _check_recipe(config: str | Path, options: list[str] | None, out_dir: Path) 
         )
 
 
-def _cost(config: str | Path, name: str, options: list[str] | None, out_dir: Path) -> dict:
-    """Of one image; kept in a file, so that it is measured once."""
-    path = out_dir / name / 'cost.json'
-    if path.is_file():
-        return json.loads(path.read_text(encoding='utf-8'))
-    from .cost import measure_cost
+def _costs(
+    config: str | Path, names: list[str], options: list[str] | None, out_dir: Path
+) -> dict[str, dict]:
+    """Of one image, by name; kept in a file. Times of all are measured in turn, so together."""
+    from .cost import latencies, measure_cost
 
-    found = measure_cost(config, attention=name.replace('+', ','), options=options)
-    whole = found.rows[0]
-    cost = dict(parameters=whole.parameters, macs=whole.macs, ms=whole.ms, size=list(found.size))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(cost), encoding='utf-8')
-    return cost
+    path = out_dir / 'costs.json'
+    known = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    if set(names) <= set(known):
+        return known
+    for name in names:
+        if name not in known:
+            found = measure_cost(
+                config, attention=name.replace('+', ','), latency=False, options=options
+            )
+            row, size = found.rows[0], list(found.size)
+            known[name] = dict(parameters=row.parameters, macs=row.macs, size=size)
+    for name, ms in latencies(config, known, options=options).items():
+        known[name]['ms'] = ms
+    path.write_text(json.dumps(known, indent=1), encoding='utf-8')
+    return known
 
 
 # ---- what came of it ---------------------------------------------------------------------------

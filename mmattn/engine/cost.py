@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from mmattn.progress import track
 from mmattn.visualization.cost_plot import plot_cost
 
 from .config import load_config
-from .measure import CPU, find_device, machine
+from .measure import CPU, find_device, machine, timed
 from .runner import build_network, check_writable, image_size
 
 _ROUNDS, _SECONDS = 5, 5  # at most, of forward passes that are timed after a first one
@@ -244,6 +244,30 @@ def _latency(
     return {name: least.get(name, 0.0) for name in modules}
 
 
+def latencies(
+    config: str | Path,
+    names: Iterable[str],
+    *,
+    size: tuple[int, int] | None = None,
+    device: str = 'cpu',
+    options: dict | list[str] | None = None,
+) -> dict[str, float]:
+    """ms of one image with each of several blocks: in turn, so that what else runs meets all alike.
+
+    Args:
+        config, size, device, options: as of `measure_cost`.
+        names: blocks, 'none', or 'a+b' for both at once.
+    """
+    where, names, passes = find_device(device), list(names), []
+    for name in names:
+        model, cfg = build_network(config, options, name.replace('+', ','))
+        image = torch.randn(1, 3, *(size or image_size(cfg)), device=where)
+        passes.append(partial(run_parts, model.eval().to(where), image))
+    with torch.no_grad():
+        found, _ = timed(passes, _ROUNDS, where, _SECONDS * len(names), fewest=1)
+    return dict(zip(names, found, strict=True))
+
+
 def _memory(model: nn.Module, cfg: Config, trial: Trial, limit: float | None) -> Memory:
     weights = sum(v.nbytes for v in (*model.parameters(), *model.buffers()))
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
@@ -322,10 +346,18 @@ def report_comparison(
     names = list(dict.fromkeys(['none', *names]))
     for name in names:
         load_config(config, attention=name.replace('+', ','))  # all are known before the first
+    wanted = arguments.pop('latency', True)
     found = {
-        name: measure_cost(config, attention=name.replace('+', ','), device=device, **arguments)
+        name: measure_cost(
+            config, attention=name.replace('+', ','), device=device, latency=False, **arguments
+        )
         for name in track(names, total=len(names), title='cost')
     }
+    if wanted:
+        size, options = found['none'].size, arguments.get('options')
+        times = latencies(config, names, size=size, device=device, options=options)
+        for name, cost in found.items():
+            cost.rows[0].ms = times[name]
     print(*comparison(found, machine(find_device(device))), sep='\n')
     if json_path:
         content = {name: asdict(cost) for name, cost in found.items()}

@@ -45,7 +45,7 @@ def quick(monkeypatch):
         )
 
     monkeypatch.setattr(module, '_command', command)
-    monkeypatch.setattr(module, '_cost', lambda *args: COST)
+    monkeypatch.setattr(module, '_costs', lambda config, names, *args: dict.fromkeys(names, COST))
 
 
 def counts(folder):
@@ -86,12 +86,28 @@ def test_ap_is_in_percent(tmp_path):
 def test_a_block_that_does_not_fit_is_told_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_work', lambda *args: pytest.fail('something ran'))
 
-    def cost(config, name, *args):
-        raise UsageError(f'{name} does not fit')
+    def costs(*args):
+        raise UsageError('se does not fit')
 
-    monkeypatch.setattr(module, '_cost', cost)
-    with pytest.raises(UsageError, match='none does not fit'):
+    monkeypatch.setattr(module, '_costs', costs)
+    with pytest.raises(UsageError, match='se does not fit'):
         ablate(CONFIG, ['se'], 1, out_dir=tmp_path)
+
+
+def test_costs_are_counted_once_and_timed_together(tmp_path, monkeypatch):
+    options = [
+        'train_dataloader.dataset.pipeline.3.crop_size=(64, 64)',
+        'model.data_preprocessor.size=(64, 64)',
+    ]
+    first = module._costs(CONFIG, ['none', 'se'], options, tmp_path)
+    assert first['se']['parameters'] > first['none']['parameters'] and first['se']['ms'] > 0
+    assert module._costs(CONFIG, ['se'], options, tmp_path) == first
+    timed = []
+    monkeypatch.setattr(
+        'mmattn.engine.cost.latencies', lambda _, names, **o: timed.append(list(names)) or {}
+    )
+    both = module._costs(CONFIG, ['none', 'gc'], options, tmp_path)
+    assert timed == [['none', 'se', 'gc']] and both['gc']['macs'] > 0  # those of before, too
 
 
 def test_statistics_are_those_of_scipy(tmp_path):
@@ -228,7 +244,7 @@ def test_the_front_is_what_none_beats():
 
 def test_real_runs(street, tmp_path, monkeypatch):
     """Two trainings and their tests, as a user has them."""
-    monkeypatch.setattr(module, '_cost', lambda *args: COST)
+    monkeypatch.setattr(module, '_costs', lambda config, names, *args: dict.fromkeys(names, COST))
     options = [f'{k}={v}' for k, v in (tiny_options(street) | {'train_cfg.max_iters': 2}).items()]
     found = ablate(CONFIG, ['se'], 1, out_dir=tmp_path, options=options, say=lambda text: None)
     assert [r.attention for r in found] == ['none', 'se']
