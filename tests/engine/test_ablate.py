@@ -243,7 +243,8 @@ def test_the_front_is_what_none_beats():
 
 
 def test_real_runs(street, tmp_path, monkeypatch):
-    """Two trainings and their tests, as a user has them."""
+    """A training and its test, as a user has them, beside one that was there."""
+    write(Run('none', 0, tmp_path / 'none' / 'seed0'), 50.0)
     monkeypatch.setattr(module, '_costs', lambda config, names, *args: dict.fromkeys(names, COST))
     options = [f'{k}={v}' for k, v in (tiny_options(street) | {'train_cfg.max_iters': 2}).items()]
     found = ablate(CONFIG, ['se'], 1, out_dir=tmp_path, options=options, say=lambda text: None)
