@@ -371,6 +371,7 @@ def _train(
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     if amp:
         _use_amp(cfg)
+    validate = validate and cfg.get('val_cfg') is not None
     if not validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     work_dir = Path(cfg.work_dir)

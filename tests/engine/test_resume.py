@@ -76,6 +76,9 @@ def test_saving_validating_logging_and_drawing_change_nothing(tiny, tmp_path):
     often = {'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1}
     often |= {'default_hooks.visualization': dict(type='SegVisualizationHook', draw=True)}
     assert once(tmp_path / 'rare', tiny | rare | {'default_hooks.logger.interval': 99})
+    none = dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator'))  # as mmengine allows
+    assert once(tmp_path / 'none', tiny | rare | none)
+    compare(record(tmp_path / 'none'), record(tmp_path / 'rare'), 'none')
     assert once(tmp_path / 'often', tiny | often | {'default_hooks.logger.interval': 1})
     compare(record(tmp_path / 'often'), record(tmp_path / 'rare'), 'often')
 
