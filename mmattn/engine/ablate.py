@@ -151,6 +151,7 @@ def ablate(
     command = partial(_command, config, options or [])
     length = _iterations(load_config(config, parse_options(options)))
     # first: a block that does not fit its place is told before hours of the others
+    say(f'costs of {", ".join(names)}: counted and timed')
     costs = _costs(config, names, options, out_dir)
     failed = _work(missing, command, start, jobs, length, say)
     results = compare(runs, metric, costs)
