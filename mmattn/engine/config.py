@@ -72,6 +72,8 @@ _PLAIN_DICTS = {
 }
 # Keys that the builders take out of a dict before the class sees it.
 _BUILDER_KEYS = {'type', '_scope_', 'priority', 'requires_grad', 'convert_to_iter_based', 'postfix'}
+_OPTIM_WRAPPER = {'constructor', 'paramwise_cfg'}  # the same, where parameters are grouped
+_MULTIPLIERS = {'lr_mult', 'decay_mult'}
 # Dicts whose `type` is no registered class but a function of torch or mmcv.
 _UNREGISTERED = ('clip_grad', '.nms', '.roi_layer')
 _FUNCTIONS = ('norm', 'value', 'nms', 'soft_nms', 'RoIAlign', 'RoIPool')  # what it can be
@@ -408,6 +410,9 @@ def _check(value, where: str, scope: str) -> None:
         steps = re.sub(r'\d+', '', where).split('.')
         names = [where, '.'.join(steps[-2:]), steps[-1]]
         allowed = next((_PLAIN_DICTS[n] for n in names if n in _PLAIN_DICTS), None)
+    if where == 'optim_wrapper':
+        _check_groups(value, scope)
+        value = {k: v for k, v in value.items() if k not in _OPTIM_WRAPPER}
     for name, item in value.items():
         if allowed is not None and name not in allowed | _BUILDER_KEYS:
             owner = value.get('type', where)
@@ -416,6 +421,25 @@ def _check(value, where: str, scope: str) -> None:
                 f'{_nearest(name, allowed)}'
             )
         _check(item, f'{where}.{name}', scope)
+
+
+def _check_groups(wrapper: dict, scope: str) -> None:
+    """Check what puts parameters into groups with settings of their own."""
+    kind, settings = wrapper.get('constructor'), wrapper.get('paramwise_cfg')
+    if kind:
+        _check(dict(type=kind), 'optim_wrapper.constructor', scope)
+        return  # what it makes of the settings is its own
+    where = 'optim_wrapper.paramwise_cfg'
+    _check(settings, where, scope)
+    optimizer = _find(wrapper.get('optimizer', {}).get('type', ''), scope)
+    allowed = _MULTIPLIERS | (_arguments(optimizer) or set() if optimizer else set())
+    for key, group in ((settings or {}).get('custom_keys') or {}).items():
+        for name in group:
+            if name not in allowed:
+                raise UsageError(
+                    f'config key {where}.custom_keys[{key!r}].{name} is read by nobody.'
+                    f'{_nearest(name, allowed)}'
+                )
 
 
 def _find(name: str, scope: str):

@@ -32,15 +32,17 @@ _SHOWN = 5
 
 # ---- signals -----------------------------------------------------------------------------------
 class Listener:
-    """Hears SIGTERM, SIGUSR1 and SIGINT during a training.
+    """Hears SIGTERM, SIGUSR1 and SIGINT during a training; or a test, which they end.
 
     Attributes:
+        training: else it is a test.
         heard: the name of the first signal, None as long as there was none.
         started: a step of this process has begun; before it, a signal ends the process at once.
         check_others: raises if another process has ended the run: there is no step to finish.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, training: bool = True) -> None:
+        self.training = training
         self.heard: str | None = None
         self.started = False
         self.check_others: Callable[[], None] = lambda: None
@@ -58,13 +60,14 @@ class Listener:
     def check_start(self) -> None:
         """Raise if a signal came before there was anything to save."""
         if self.heard:
-            raise Terminated(f'stopped by {self.heard} before the first step, nothing to save.')
+            when = ' before the first step, nothing to save' if self.training else ''
+            raise Terminated(f'stopped by {self.heard}{when}.')
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Listener]:
+def listening(training: bool = True) -> Iterator[Listener]:
     """Hear signals inside the block; the handlers of before come back behind it."""
-    listener = Listener()
+    listener = Listener(training)
     if threading.current_thread() is not threading.main_thread():
         yield listener  # Python lets no other thread handle signals
         return
@@ -111,6 +114,8 @@ class GuardHook(Hook):
             self.listener.check_start()
             self.listener.started = True
         self.batch, self.randomness = data_batch, snapshot()
+        if self._scale is None:
+            self._scale = _scale(runner.optim_wrapper)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._count_skips(runner)
@@ -139,11 +144,10 @@ class GuardHook(Hook):
         )
 
     def _count_skips(self, runner) -> None:
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        if scaler is None or not scaler.is_enabled():
+        scale = _scale(runner.optim_wrapper)
+        if scale is None:
             return
-        scale = scaler.get_scale()
-        if self._scale is not None and scale < self._scale:
+        if scale < self._scale:
             self.skipped += 1
             runner.logger.info(f'gradient scaler skipped a step, scale {scale:g}')
         else:
@@ -155,6 +159,14 @@ class GuardHook(Hook):
                 f'{runner.iter + 1}, scale {scale:g}. Train without --amp, or lower the learning '
                 'rate.'
             )
+
+
+def _scale(wrapper: OptimWrapper) -> float | None:
+    """Of the gradient scaler; None without one."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    if scaler is None or not scaler.is_enabled():
+        return None
+    return torch.tensor(scaler.get_scale()).item()  # as rounded as it is behind the first step
 
 
 # ---- numbers -----------------------------------------------------------------------------------

@@ -91,16 +91,18 @@ def timeout_of(settings: dict) -> float:
 
 
 class Ranks:
-    """The processes of a training, as one of them sees the others.
+    """The processes of a run, as one of them sees the others.
 
     Attributes:
-        folder: the work dir.
+        folder: where they leave word.
+        training: else it is a test, which is not resumed.
         runner: of this process, once there is one.
         nodes: host name and process id of each.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.runner, self.store = folder, None, None
+    def __init__(self, folder: Path, training: bool = True) -> None:
+        self.folder, self.training = folder, training
+        self.runner = self.store = None
         names = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'
         self.rank = next((int(os.environ[n]) for n in names if n in os.environ), 0)
         self.timeout: float = TIMEOUT
@@ -225,9 +227,12 @@ class Ranks:
         return stat.rpartition(')')[2].split()[0] in 'ZX'
 
     def _blame(self, silent: list[int], text: str) -> DistributedError:
-        at = f' at iteration {self.step}' if self.step else ' before the first iteration'
-        good = last_good(self.folder)
-        then = f'; last good checkpoint: {good.stem if good else "none"}. Run again with --resume.'
+        at, then = '', '. Run again.'
+        if self.training:
+            at = f' at iteration {self.step}' if self.step else ' before the first iteration'
+            good = last_good(self.folder)
+            name = good.stem if good else 'none'
+            then = f'; last good checkpoint: {name}. Run again with --resume.'
         names = _listed(silent)
         if not silent:
             return DistributedError(f'the processes lost each other{at}: {_line(text)}{then}')

@@ -1,6 +1,7 @@
 """The main jobs as functions: train a config, test a checkpoint. The loop itself is mmengine's."""
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as EngineRunner
 from mmengine.runner.checkpoint import weights_to_cpu
@@ -111,7 +112,14 @@ class Runner(EngineRunner):
         return built
 
     def build_optim_wrapper(self, optim_wrapper):
+        if isinstance(optim_wrapper, dict):
+            _check_custom_keys(optim_wrapper, self.model)
         made = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(made, OptimWrapperDict):
+            raise UsageError(
+                f'optim_wrapper makes {len(made)} optimizers: numbers that are not finite are '
+                'looked for in one. Use one, with groups of parameters by `paramwise_cfg`.'
+            )
         if made is not optim_wrapper and isinstance(made, OptimWrapper):
             watch(made, partial(explain, self))
         return made
@@ -329,19 +337,14 @@ def train(
     """
     with listening() as listener:
         allowed = dict(topology=allow_topology_change, config=allow_config_change)
-        job = partial(
-            _train, config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options,
-            launcher, seed, validate, allowed, hooks, listener,
-        )  # fmt: skip
-        if launcher == 'none':
-            return job(None)
-        ranks = Ranks(Path(work_dir or Path('work_dirs') / run_name(config, attention)))
-        with ranks.reported():
-            cfg = load_config(config, parse_options(options))
-            ranks.folder = Path(work_dir or cfg.get('work_dir') or ranks.folder)
-            ranks.join(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
-            listener.check_others = ranks.raise_if_over
-            return job(ranks)
+        checkpoint = None if resume in ('latest', 'auto') else resume
+        with _together(launcher, config, options, attention, checkpoint, work_dir) as ranks:
+            if ranks:
+                listener.check_others = ranks.raise_if_over
+            return _train(
+                config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options,
+                launcher, seed, validate, allowed, hooks, listener, ranks,
+            )  # fmt: skip
 
 
 def _train(
@@ -353,8 +356,7 @@ def _train(
         raise UsageError('--resume and --init-from exclude each other: the first has all weights.')
     found = None
     if resume:
-        own = load_config(config, options).get('work_dir')
-        folder = Path(work_dir or own or Path('work_dirs') / run_name(config, attention))
+        folder = _folder(config, load_config(config, options, attention), work_dir)
         found = find(folder) if resume in ('latest', 'auto') else Path(resume)
         if found is None and resume == 'latest':
             raise CheckpointError(
@@ -449,6 +451,20 @@ def test(
     Raises:
         MmattnError: of the kind that fits.
     """
+    with (
+        listening(training=False) as listener,
+        _together(
+            launcher, config, options, attention, checkpoint, work_dir, training=False
+        ) as ranks,
+    ):
+        if ranks:
+            listener.check_others = ranks.raise_if_over
+        return _test(config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta)
+
+
+def _test(
+    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta
+) -> dict[str, float]:
     options = parse_options(options)
     cfg = _prepare(config, options, launcher, work_dir, attention, checkpoint)
     work_dir = Path(cfg.work_dir)
@@ -561,11 +577,35 @@ def hardware() -> str:
 
 def _brief(record: logging.LogRecord) -> bool:
     """The screen is spared the pages that only the log file needs."""
-    long = ('System environment', 'Config:', 'Hooks will be executed')
+    long = 'System environment', 'Config:', 'Hooks will be executed', 'paramwise_options'
     return not record.getMessage().lstrip('\n- ').startswith(long)
 
 
 # ---- the steps ---------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _together(
+    launcher, config, options, attention, checkpoint, work_dir, *, training: bool = True
+) -> Iterator[Ranks | None]:
+    """The processes of a run, which leave a word on how it ends; None if there is but this one."""
+    if launcher == 'none':
+        yield None
+        return
+    part = '' if training else 'test'
+    name = run_name(config, attention)  # until the config is read, if it can be
+    ranks = Ranks(Path(work_dir or Path('work_dirs') / name) / part, training)
+    with ranks.reported():
+        cfg = load_config(config, parse_options(options), _attention(attention, checkpoint))
+        ranks.folder = _folder(config, cfg, work_dir) / part
+        ranks.join(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
+        yield ranks
+
+
+def _folder(config, cfg: Config, work_dir) -> Path:
+    """Where a run writes."""
+    names = cfg.attention['names'] if cfg.get('attention') else None
+    return Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / run_name(config, names))
+
+
 def _prepare(
     config, options: dict, launcher: str, work_dir, attention=None, checkpoint=None
 ) -> Config:
@@ -578,10 +618,7 @@ def _prepare(
             check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
     for part in 'val', 'test':
         _fit_evaluator(cfg, part)
-    names = cfg.attention['names'] if cfg.get('attention') else None
-    cfg.work_dir = str(
-        work_dir or cfg.get('work_dir') or Path('work_dirs') / run_name(config, names)
-    )
+    cfg.work_dir = str(_folder(config, cfg, work_dir))
     # mmengine keeps a logger and a visualizer per name and process, with the first one's folder
     cfg.experiment_name = f'{Path(config).stem}_{time.time_ns()}'
     if 'visualizer' in cfg:
@@ -703,6 +740,19 @@ def _use_tta(cfg: Config) -> None:
         except ValueError as error:
             raise UsageError(f'--tta: {error}.') from error
     cfg.model = dict(cfg.get('tta_model') or dict(type='mmattn.SegTTAModel'), module=cfg.model)
+
+
+def _check_custom_keys(optim_wrapper: dict, model: nn.Module) -> None:
+    """Each of them is to meet a parameter, by a part of its name; mmengine does not ask."""
+    keys = (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    names = [n if '.' in n else f'.{n}' for n, _ in _network(model).named_parameters()]
+    for key in keys:
+        if not any(key in name for name in names):
+            near = difflib.get_close_matches(key, {n.split('.')[0] for n in names}, 1)
+            raise UsageError(
+                f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in the name of no parameter.'
+                + (f' Did you mean {near[0]}?' if near else f' They are named like {names[0]}.')
+            )
 
 
 def _scale_lr(cfg: Config, enable: bool) -> None:

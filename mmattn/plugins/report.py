@@ -97,7 +97,8 @@ class Report:
             macs = sum(row.macs or 0 for row in self.rows)
             share += f', {macs / 1e9:,.2f} of {self.macs / 1e9:,.1f} GMACs'
         height, width = self.size
-        lines.append(f'{len(self.rows)} blocks: {share}, for one image of {width}x{height}')
+        count = f'{len(self.rows)} block{"s" if len(self.rows) > 1 else ""}'
+        lines.append(f'{count}: {share}, for one image of {width}x{height}')
         return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
 
 

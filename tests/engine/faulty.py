@@ -1,5 +1,7 @@
-"""tools/train.py with a trace of every step, and faults at steps and ranks that FAULTS names."""
+"""The tool that TOOL names, with a trace of every step of a training, and faults at steps and ranks
+that FAULTS names."""
 
+import importlib
 import json
 import os
 import signal
@@ -10,7 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-import train  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 
 from mmattn.engine import ranks  # noqa: E402
@@ -26,9 +27,15 @@ class Faults(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.look(runner, runner.iter + 1)
+
+    def before_test_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.look(runner, batch_idx + 1)
+
+    def look(self, runner, now) -> None:
         for rank, step, what in json.loads(os.environ.get('FAULTS', '[]')):
             marker = FOLDER / f'{what}_{rank}_{step}'
-            if (rank, step) == (runner.rank, runner.iter + 1) and not marker.exists():
+            if (rank, step) == (runner.rank, now) and not marker.exists():
                 marker.touch()
                 getattr(self, what)(runner)
 
@@ -81,4 +88,4 @@ def meet_late(*args) -> None:
 ranks.meet = meet_late
 
 if __name__ == '__main__':
-    sys.exit(train.main(sys.argv[1:]))
+    sys.exit(importlib.import_module(os.environ.get('TOOL', 'train')).main(sys.argv[1:]))

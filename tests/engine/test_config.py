@@ -60,12 +60,29 @@ def test_every_config_is_read_to_the_last_key(path):
         ('crop_size=3', 'crop_size is read by nobody. It is a variable of the file'),
         ('data_root=elsewhere', 'data_root is read by nobody. It is a variable of the file'),
         ('default_hooks.checkpoint.save_bst=mIoU', 'has no save_bst. Did you mean save_best?'),
+        ('optim_wrapper.paramwise_cfg.norm_decay=0', 'Did you mean norm_decay_mult?'),
+        (
+            'optim_wrapper.paramwise_cfg.custom_keys.decode_head.lr_mul=10',
+            r"custom_keys\['decode_head'\].lr_mul is read by nobody. Did you mean lr_mult?",
+        ),
+        (
+            'optim_wrapper.constructor=LearningRateDecayOptimizerConstrutor',
+            'is not registered. Did you mean LearningRateDecayOptimizerConstructor?',
+        ),
+        ('optim_wrapper.paramwise=1', 'OptimWrapper has no paramwise'),
         ('param_scheduler.1.powr=2', 'PolyLR has no powr. Did you mean power?'),
     ],
 )
 def test_a_key_that_nobody_reads_is_refused(option, message):
     with pytest.raises(UsageError, match=message):
         checked([option])
+
+
+def test_groups_of_parameters_may_have_settings_of_their_own():
+    groups = 'optim_wrapper.paramwise_cfg.'
+    checked([groups + 'norm_decay_mult=0', groups + 'custom_keys.decode_head.lr_mult=10'])
+    layers = 'optim_wrapper.constructor=LearningRateDecayOptimizerConstructor'
+    checked([layers, groups + 'num_layers=12', groups + 'decay_rate=0.9'])
 
 
 def test_a_misspelled_variable_in_a_file(tmp_path):

@@ -17,6 +17,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import distributed as dist
 
 from mmattn.engine.ranks import Ranks
+from mmattn.engine.runner import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.status import how_it_ended, read_status, write_status
 from tests.conftest import ROOT, tiny_options
@@ -35,7 +36,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def arguments(street, work_dir, *more) -> list[str]:
+def changes(street) -> list[str]:
     options = tiny_options(street) | {
         'train_cfg.max_iters': STEPS,
         'train_dataloader.batch_size': 1,
@@ -49,8 +50,12 @@ def arguments(street, work_dir, *more) -> list[str]:
         'model.auxiliary_head.channels': 8,
         'env_cfg.dist_cfg.timeout': TIMEOUT,
     }
+    return flags(options)
+
+
+def arguments(street, work_dir, *more) -> list[str]:
     given = [CONFIG, '--work-dir', work_dir, '--launcher', 'pytorch', '--no-validate', *more]
-    return [*map(str, given), *flags(options)]
+    return [*map(str, given), *changes(street)]
 
 
 def environment(trace, faults) -> dict:
@@ -61,12 +66,16 @@ def environment(trace, faults) -> dict:
 
 def torchrun(street, work_dir, trace, *more, faults=(), elastic=0):
     """Train on two ranks; returns how torchrun ends, and what all of them say."""
+    return launched(arguments(street, work_dir, *more), trace, faults, elastic)
+
+
+def launched(given, trace, faults=(), elastic=0, tool='train'):
     command = [
         sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2',
         '--master-addr', '127.0.0.1', '--master-port', str(free_port()),
         '--max-restarts', str(elastic), 'tests/engine/faulty.py',
     ]  # fmt: skip
-    return finished([*command, *arguments(street, work_dir, *more)], environment(trace, faults))
+    return finished([*command, *given], environment(trace, faults) | dict(TOOL=tool))
 
 
 def finished(command, env):
@@ -208,6 +217,26 @@ def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
     assert done == ['kill_0_5', 'kill_0_8', 'kill_1_4', 'kill_1_5', 'stop_1_3']
     assert steps(trace) == steps(whole[1])
     assert same(state(work_dir), state(whole[0]))
+
+
+def test_two_ranks_test_as_one_and_one_that_is_killed_is_named(whole, street, tmp_path, capsys):
+    checkpoint = str(whole[0] / f'iter_{STEPS}.pth')
+    given = [CONFIG, checkpoint, '--launcher', 'pytorch', *changes(street), '--work-dir']
+    runs = tmp_path / 'two', tmp_path / 'killed'
+    done = launched([*given, str(runs[0])], tmp_path / 'trace', tool='test')
+    assert done.code == 0 and not done.orphans
+    assert ended(runs[0] / 'test', capsys) == (0, '')
+    alone = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'one', options=changes(street)[1:])
+    record = json.loads((runs[0] / f'metrics/iter_{STEPS}.json').read_text())
+    assert record['metrics'] == {
+        k: None if v != v else pytest.approx(v, abs=1e-9) for k, v in alone.items()
+    }
+    done = launched([*given, str(runs[1])], tmp_path / 'trace', [(1, 1, 'kill')], tool='test')
+    assert done.code == 1 and not done.orphans
+    assert ended(runs[1] / 'test', capsys) == (
+        8,
+        'error: rank 1 was killed (SIGKILL; probably out of memory). Run again.\n',
+    )
 
 
 def test_a_rank_without_an_object_or_a_label():

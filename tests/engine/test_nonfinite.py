@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmattn.engine.guard import GuardHook
-from mmattn.errors import MemoryShortage, NonFiniteError, explain
+from mmattn.errors import MemoryShortage, NonFiniteError, UsageError, explain
 from tests.engine.killing import At, once
 
 OPTIONS = {'train_cfg.max_iters': 4, 'default_hooks.checkpoint.interval': 1}
@@ -88,14 +90,35 @@ def test_a_scaler_that_skips_for_ever():
         logger=SimpleNamespace(info=said.append),
     )
     hook = GuardHook()
+    hook.listener.started = True
     with pytest.raises(NonFiniteError, match='gradient scaler skipped 50 steps in a row at iter'):
         for _ in range(99):
+            hook.before_train_iter(runner, 0)
             scaler.scale(weight.sum() * float('inf')).backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
             hook._count_skips(runner)
     assert len(said) == 50 and torch.equal(weight.data, torch.ones(2))
+
+
+def test_several_optimizers_are_refused(tiny, tmp_path):
+    class Two:
+        def __init__(self, optim_wrapper_cfg, paramwise_cfg):
+            pass
+
+        def __call__(self, model):
+            parts = dict(backbone=model.backbone, head=model.decode_head)
+            return OptimWrapperDict(
+                **{k: OptimWrapper(torch.optim.SGD(v.parameters(), 0.1)) for k, v in parts.items()}
+            )
+
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module('Two', module=Two)
+    try:
+        with pytest.raises(UsageError, match='optim_wrapper makes 2 optimizers'):
+            once(tmp_path / 'run', tiny | {'optim_wrapper.constructor': 'Two'})
+    finally:
+        del OPTIM_WRAPPER_CONSTRUCTORS._module_dict['Two']
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -95,6 +97,50 @@ def test_epochs_averages_accumulated_gradients_and_workers(tiny, tmp_path):
     assert once(tmp_path / 'killed', options | hook, resume='auto')
     assert len(record(tmp_path / 'killed')) == 13
     compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+
+
+def test_mixed_precision_goes_on_with_its_scale(tiny, tmp_path, monkeypatch):
+    """By torch's scaler for CPUs; a scale that is no power of two rounds, so a lost one is seen."""
+    wrapper = 'mmengine.optim.optimizer.amp_optimizer_wrapper'
+    monkeypatch.setattr(f'{wrapper}.is_cuda_available', lambda: True)
+    monkeypatch.setattr(f'{wrapper}.GradScaler', partial(torch.amp.GradScaler, 'cpu'))
+    options = tiny | {
+        'optim_wrapper.type': 'AmpOptimWrapper',
+        'optim_wrapper.loss_scale': dict(  # too large for the first step, which is skipped
+            init_scale=2e38, backoff_factor=1e-34, growth_factor=1.7, growth_interval=2
+        ),
+        'model.decode_head.loss_decode.loss_weight': 1e4,
+        'train_cfg.max_iters': 5,
+        'train_cfg.val_interval': 99,
+        'default_hooks.checkpoint.interval': 2,
+    }
+    assert once(tmp_path / 'whole', options)
+    log = next((tmp_path / 'whole').rglob('*.log')).read_text()
+    assert re.findall('gradient scaler skipped.*', log) == [
+        'gradient scaler skipped a step, scale 20000'
+    ]
+    assert not once(tmp_path / 'killed', options, At('before_train_iter', 4))
+    assert once(tmp_path / 'killed', options, resume='latest')
+    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    ends = [torch.load(tmp_path / n / 'iter_5.pth', weights_only=True) for n in ('whole', 'killed')]
+    scalers = [end['optimizer']['loss_scaler'] for end in ends]
+    assert scalers[0] == scalers[1] and scalers[0]['scale'] == pytest.approx(2e4 * 1.7**2)
+
+
+def test_groups_of_parameters_with_settings_of_their_own(tiny, tmp_path):
+    settings = dict(norm_decay_mult=0.0, custom_keys=dict(decode_head=dict(lr_mult=10.0)))
+    short = {'train_cfg.max_iters': 3, 'train_cfg.val_interval': 99}
+    options = tiny | short | {'optim_wrapper.paramwise_cfg': settings}
+    assert once(tmp_path / 'whole', options)
+    assert not once(tmp_path / 'killed', options, At('before_train_iter', 3))
+    assert once(tmp_path / 'killed', options, resume='latest')
+    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    groups = torch.load(tmp_path / 'killed' / 'iter_3.pth', weights_only=True)['optimizer']
+    rates = sorted({group['lr'] for group in groups['param_groups']})
+    assert len(rates) == 2 and rates[1] == pytest.approx(10 * rates[0])
+    settings = dict(custom_keys=dict(decode_haed=dict(lr_mult=10.0)))
+    with pytest.raises(UsageError, match="'decode_haed' is in the name of no parameter. Did you m"):
+        once(tmp_path / 'wrong', options | {'optim_wrapper.paramwise_cfg': settings})
 
 
 def test_a_detector_whose_batches_are_grouped_by_aspect_ratio(street, tiny, tmp_path):

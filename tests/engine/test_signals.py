@@ -9,7 +9,7 @@ from mmattn.engine.guard import listening
 from mmattn.engine.saving import facts_of, last_good
 from mmattn.engine.torture import compare
 from mmattn.errors import Exit, Stopped, Terminated, explain
-from tests.engine.killing import At, once, record
+from tests.engine.killing import CONFIG, At, once, record
 
 OPTIONS = {
     'train_cfg.max_iters': 4,
@@ -45,6 +45,16 @@ def test_before_the_first_step_there_is_nothing_to_save(tiny, tmp_path, stage):
     with pytest.raises(Terminated, match='stopped by SIGTERM before the first step, nothing to'):
         once(tmp_path / 'run', tiny, At(stage, 0, send(signal.SIGTERM)))
     assert not list((tmp_path / 'run').glob('*.pth'))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
+    """With its code, and what a distributed one has its other processes told."""
+    from mmattn.engine import runner
+
+    monkeypatch.setattr(runner, '_run', lambda job: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Terminated, match=r'^stopped by SIGTERM\.$'):
+        runner.test(CONFIG, None, work_dir=tmp_path / 'run', options=tiny)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
