@@ -3,8 +3,6 @@
 import argparse
 import ast
 import contextlib
-import difflib
-import inspect
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -15,74 +13,27 @@ from pathlib import Path
 import yaml
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.fileio import load
-from mmengine.hooks import CheckpointHook
-from mmengine.registry import Registry, init_default_scope, root
-from mmengine.runner import LogProcessor, Runner
-from torch.utils.data import DataLoader
+from mmengine.registry import init_default_scope
 
 from mmattn.errors import CheckpointError, UsageError
 
 from . import safe_files  # noqa: F401, nothing below reads a file before it is safe
+from .config_keys import (
+    FUNCTIONS,
+    REGISTRIES,
+    RUNNER_KEYS,
+    UNREGISTERED,
+    check_keys,
+    find_class,
+    nearest,
+)
 
 _DATA = ('.json', '.yaml', '.yml')  # configs that are data; those in Python are code
 _SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmattn')
-_RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
-    'model_wrapper_cfg',
-    'tta_model',
-    'tta_pipeline',
-    'find_unused_parameters',
-    'test_pipeline',  # of mmseg.apis
-    'attention',  # of `add_attention`
-}
-# Keys of dicts that have no `type`, by the name under which they stand.
-_DATALOADER = set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | {
-    'num_batch_per_epoch'
-}
-_ASSIGNED = {'assigner', 'sampler', 'allowed_border', 'pos_weight', 'debug'}
-_SELECTED = {'nms_pre', 'min_bbox_size', 'score_thr', 'nms', 'max_per_img'}
-_PLAIN_DICTS = {
-    'train_dataloader': _DATALOADER,
-    'val_dataloader': _DATALOADER,
-    'test_dataloader': _DATALOADER,
-    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
-    'mp_cfg': {'mp_start_method', 'opencv_num_threads'},
-    'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
-    'auto_scale_lr': {'enable', 'base_batch_size'},
-    'log_processor': set(inspect.signature(LogProcessor.__init__).parameters) - {'self'},
-    'clip_grad': {'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value', 'type'},
-    'paramwise_cfg': {
-        'custom_keys',
-        'bias_lr_mult',
-        'bias_decay_mult',
-        'norm_decay_mult',
-        'flat_decay_mult',
-        'dwconv_decay_mult',
-        'dcn_offset_lr_mult',
-        'bypass_duplicate',
-    },
-    'model.train_cfg': _ASSIGNED | {'rpn', 'rpn_proposal', 'rcnn'},
-    'model.test_cfg': {'mode', 'crop_size', 'stride', 'window_batch', 'rpn', 'rcnn'} | _SELECTED,
-    'train_cfg.rpn': _ASSIGNED,
-    'train_cfg.rpn_proposal': _SELECTED,
-    'train_cfg.rcnn': _ASSIGNED | {'mask_size'},
-    'test_cfg.rpn': _SELECTED,
-    'test_cfg.rcnn': _SELECTED | {'mask_thr_binary'},
-    'plugins[]': {'cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn'},
-    'data_prefix': {'img', 'img_path', 'seg_map_path', 'depth_map_path', 'seg', 'sub_data_root'},
-}
-# Keys that the builders take out of a dict before the class sees it.
-_BUILDER_KEYS = {'type', '_scope_', 'priority', 'requires_grad', 'convert_to_iter_based', 'postfix'}
-_OPTIM_WRAPPER = {'constructor', 'paramwise_cfg'}  # the same, where parameters are grouped
-_MULTIPLIERS = {'lr_mult', 'decay_mult'}
-# Dicts whose `type` is no registered class but a function of torch or mmcv.
-_UNREGISTERED = ('clip_grad', '.nms', '.roi_layer')
-_FUNCTIONS = ('norm', 'value', 'nms', 'soft_nms', 'RoIAlign', 'RoIPool')  # what it can be
 _EVALUATING = ('RFSearchHook', 'CameraMotionCompensation')  # call eval on what they are given
 _TAKE_PLUGINS = ('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'RetinaNet')
-_SWALLOW = {CheckpointHook}  # accept any keyword and read none of it
 _HERE = Path(__file__).parents[1]
 _HOMES = (_HERE.parent / 'configs', _HERE / '.mim' / 'configs')  # of mmattn's own configs
-_REGISTRIES = [value for value in vars(root).values() if isinstance(value, Registry)]
 
 
 class _Config(Config):
@@ -122,7 +73,7 @@ def load_config(
         )
     path = Path(path)
     if not path.is_file():
-        near = _nearest(path.stem, [p.stem for p in path.parent.glob('*.py')])
+        near = nearest(path.stem, [p.stem for p in path.parent.glob('*.py')])
         raise UsageError(f'config {path} does not exist.{near}')
     code = path.suffix not in _DATA
     try:
@@ -221,16 +172,16 @@ def _unregistered(value, scope: str, where: str = '') -> str | None:
 
 def _is_known(name, where: str, scope: str) -> bool:
     """Whether a type is registered, or one of the functions that are none; never imports one."""
-    if where.endswith(_UNREGISTERED):  # mmcv evaluates that of nms
-        return name in _FUNCTIONS
+    if where.endswith(UNREGISTERED):  # mmcv evaluates that of nms
+        return name in FUNCTIONS
     if not isinstance(name, str) or not re.fullmatch(r'\w+(\.\w+)?', name):
         return False
     if name.split('.')[-1] in _EVALUATING:
         return False
     if '.' in name and name.split('.')[0] not in _SCOPES:
         return False  # mmengine would import its module
-    found = _find(name, scope)
-    nodes = [node for registry in _REGISTRIES for node in (registry, *registry.children.values())]
+    found = find_class(name, scope)
+    nodes = [node for registry in REGISTRIES for node in (registry, *registry.children.values())]
     return any(found is known for node in nodes for known in node.module_dict.values())
 
 
@@ -321,7 +272,7 @@ def _placement(cfg: Config, name: str) -> Path:
             return folder / f'{name}.py'
     known = sorted({path.stem for folder in folders for path in folder.glob('*.py')})
     raise UsageError(
-        f'--attention {name}: no such placement.{_nearest(name, known)} Known: {", ".join(known)}.'
+        f'--attention {name}: no such placement.{nearest(name, known)} Known: {", ".join(known)}.'
     )
 
 
@@ -335,10 +286,10 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
     Raises:
         UsageError: names the key, where it stands, and the nearest key that is read.
     """
-    unread = set(cfg.keys()) - _RUNNER_KEYS
+    unread = set(cfg.keys()) - RUNNER_KEYS - ({'custom_imports'} - set(options))
     variables = _variables(Path(cfg.filename)) if cfg.filename else set()
     for name in sorted(unread - variables | {o for o in options if o in unread}):
-        hint = _nearest(name, _RUNNER_KEYS)
+        hint = nearest(name, RUNNER_KEYS)
         if name in variables:
             hint = ' It is a variable of the file, used up when that was read; set what uses it.'
         raise UsageError(f'config key {name} is read by nobody.{hint}')
@@ -351,8 +302,7 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
             raise UsageError(f'config key {wrong}; a config of data names nothing else.')
     if 'type' not in (cfg.get('model') or {}):
         raise UsageError(f'config {cfg.filename} has no model with a type.')
-    for name in sorted(cfg.keys()):
-        _check(cfg[name], name, scope)
+    check_keys(cfg, scope)
     _check_order(cfg.model)
 
 
@@ -394,95 +344,6 @@ def dataset_leaves(cfg: dict) -> Iterator[dict]:
             yield from dataset_leaves(part)
 
 
-def _check(value, where: str, scope: str) -> None:
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check(item, f'{where}[{index}]', scope)
-    if not isinstance(value, dict):
-        return
-    if isinstance(value.get('type'), str) and not where.endswith(_UNREGISTERED):
-        cls = _find(value['type'], scope)
-        if cls is None:
-            near = _nearest(value['type'], _known(scope))
-            raise UsageError(f"config key {where}.type: '{value['type']}' is not registered.{near}")
-        allowed = _arguments(cls)
-    else:
-        steps = re.sub(r'\d+', '', where).split('.')
-        names = [where, '.'.join(steps[-2:]), steps[-1]]
-        allowed = next((_PLAIN_DICTS[n] for n in names if n in _PLAIN_DICTS), None)
-    if where == 'optim_wrapper':
-        _check_groups(value, scope)
-        value = {k: v for k, v in value.items() if k not in _OPTIM_WRAPPER}
-    for name, item in value.items():
-        if allowed is not None and name not in allowed | _BUILDER_KEYS:
-            owner = value.get('type', where)
-            raise UsageError(
-                f'config key {where}.{name} is read by nobody: {owner} has no {name}.'
-                f'{_nearest(name, allowed)}'
-            )
-        _check(item, f'{where}.{name}', scope)
-
-
-def _check_groups(wrapper: dict, scope: str) -> None:
-    """Check what puts parameters into groups with settings of their own."""
-    kind, settings = wrapper.get('constructor'), wrapper.get('paramwise_cfg')
-    if kind:
-        _check(dict(type=kind), 'optim_wrapper.constructor', scope)
-        return  # what it makes of the settings is its own
-    where = 'optim_wrapper.paramwise_cfg'
-    _check(settings, where, scope)
-    optimizer = _find(wrapper.get('optimizer', {}).get('type', ''), scope)
-    allowed = _MULTIPLIERS | (_arguments(optimizer) or set() if optimizer else set())
-    for key, group in ((settings or {}).get('custom_keys') or {}).items():
-        for name in group:
-            if name not in allowed:
-                raise UsageError(
-                    f'config key {where}.custom_keys[{key!r}].{name} is read by nobody.'
-                    f'{_nearest(name, allowed)}'
-                )
-
-
-def _find(name: str, scope: str):
-    for registry in _REGISTRIES:
-        found = registry.children.get(scope, registry).get(name)
-        if found is not None:
-            return found
-    return None
-
-
-def _known(scope: str) -> set[str]:
-    """All registered names as a config of that scope would write them."""
-    names = set()
-    for registry in _REGISTRIES:
-        children = registry.children
-        names |= set(registry.module_dict)
-        if scope in children:
-            names |= set(children[scope].module_dict)
-        if 'mmattn' in children:
-            names |= {f'mmattn.{name}' for name in children['mmattn'].module_dict}
-    return names
-
-
-def _arguments(cls) -> set[str] | None:
-    """The names a class or function accepts; None if it passes others on beyond its bases."""
-    if not inspect.isclass(cls):
-        parameters = inspect.signature(cls).parameters.values()
-        open_end = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        return None if open_end else {p.name for p in parameters}
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if '__init__' not in vars(base) or base is object:
-            continue
-        try:
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-        except ValueError:
-            return None
-        names |= {p.name for p in parameters}
-        if base in _SWALLOW or not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
-    return None
-
-
 def _variables(path: Path) -> set[str]:
     """Top-level names of a config file and its parents that the files themselves read."""
     if path.suffix in _DATA:
@@ -510,11 +371,6 @@ def _variables(path: Path) -> set[str]:
     for parent in [parents] if isinstance(parents, str) else parents:
         names |= _variables(path.parent / parent) - shadowed
     return names
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f' Did you mean {near[0]}?' if near else ''
 
 
 def replace_type(cfg: ConfigDict, old: str, new: str) -> int:

@@ -1,5 +1,7 @@
 import copy
 import pickle
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,10 @@ def test_every_config_is_read_to_the_last_key(path):
             'mmattn.IoUMetric has no iou_metric. Did you mean iou_metrics?',
         ),
         ('randomness.sed=1', 'randomness has no sed. Did you mean seed?'),
+        (
+            'model.decode_head.loss_decode.loss_weigt=1',
+            'CrossEntropyLoss has no loss_weigt. Did you mean loss_weight?',
+        ),
         ('model.test_cfg.strid=3', 'has no strid. Did you mean stride?'),
         ('trian_cfg.max_iters=3', 'trian_cfg is read by nobody. Did you mean train_cfg?'),
         ('crop_size=3', 'crop_size is read by nobody. It is a variable of the file'),
@@ -83,6 +89,49 @@ def test_groups_of_parameters_may_have_settings_of_their_own():
     checked([groups + 'norm_decay_mult=0', groups + 'custom_keys.decode_head.lr_mult=10'])
     layers = 'optim_wrapper.constructor=LearningRateDecayOptimizerConstructor'
     checked([layers, groups + 'num_layers=12', groups + 'decay_rate=0.9'])
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        # keys that the class around takes out, or a function gets
+        'mmdet dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
+        'mmdet detr/detr_r50_8xb2-150e_coco.py',
+        'mmdet queryinst/queryinst_r50_fpn_1x_coco.py',
+        # keys of train_cfg and test_cfg that heads of their own read
+        'mmdet guided_anchoring/ga-faster-rcnn_r50_fpn_1x_coco.py',
+        'mmdet mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+        'mmdet pisa/mask-rcnn_r50_fpn_pisa_1x_coco.py',
+        'mmdet yolo/yolov3_d53_8xb8-ms-608-273e_coco.py',
+        'mmseg point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+        # names of before, several bases, types and transforms of others
+        'mmdet solov2/solov2_r101-dcn_fpn_ms-3x_coco.py',
+        'mmdet vfnet/vfnet_r50_fpn_1x_coco.py',
+        'mmdet fpg/retinanet_r50_fpg_crop640_50e_coco.py',
+        'mmdet albu_example/mask-rcnn_r50_fpn_albu-1x_coco.py',
+        # groups of parameters, blocks
+        'mmseg segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py',
+        'mmdet empirical_attention/faster-rcnn_r50-attn1111-dcn_fpn_1x_coco.py',
+        'mmdet gcnet/mask-rcnn_r50-syncbn-gcb-r16-c3-c5_fpn_1x_coco.py',
+        'mmdet libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py',
+    ],
+)
+def test_what_others_configs_say_is_read(path):
+    package, path = path.split()
+    checked(path=Path(import_module(package).__file__).parent / '.mim' / 'configs' / path)
+
+
+def test_imports_of_a_file_are_its_own(tmp_path):
+    text = CONFIG.read_text().replace("'_base_/", f"'{ROOT}/configs/_base_/")
+    (tmp_path / 'a.py').write_text(text + "\ncustom_imports = dict(imports=['colorsys'])\n")
+    assert checked(path=tmp_path / 'a.py').custom_imports.imports == ['colorsys']
+    with pytest.raises(UsageError, match='custom_imports is read by nobody'):
+        checked(['custom_imports.imports=[json]'])
+
+
+def test_a_package_that_is_not_there_is_named():
+    with pytest.raises(UsageError, match='Is mmpretrain installed, and imported by custom_imports'):
+        checked(['model.backbone.type=mmpretrain.ResNet'])
 
 
 def test_a_misspelled_variable_in_a_file(tmp_path):
