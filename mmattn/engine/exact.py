@@ -27,8 +27,10 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dataset.utils import worker_init_fn as engine_worker_init
 from mmengine.dist import all_gather, broadcast, get_dist_info
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from mmattn.errors import DataError, MmattnError, WriteError
@@ -419,17 +421,38 @@ def restore(row: Tensor) -> None:
         torch.cuda.set_rng_state(torch.from_numpy(take(len(data) - at, np.uint8).copy()))
 
 
+def waiting_gradients(optim_wrapper: OptimWrapper, model: nn.Module) -> dict[str, Tensor]:
+    """Those that accumulate for an optimizer's step to come, as at the end of an epoch.
+
+    To be called by all processes.
+
+    Returns:
+        name of the parameter -> (processes, *its shape).
+    """
+    if optim_wrapper.should_update():
+        return {}
+    found = {}
+    for name, value in model.named_parameters():
+        if value.grad is None and (get_dist_info()[1] == 1 or not value.requires_grad):
+            continue
+        gradient = torch.zeros_like(value) if value.grad is None else value.grad
+        found[name] = torch.stack([row.cpu() for row in all_gather(gradient)])
+    return found
+
+
 class RandomnessHook(Hook):
     """Takes the states of the generators for a checkpoint, and puts them back when one is resumed.
 
     Attributes:
         pending: rows of a checkpoint, until the first step.
+        gradients: those that wait in it, until then.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self.pending: Tensor | None = None
+        self.gradients: dict[str, Tensor] = {}
         self.started = False
         self._held: Tensor | None = None  # rows of before a validation
 
@@ -442,12 +465,19 @@ class RandomnessHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             self.pending = checkpoint.get('rng')
+            self.gradients = checkpoint.get('gradients', {})
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if self.started:
             return
         self.started = True
         rank, world = get_dist_info()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for name, value in model.named_parameters() if self.gradients else ():
+            if name in self.gradients:
+                rows = self.gradients[name]
+                value.grad = rows[rank % len(rows)].to(value)
+        self.gradients = {}
         if self.pending is not None:
             restore(self.pending[rank % len(self.pending)].clone())
         elif world > 1:  # else all would drop out the same

@@ -36,7 +36,14 @@ from mmattn.zoo.catalogue import registered_blocks
 from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
 from .course import check_same, course_of, digest
-from .exact import LOOPS, Batches, EpochLoop, RandomnessHook, loader_arguments
+from .exact import (
+    LOOPS,
+    Batches,
+    EpochLoop,
+    RandomnessHook,
+    loader_arguments,
+    waiting_gradients,
+)
 from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
 from .hooks import CheckpointHook
 from .ranks import Ranks, meet
@@ -159,6 +166,8 @@ class Runner(EngineRunner):
     ) -> None:
         """mmengine's content, and the randomness, written by `saving`; all processes call it."""
         rows = self.randomness_hook.rows()
+        model = _network(self.model)
+        gradients = waiting_gradients(self.optim_wrapper, model) if save_optimizer else {}
         if self.rank:
             return
         meta = dict(meta or {})
@@ -182,7 +191,6 @@ class Runner(EngineRunner):
         )
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta.update(dataset_meta=self.train_dataloader.dataset.metainfo)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
         content = dict(
             meta=meta,
             state_dict=weights_to_cpu(model.state_dict()),
@@ -190,6 +198,8 @@ class Runner(EngineRunner):
         )
         if save_optimizer:
             content.update(optimizer=_on_cpu(self.optim_wrapper.state_dict()), rng=rows)
+        if gradients:
+            content['gradients'] = gradients
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = [s.state_dict() for s in self.param_schedulers]
         self.call_hook('before_save_checkpoint', checkpoint=content)

@@ -99,6 +99,21 @@ def test_epochs_averages_accumulated_gradients_and_workers(tiny, tmp_path):
     compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
+def test_gradients_that_accumulate_over_the_border_of_an_epoch(tiny, tmp_path):
+    """Three to a step, four images to an epoch, saved by epochs."""
+    options = {k: v for k, v in tiny.items() if not k.startswith('train_cfg')} | EPOCHS
+    options |= {'optim_wrapper.accumulative_counts': 3, 'default_hooks.checkpoint.by_epoch': True}
+    assert once(tmp_path / 'whole', options)
+    for step in 6, 10:
+        killer = At('before_train_iter', step)
+        assert not once(tmp_path / 'killed', options, killer, resume='auto')
+        saved = torch.load(tmp_path / 'killed' / f'epoch_{step // 4}.pth', weights_only=True)
+        assert saved['gradients']['decode_head.conv_seg.weight'].shape[:2] == (1, 19)
+    assert once(tmp_path / 'killed', options, resume='auto')
+    assert len(record(tmp_path / 'killed')) == 13
+    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+
+
 def test_mixed_precision_goes_on_with_its_scale(tiny, tmp_path, monkeypatch):
     """By torch's scaler for CPUs; a scale that is no power of two rounds, so a lost one is seen."""
     wrapper = 'mmengine.optim.optimizer.amp_optimizer_wrapper'
