@@ -67,9 +67,9 @@ def digest(runner) -> str:
 
     Buffers of the first process alone: those of the others reach no checkpoint and no validation.
     """
-    model = runner.model.state_dict() if runner.rank == 0 else dict(runner.model.named_parameters())
-    averages = [hook.ema_model.state_dict() for hook in runner.hooks if hasattr(hook, 'ema_model')]
-    state = [model, averages, runner.optim_wrapper.state_dict(), snapshot()]
+    networks = [runner.model, *(h.ema_model for h in runner.hooks if hasattr(h, 'ema_model'))]
+    held = [n.state_dict() if runner.rank == 0 else dict(n.named_parameters()) for n in networks]
+    state = [held, runner.optim_wrapper.state_dict(), snapshot()]
     found = hashlib.sha256()
     for name, value in tensors(state):
         found.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
