@@ -145,6 +145,8 @@ def image_size(path: str, whole: bool) -> tuple[tuple[int, int], list[Fault]]:
             raise _Unfit('file', f'image {path} is cut short: its end is missing')
     except FileNotFoundError as error:
         raise _Unfit('file', f'image {path} does not exist') from error
+    except IsADirectoryError as error:
+        raise _Unfit('file', f'image {path} is a folder: name the images in it') from error
     except Image.DecompressionBombError as error:
         raise _Unfit('file', f'image {path} declares more than {MPX} megapixels') from error
     except BROKEN as error:

@@ -805,6 +805,13 @@ def check_writable(folder: Path, flag: str = '--work-dir') -> None:
         ) from error
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse what an earlier run left: it would be taken for this one's."""
+    check_writable(folder, '--out-dir')
+    if any(folder.iterdir()):
+        raise UsageError(f'--out-dir {folder} is not empty. Choose a new folder, or empty it.')
+
+
 def _build(cfg: Config, *loops: str) -> Runner:
     """A runner with what it otherwise builds on first use: the data of its loops, the optimizer."""
     count = _fit_norm(cfg)

@@ -17,10 +17,10 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmattn.errors import CheckpointError, MmattnError, UsageError
+from mmattn.errors import CheckpointError, MmattnError
 
 from .exact import snapshot
-from .runner import check_writable, train
+from .runner import check_empty, train
 from .saving import last_good, point_to, remove, tensors, write_checkpoint
 
 _WIDTH = 200_000  # values of the tensor that the save loop writes
@@ -28,13 +28,6 @@ _WIDTH = 200_000  # values of the tensor that the save loop writes
 
 class Inexact(MmattnError):
     """A resumed training differs from the one never killed, or a checkpoint was lost."""
-
-
-def _check_empty(folder: Path) -> None:
-    """Refuse what an earlier run left: it would be taken for this one's."""
-    check_writable(folder, '--out-dir')
-    if any(folder.iterdir()):
-        raise UsageError(f'--out-dir {folder} is not empty. Choose a new folder, or empty it.')
 
 
 class Recorder(Hook):
@@ -130,7 +123,7 @@ def torture_training(
         Inexact: a step, or what remains at the end, differs.
         UsageError: the folder is not empty.
     """
-    _check_empty(Path(out_dir))
+    check_empty(Path(out_dir))
     draw = random.Random(seed)
     whole = Path(out_dir) / 'never_killed'
     start = time.monotonic()
@@ -222,7 +215,7 @@ def torture_saves(
         UsageError: the folder is not empty.
     """
     folder = Path(out_dir)
-    _check_empty(folder)
+    check_empty(folder)
     torch.set_num_threads(1)
     draw, saves = random.Random(seed), 0
     for number in range(kills):

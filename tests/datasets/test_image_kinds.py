@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mmattn.datasets.files import read_image
+from mmattn.errors import DataError
 
 GREY = np.array([[0, 1, 100], [200, 254, 255]], np.uint8)
 RGB = np.stack([GREY, GREY[::-1], GREY.T.reshape(2, 3)], -1)
@@ -54,3 +55,8 @@ def test_a_jpeg_for_printing(tmp_path):
     assert np.abs(found - smooth).mean() < 2
     pillow = mmcv.imread(str(tmp_path / 'a.jpg'), backend='pillow')[..., ::-1]
     assert np.abs(found - pillow).max() <= 3
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(DataError, match='is a folder: name the images in it'):
+        read_image(tmp_path)
