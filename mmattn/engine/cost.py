@@ -185,14 +185,15 @@ def _trained(
         return try_network(model, modules, size, batch=2, training=True), 2
 
 
-def _parts(model: nn.Module) -> dict[str, nn.Module]:
-    """What a network is made of: stages of the backbone, neck, heads."""
+def _parts(model: nn.Module, path: str = '') -> dict[str, nn.Module]:
+    """What a network is made of: stages of the backbone, neck, heads; what is run, not its lists."""
     found = {}
     for name, child in model.named_children():
-        deeper = name in ('backbone', 'roi_head') or isinstance(child, nn.ModuleList)
-        for path, part in child.named_children() if deeper else [('', child)]:
-            if any(True for _ in part.parameters()):
-                found['.'.join(filter(None, (name, path)))] = part
+        name = f'{path}.{name}'.lstrip('.')
+        if name in ('backbone', 'roi_head') or isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found |= _parts(child, name)
+        elif any(True for _ in child.parameters()):
+            found[name] = child
     return found
 
 

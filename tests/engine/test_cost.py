@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import cv2
+import mmseg
 import pytest
 import torch
 
@@ -59,6 +61,16 @@ def test_parts_and_blocks_are_told_apart():
     inside = [row for row in found.rows if row.path.startswith('backbone.layer1.')]
     assert 0 < sum(row.kept for row in inside) < stage.kept
     assert rows['decode_head.cca'].runs == 1 and rows[''].runs == 1
+
+
+def test_lists_of_parts_are_looked_into():
+    """A list is not run itself: what is in it is."""
+    name = 'segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py'
+    config = Path(mmseg.__file__).parent / '.mim' / 'configs' / name
+    whole, *parts = measure_cost(config, size=SIZE, latency=False).rows
+    assert parts[0].path == 'backbone.layers.0.0' and all(row.runs == 1 for row in parts)
+    assert sum(row.parameters for row in parts) == whole.parameters
+    assert sum(row.macs for row in parts) == whole.macs > 0
 
 
 @pytest.mark.parametrize('name, attention', DETECTORS)
