@@ -186,7 +186,7 @@ def _trained(
 
 
 def _parts(model: nn.Module, path: str = '') -> dict[str, nn.Module]:
-    """What a network is made of: stages of the backbone, neck, heads; what is run, not its lists."""
+    """What a network is made of: stages of the backbone, neck, heads; of lists, what is in them."""
     found = {}
     for name, child in model.named_children():
         name = f'{path}.{name}'.lstrip('.')
