@@ -120,7 +120,7 @@ class Runner(EngineRunner):
 
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict):
-            _check_custom_keys(optim_wrapper, self.model)
+            _name_idle_keys(optim_wrapper, self.model)
         made = super().build_optim_wrapper(optim_wrapper)
         if isinstance(made, OptimWrapperDict):
             raise UsageError(
@@ -752,14 +752,14 @@ def _use_tta(cfg: Config) -> None:
     cfg.model = dict(cfg.get('tta_model') or dict(type='mmattn.SegTTAModel'), module=cfg.model)
 
 
-def _check_custom_keys(optim_wrapper: dict, model: nn.Module) -> None:
-    """Each of them is to meet a parameter, by a part of its name; mmengine does not ask."""
+def _name_idle_keys(optim_wrapper: dict, model: nn.Module) -> None:
+    """Say which custom keys meet no parameter, by a part of its name: recipes carry such along."""
     keys = (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
     names = [n if '.' in n else f'.{n}' for n, _ in _network(model).named_parameters()]
     for key in keys:
         if not any(key in name for name in names):
             near = difflib.get_close_matches(key, {n.split('.')[0] for n in names}, 1)
-            raise UsageError(
+            warn(
                 f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in the name of no parameter.'
                 + (f' Did you mean {near[0]}?' if near else f' They are named like {names[0]}.')
             )
