@@ -315,9 +315,9 @@ def _use_scope(cfg: Config) -> str:
             f'{", ".join(_SCOPES)}.'
         )
     init_default_scope(scope)
-    # the fork prints about an optional package
-    with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
-        import_module(f'{scope}.datasets')
+    for name in scope, 'mmdet', 'mmseg':  # our metrics need both; they print about what they miss
+        with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
+            import_module(f'{name}.datasets')
     return scope
 
 
