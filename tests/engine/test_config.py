@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from mmattn.engine.config import check_config, load_config, parse_options, replace_type
+from mmattn.engine.runner import build_network
 from mmattn.errors import UsageError
+from mmattn.plugins import report
 from tests.conftest import ROOT
 
 CONFIG = ROOT / 'configs' / 'ccnet_r18_street.py'
@@ -119,6 +121,23 @@ def test_groups_of_parameters_may_have_settings_of_their_own():
 def test_what_others_configs_say_is_read(path):
     package, path = path.split()
     checked(path=Path(import_module(package).__file__).parent / '.mim' / 'configs' / path)
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        'mmdet retinanet/retinanet_r50_fpn_1x_coco.py',
+        'mmdet dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
+        'mmdet pisa/mask-rcnn_r50_fpn_pisa_1x_coco.py',
+        'mmseg gcnet/gcnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+    ],
+)
+def test_attention_goes_into_others_configs(path):
+    package, path = path.split()
+    path = Path(import_module(package).__file__).parent / '.mim' / 'configs' / path
+    model, _ = build_network(path, attention='cbam')
+    rows = report(model, (128, 128)).rows
+    assert sum(row.type == 'CBAM' for row in rows) == 16
 
 
 def test_imports_of_a_file_are_its_own(tmp_path):
