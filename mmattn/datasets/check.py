@@ -87,8 +87,18 @@ def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
 
 
 def build(leaf: dict):
-    """The data set of a config without its files read."""
-    return DATASETS.build(dict(leaf, lazy_init=True, pipeline=[]))
+    """The data set of a config without its files read.
+
+    Raises:
+        DataError: it cannot be made, such as one that looks for its folder at once.
+    """
+    try:
+        return DATASETS.build(dict(leaf, lazy_init=True, pipeline=[]))
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        text = str(error).strip() or f'{type(error).__name__} without a word'
+        raise DataError(
+            f'data set {leaf["type"]} with data_root={leaf.get("data_root")} cannot be made: {text}'
+        ) from error
 
 
 def has_label_maps(dataset) -> bool:

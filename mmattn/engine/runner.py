@@ -28,7 +28,7 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.datasets.check import check_classes, check_data
+from mmattn.datasets.check import build, check_classes, check_data
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 from mmattn.plugins import report
 from mmattn.zoo.catalogue import registered_blocks
@@ -567,10 +567,7 @@ def build_network(
 
 def dataset_meta(cfg: Config) -> dict:
     """Classes, palette and whatever else the test data of a config say about themselves."""
-    from mmengine.registry import DATASETS
-
-    leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
-    return DATASETS.build(dict(leaf, lazy_init=True, pipeline=[])).metainfo
+    return build(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
 
 
 def hardware() -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ _VALUES_NEEDED = (
     DataDependentOutputException,
     DynamicOutputShapeException,
     UnsupportedOperatorException,
+    NotImplementedError,
 )
 TESTING = (1000, 100)  # boxes per image that box heads and mask heads see in testing
 _TRAINING = (512, 128)  # the same in training, where the config does not say
@@ -110,6 +112,7 @@ def try_network(
             stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
             stack.callback(module.register_forward_hook(partial(leave, name)).remove)
         stack.enter_context(_stand_ins(model))
+        stack.enter_context(_no_operators())
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         if training:
             stack.enter_context(torch.enable_grad())
@@ -193,6 +196,37 @@ def _stand_ins(model: nn.Module) -> Iterator[None]:
     finally:
         for module in replaced:
             del module.forward
+
+
+@contextmanager
+def _no_operators() -> Iterator[None]:
+    """MMCV's compiled operators do nothing: they would work on memory that is not there.
+
+    Most write into a tensor that was made before, so that its shape is as it should be. What the
+    others would return, only values can tell.
+    """
+    try:
+        operators = import_module('mmcv._ext')
+    except ImportError:  # built without them
+        yield
+        return
+    found = {name: value for name, value in vars(operators).items() if callable(value)}
+    for name in found:
+        writes = name.endswith(('_forward', '_backward'))
+        setattr(operators, name, _write_nothing if writes else partial(_refuse, name))
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            setattr(operators, name, value)
+
+
+def _write_nothing(*_, **__) -> None:
+    pass
+
+
+def _refuse(name: str, *_, **__) -> None:
+    raise NotImplementedError(f'{name} needs values')
 
 
 def _plain_convolution(conv: nn.Module, x: Tensor) -> Tensor:
