@@ -71,15 +71,22 @@ def check_data(cfg: dict, where: str) -> None:
 def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
     """Compare the classes of the data with the `num_classes` of the heads, given by config key.
 
+    Panoptic data have things and stuff beside all classes, and a head may be of either; semantic
+    heads of detectors learn from label maps that the data set does not tell of.
+
     Raises:
         UsageError: a head has another number of classes than the data.
     """
     for leaf in dataset_leaves(cfg):
-        classes = build(leaf).metainfo.get('classes')
+        meta = build(leaf).metainfo
+        classes = meta.get('classes')
         if classes is None:
             continue
+        counts = {
+            len(meta[k]) for k in ('classes', 'thing_classes', 'stuff_classes') if meta.get(k)
+        }
         for key, count in heads.items():
-            if count != len(classes):
+            if count not in counts and 'semantic_head' not in key:
                 raise UsageError(
                     f'config key {key}={count} does not fit the data: {leaf["type"]} of {where} '
                     f'has {len(classes)} classes. Set {key}={len(classes)}.'

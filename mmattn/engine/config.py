@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import inspect
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 
 from mmattn.errors import CheckpointError, UsageError
+from mmattn.registry import MODELS
 
 from . import safe_files  # noqa: F401, nothing below reads a file before it is safe
 from .config_keys import (
@@ -31,7 +33,6 @@ from .config_keys import (
 _DATA = ('.json', '.yaml', '.yml')  # configs that are data; those in Python are code
 _SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmattn')
 _EVALUATING = ('RFSearchHook', 'CameraMotionCompensation')  # call eval on what they are given
-_TAKE_PLUGINS = ('EncoderDecoder', 'FasterRCNN', 'MaskRCNN', 'RetinaNet')
 _HERE = Path(__file__).parents[1]
 _HOMES = (_HERE.parent / 'configs', _HERE / '.mim' / 'configs')  # of mmattn's own configs
 
@@ -232,6 +233,8 @@ def add_attention(cfg: Config, names: str) -> None:
         UsageError: no such name; a network that takes no plugins.
     """
     plugins, backbone = [], {}
+    if 'backbone' not in (cfg.get('model') or {}):
+        raise UsageError(f'--attention {names}: config {cfg.filename} has no model.backbone.')
     for name in [n for n in names.split(',') if n != 'none']:
         placement = Config.fromfile(_placement(cfg, name))
         plugins += placement.get('plugins', [])
@@ -249,15 +252,18 @@ def add_attention(cfg: Config, names: str) -> None:
 
 def apply_attention(cfg: Config) -> None:
     """Put what stands in `cfg.attention` into the network."""
+    from mmattn.models.plugged import Plugged
+
     cfg.model.backbone.update(cfg.attention['backbone'])
     plugins = cfg.attention['plugins']
     if not plugins:
         return
     kind = cfg.model.type.split('.')[-1]
-    if kind not in _TAKE_PLUGINS:
+    found = MODELS.get(kind)
+    if not (inspect.isclass(found) and issubclass(found, Plugged)):
         raise UsageError(
-            f'--attention: {cfg.model.type} takes no plugins; those that do are '
-            f'{", ".join(f"mmattn.{name}" for name in _TAKE_PLUGINS)}.'
+            f'--attention: {cfg.model.type} is no detector of mmdet and no segmentor of mmseg, so '
+            'it takes no plugins. Derive its class from mmattn.models.plugged.Plugged, too.'
         )
     cfg.model.type = f'mmattn.{kind}'
     cfg.model.plugins = [*cfg.model.get('plugins', []), *plugins]

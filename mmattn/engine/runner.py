@@ -671,6 +671,9 @@ def _class_counts(cfg: dict, where: str) -> Iterator[tuple[str, int]]:
     for name, part in cfg.items():
         if isinstance(part, dict):
             yield from _class_counts(part, f'{where}.{name}')
+        elif isinstance(part, list | tuple):
+            parts = {f'{name}[{i}]': one for i, one in enumerate(part) if isinstance(one, dict)}
+            yield from _class_counts(parts, where)
         elif name == 'num_classes' and 'head' in where:
             yield f'{where}.{name}', part
 
@@ -709,7 +712,7 @@ def _fit_norm(cfg: Config) -> int:
     """SyncBN wants several GPUs; elsewhere plain BN, of the same weights, takes its place."""
     if torch.cuda.is_available() and cfg.launcher != 'none':
         return 0
-    return replace_type(cfg.model, 'SyncBN', 'BN')
+    return sum(replace_type(cfg.model, name, 'BN') for name in ('SyncBN', 'MMSyncBN'))
 
 
 def _use_launcher(cfg: Config, launcher: str) -> None:
@@ -828,8 +831,11 @@ def _building(cfg: Config):
     """What a class says against its arguments is the config's error."""
     try:
         yield
-    except (TypeError, KeyError, ValueError, AssertionError) as error:
-        text = str(error.args[0] if error.args else error).strip() or type(error).__name__
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        if out_of_memory(error):
+            raise
+        whole = isinstance(error, OSError) or not error.args  # a KeyError would be in quotes
+        text = str(error if whole else error.args[0]).strip() or type(error).__name__
         raise UsageError(f'config {cfg.filename} cannot be built: {text}') from error
 
 

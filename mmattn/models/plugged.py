@@ -1,5 +1,6 @@
-"""The stock detectors and segmentor of mmdet and mmseg, with `plugins=[...]`."""
+"""The detectors and segmentors of mmdet and mmseg, with `plugins=[...]`."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import ClassVar
@@ -7,10 +8,12 @@ from typing import ClassVar
 from mmdet.models import FasterRCNN as StockFasterRCNN
 from mmdet.models import MaskRCNN as StockMaskRCNN
 from mmdet.models import RetinaNet as StockRetinaNet
+from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS as DET_MODELS
 from mmengine.logging import print_log
 from mmengine.registry import Registry
 from mmseg.models import EncoderDecoder as StockEncoderDecoder
+from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS as SEG_MODELS
 from torch import Tensor
 
@@ -111,6 +114,22 @@ class EncoderDecoder(Plugged, SegmentorInference, StockEncoderDecoder):
                         level=logging.WARNING,
                     )
         return super().loss(inputs, data_samples)
+
+
+def _plug_the_others() -> None:
+    """Register every other detector and segmentor of the two packages, too, by its own name."""
+    for host, base in (DET_MODELS, BaseDetector), (SEG_MODELS, BaseSegmentor):
+        for name, stock in host.module_dict.items():
+            if inspect.isclass(stock) and issubclass(stock, base) and name not in globals():
+                doc = (
+                    f'{stock.__module__.split(".")[0]}.{name} with `plugins=[...]`, see `Plugged`.'
+                )
+                parts = dict(host=host, __module__=__name__, __doc__=doc)
+                globals()[name] = type(name, (Plugged, stock), parts)
+                MODELS.register_module(name, module=globals()[name])
+
+
+_plug_the_others()
 
 
 def _below_backbone(plugin: dict) -> dict:

@@ -153,16 +153,27 @@ def run_parts(model: nn.Module, image: Tensor, boxes: tuple[int, int] = TESTING)
     if not hasattr(model, 'extract_feat'):
         model(image)
         return
+    if hasattr(model, 'forward_transformer'):  # queries and keys need the size of each image
+        from mmdet.structures import DetDataSample
+
+        sides = dict(img_shape=image.shape[2:], batch_input_shape=image.shape[2:])
+        model._forward(image, [DetDataSample(metainfo=sides) for _ in image])
+        return
     maps = model.extract_feat(image)
     for name in 'rpn_head', 'bbox_head', 'decode_head', 'auxiliary_head':
         head = getattr(model, name, None)
+        before = ()  # of decode heads in a row, each gets what the one before it said
         for part in head if isinstance(head, nn.ModuleList) else [head] if head else []:
-            part(maps)
+            said = part(maps, *before)
+            before = (said,) if name == 'decode_head' else ()
     heads = getattr(model, 'roi_head', None)
-    if heads is not None and getattr(heads, 'with_bbox', False):
-        heads._bbox_forward(maps, image.new_zeros(boxes[0] * len(image), 5))
-    if heads is not None and getattr(heads, 'with_mask', False):
-        heads._mask_forward(maps, image.new_zeros(boxes[1] * len(image), 5))
+    stages = range(heads.num_stages) if hasattr(heads, 'num_stages') else [None]
+    for stage in stages if heads is not None else ():
+        first = () if stage is None else (stage,)
+        if getattr(heads, 'with_bbox', False):
+            heads._bbox_forward(*first, maps, image.new_zeros(boxes[0] * len(image), 5))
+        if getattr(heads, 'with_mask', False):
+            heads._mask_forward(*first, maps, image.new_zeros(boxes[1] * len(image), 5))
 
 
 def _boxes(model: nn.Module) -> tuple[int, int]:
@@ -240,6 +251,6 @@ def _plain_convolution(conv: nn.Module, x: Tensor) -> Tensor:
     return y + 0 * (places * places).sum()  # so that they are kept, as the operator keeps them
 
 
-def _extract(extractor: nn.Module, maps: tuple[Tensor, ...], rois: Tensor, *_) -> Tensor:
+def _extract(extractor: nn.Module, maps: tuple[Tensor, ...], rois: Tensor, *_, **__) -> Tensor:
     size = extractor.roi_layers[0].output_size
     return maps[0].new_empty(len(rois), extractor.out_channels, *size)

@@ -373,3 +373,14 @@ def test_number_of_classes(broken):
         UsageError, match='model.decode_head.num_classes=7 does not fit .* 19 classes'
     ):
         check_classes(leaf, {'model.decode_head.num_classes': 7}, 'train_dataloader')
+
+
+def test_panoptic_data_have_heads_of_things_and_of_stuff():
+    data = dict(
+        type='mmdet.CocoPanopticDataset', data_prefix=dict(img='a/', seg='b/'), ann_file='c'
+    )
+    data['data_root'] = 'd/'
+    head = 'model.roi_head.bbox_head[1].num_classes'
+    check_classes(data, {head: 80, 'model.semantic_head.num_classes': 7, 'model.a_head': 53}, 'x')
+    with pytest.raises(UsageError, match=r'bbox_head\[1\].num_classes=81 does not fit the data'):
+        check_classes(data, {head: 81}, 'x')

@@ -4,8 +4,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmattn.blocks import SE
 from mmattn.engine.config import check_config, load_config, parse_options, replace_type
+from mmattn.engine.overhead import loss
 from mmattn.engine.runner import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import report
@@ -119,8 +122,7 @@ def test_groups_of_parameters_may_have_settings_of_their_own():
     ],
 )
 def test_what_others_configs_say_is_read(path):
-    package, path = path.split()
-    checked(path=Path(import_module(package).__file__).parent / '.mim' / 'configs' / path)
+    checked(path=others(path))
 
 
 @pytest.mark.parametrize(
@@ -128,16 +130,51 @@ def test_what_others_configs_say_is_read(path):
     [
         'mmdet retinanet/retinanet_r50_fpn_1x_coco.py',
         'mmdet dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
-        'mmdet pisa/mask-rcnn_r50_fpn_pisa_1x_coco.py',
+        'mmdet strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-50e_coco.py',
+        'mmdet atss/atss_r50_fpn_1x_coco.py',
+        'mmdet cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+        'mmdet detr/detr_r50_8xb2-150e_coco.py',
+        'mmdet double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+        'mmdet panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
         'mmseg gcnet/gcnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        'mmseg ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py',
     ],
 )
 def test_attention_goes_into_others_configs(path):
+    model, cfg = build_network(others(path), attention='cbam')
+    found = report(model, (128, 128))
+    assert cfg.model.type == f'mmattn.{type(model).__name__}'
+    assert [row.runs for row in found.rows if row.type == 'CBAM'] == [1] * (
+        33 if '101' in path else 16
+    )
+    assert not [warning for warning in found.warnings if 'unknown' in warning]
+    assert pickle.loads(pickle.dumps(type(model))) is type(model)
+
+
+def test_attention_in_a_detector_of_another_family_learns():
+    model, _ = build_network(others('mmdet atss/atss_r50_fpn_1x_coco.py'), attention='se')
+    loss(model.train(), torch.rand(1, 3, 64, 64)).backward()
+    blocks = [m for m in model.modules() if isinstance(m, SE)]
+    learning = [all(p.grad is not None for p in block.parameters()) for block in blocks]
+    assert learning == [True] * 16
+
+
+@pytest.mark.parametrize(
+    'path, message',
+    [
+        ('mmdet rtmdet/rtmdet_tta.py', 'has no model.backbone'),
+        ('mmdet reid/reid_r50_8xb32-6e_mot15train80_test-mot15val20.py', 'BaseReID is no detector'),
+        ('mmdet ld/ld_r50-gflv1-r101_fpn_1x_coco.py', 'cannot be built: .Errno 2. No such file'),
+    ],
+)
+def test_where_attention_cannot_go(path, message):
+    with pytest.raises(UsageError, match=message):
+        build_network(others(path), attention='se')
+
+
+def others(path: str) -> Path:
     package, path = path.split()
-    path = Path(import_module(package).__file__).parent / '.mim' / 'configs' / path
-    model, _ = build_network(path, attention='cbam')
-    rows = report(model, (128, 128)).rows
-    assert sum(row.type == 'CBAM' for row in rows) == 16
+    return Path(import_module(package).__file__).parent / '.mim' / 'configs' / path
 
 
 def test_imports_of_a_file_are_its_own(tmp_path):
