@@ -19,12 +19,17 @@ from mmattn.zoo.flops import flop_counter
 
 from .insert import NotOneMap
 
+
+class _NeedsValues(RuntimeError):
+    """What a compiled operator returns is not told by shapes."""
+
+
 # What a network raises that cannot do with shapes alone.
 _VALUES_NEEDED = (
     DataDependentOutputException,
     DynamicOutputShapeException,
     UnsupportedOperatorException,
-    NotImplementedError,
+    _NeedsValues,
 )
 TESTING = (1000, 100)  # boxes per image that box heads and mask heads see in testing
 _TRAINING = (512, 128)  # the same in training, where the config does not say
@@ -237,7 +242,7 @@ def _write_nothing(*_, **__) -> None:
 
 
 def _refuse(name: str, *_, **__) -> None:
-    raise NotImplementedError(f'{name} needs values')
+    raise _NeedsValues(f'{name} needs values')
 
 
 def _plain_convolution(conv: nn.Module, x: Tensor) -> Tensor:
