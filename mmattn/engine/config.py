@@ -233,13 +233,12 @@ def add_attention(cfg: Config, names: str) -> None:
         UsageError: no such name; a network that takes no plugins.
     """
     plugins, backbone = [], {}
-    if 'backbone' not in (cfg.get('model') or {}):
-        raise UsageError(f'--attention {names}: config {cfg.filename} has no model.backbone.')
+    own = _backbone(cfg)
     for name in [n for n in names.split(',') if n != 'none']:
         placement = Config.fromfile(_placement(cfg, name))
         plugins += placement.get('plugins', [])
         if 'backbones' in placement:
-            kind = cfg.model.backbone.type.split('.')[-1]
+            kind = own.type.split('.')[-1]
             if kind not in placement.backbones:
                 raise UsageError(
                     f'--attention {name} is a backbone instead of '
@@ -254,7 +253,7 @@ def apply_attention(cfg: Config) -> None:
     """Put what stands in `cfg.attention` into the network."""
     from mmattn.models.plugged import Plugged
 
-    cfg.model.backbone.update(cfg.attention['backbone'])
+    _backbone(cfg).update(cfg.attention['backbone'])
     plugins = cfg.attention['plugins']
     if not plugins:
         return
@@ -267,6 +266,14 @@ def apply_attention(cfg: Config) -> None:
         )
     cfg.model.type = f'mmattn.{kind}'
     cfg.model.plugins = [*cfg.model.get('plugins', []), *plugins]
+
+
+def _backbone(cfg: Config) -> ConfigDict:
+    if 'backbone' not in (cfg.get('model') or {}):
+        raise UsageError(
+            f'--attention: config {cfg.filename} has no model.backbone to put it into.'
+        )
+    return cfg.model.backbone
 
 
 def _placement(cfg: Config, name: str) -> Path:

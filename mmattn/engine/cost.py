@@ -420,7 +420,7 @@ def lines(cost: Cost, about: dict) -> Iterator[str]:
         if whole.ms:
             shares['ms'] = sum(row.ms for row in blocks) / whole.ms
         said = ', '.join(f'{100 * share:.1f} % of {name}' for name, share in shares.items())
-        yield f'{len(blocks)} attention block{"s" if len(blocks) > 1 else ""}: {said}'
+        yield f'{len(blocks)} attention block{"" if len(blocks) == 1 else "s"}: {said}'
 
 
 def fits(cost: Cost) -> str:

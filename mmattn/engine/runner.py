@@ -1,7 +1,6 @@
 """The main jobs as functions: train a config, test a checkpoint. The loop itself is mmengine's."""
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from mmattn.zoo.catalogue import registered_blocks
 
 from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
+from .config_keys import nearest
 from .course import check_same, course_of, digest
 from .exact import (
     LOOPS,
@@ -758,10 +758,10 @@ def _name_idle_keys(optim_wrapper: dict, model: nn.Module) -> None:
     names = [n if '.' in n else f'.{n}' for n, _ in _network(model).named_parameters()]
     for key in keys:
         if not any(key in name for name in names):
-            near = difflib.get_close_matches(key, {n.split('.')[0] for n in names}, 1)
+            hint = nearest(key, {n.split('.')[0] for n in names})
             warn(
                 f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in the name of no parameter.'
-                + (f' Did you mean {near[0]}?' if near else f' They are named like {names[0]}.')
+                f'{hint or f" They are named like {names[0]}."}'
             )
 
 
@@ -826,13 +826,17 @@ def _build(cfg: Config, *loops: str) -> Runner:
     return runner
 
 
+_SAID = TypeError, KeyError, ValueError, AssertionError
+_NOT_SAID = torch.AcceleratorError, torch.distributed.DistError  # of a device, of other processes
+
+
 @contextlib.contextmanager
 def _building(cfg: Config):
     """What a class says against its arguments is the config's error."""
     try:
         yield
-    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as error:
-        if out_of_memory(error):
+    except (*_SAID, RuntimeError, FileNotFoundError) as error:
+        if out_of_memory(error) or isinstance(error, _NOT_SAID):
             raise
         whole = isinstance(error, OSError) or not error.args  # a KeyError would be in quotes
         text = str(error if whole else error.args[0]).strip() or type(error).__name__

@@ -19,6 +19,7 @@ from .saving import last_good
 _ALLOWED = 1.0  # MB that a process may grow by in a thousand iterations
 _WARM_UP = 0.5  # of the training: caches and allocators fill, workers of validations begin
 _SIZE = 0.01  # by which the last checkpoint may differ from the first
+_FEWEST = 10  # measurements that tell of a slope
 _PAGE = os.sysconf('SC_PAGE_SIZE')
 
 
@@ -102,15 +103,18 @@ def soak(
     check_empty(folder)
     path = folder / 'footprint.jsonl'
     train(config, work_dir=folder, options=options, hooks=[Footprint(path, interval)])
-    lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    judge(lines, say)
+    text = path.read_text(encoding='utf-8') if path.exists() else ''
+    judge([json.loads(line) for line in text.splitlines()], say)
 
 
 def judge(lines: list[dict], say: Callable[[str], None] = print) -> None:
     """Say how each quantity of `Footprint` went, and raise what grows."""
     kept = [line for line in lines if line['iteration'] > _WARM_UP * lines[-1]['iteration']]
-    if len(kept) < 10:
-        raise UsageError(f'{len(kept)} measurements behind the warm-up: train longer, 10 are few.')
+    if len(kept) < _FEWEST:
+        raise UsageError(
+            f'{len(kept)} measurements in the second half, allowed are {_FEWEST} and more: train '
+            'longer, with train_cfg.max_iters or max_epochs.'
+        )
     steps = np.array([line['iteration'] for line in kept]) / 1000
     say(f'iterations {kept[0]["iteration"]} to {kept[-1]["iteration"]}, {len(kept)} measurements')
     grown = []

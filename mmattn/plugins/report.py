@@ -97,7 +97,7 @@ class Report:
             macs = sum(row.macs or 0 for row in self.rows)
             share += f', {macs / 1e9:,.2f} of {self.macs / 1e9:,.1f} GMACs'
         height, width = self.size
-        count = f'{len(self.rows)} block{"s" if len(self.rows) > 1 else ""}'
+        count = f'{len(self.rows)} block{"" if len(self.rows) == 1 else "s"}'
         lines.append(f'{count}: {share}, for one image of {width}x{height}')
         return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
 

@@ -9,7 +9,7 @@ import torch
 from mmattn.blocks import SE
 from mmattn.engine.config import check_config, load_config, parse_options, replace_type
 from mmattn.engine.overhead import loss
-from mmattn.engine.runner import build_network
+from mmattn.engine.runner import _building, build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import report
 from tests.conftest import ROOT
@@ -170,6 +170,26 @@ def test_attention_in_a_detector_of_another_family_learns():
 def test_where_attention_cannot_go(path, message):
     with pytest.raises(UsageError, match=message):
         build_network(others(path), attention='se')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory'),
+        torch.distributed.DistNetworkError('the connection was closed'),
+        OSError(28, 'No space left on device'),
+    ],
+)
+def test_what_is_not_the_configs_fault_goes_on_as_it_is(error):
+    with pytest.raises(type(error)) as raised, _building(load_config(CONFIG)):
+        raise error
+    assert raised.value is error
+
+
+def test_recorded_attention_cannot_go_there_either():
+    recorded = dict(names='se', plugins=[], backbone={})
+    with pytest.raises(UsageError, match='has no model.backbone'):
+        load_config(others('mmdet rtmdet/rtmdet_tta.py'), attention=recorded)
 
 
 def others(path: str) -> Path:

@@ -46,9 +46,12 @@ def test_what_grows_is_named(name, value):
         judge(lines(**{name: value}), lambda said: None)
 
 
-def test_too_few_measurements():
-    with pytest.raises(UsageError, match='5 measurements behind the warm-up: train longer'):
-        judge(lines()[:10])
+@pytest.mark.parametrize('count', [0, 5])
+def test_too_few_measurements(count):
+    with pytest.raises(
+        UsageError, match=f'{count} measurements in the second half, .* train longer'
+    ):
+        judge(lines()[: 2 * count])
 
 
 def test_what_is_measured(tiny, tmp_path, monkeypatch):
