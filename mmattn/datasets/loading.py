@@ -1,0 +1,343 @@
+"""How a config reads an image: the steps of its own pipeline, on a file, a frame or an array.
+
+A pipeline names a loader (8 bits or 16, one channel or five bands, EXIF orientation followed or
+not, an own step), steps that need annotations, and the rest. Training and testing run all of it;
+what has an image and no annotations runs it without the steps that need them.
+"""
+
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
+
+from mmattn.errors import DataError, MmattnError, UsageError, explain
+
+from . import files
+
+_ANNOTATIONS = ('annotation', 'proposal', 'label', 'segmap', 'gt')  # in names of loading steps
+_TRUTH = ('gt_', 'seg_map_path', 'instances', 'proposals', 'depth_map_path')  # keys of annotations
+_DECODERS = {'tifffile': 'tifffile', 'turbojpeg': 'PyTurboJPEG', 'pillow': 'Pillow'}
+_GRAY = {'grayscale', 'grayscale_ignore_orientation'}
+_COLOUR = {'color', 'color_ignore_orientation'}
+
+
+def step_class(step: dict | Callable) -> type:
+    """The class of a step of a pipeline, whose `type` is a name, with or without scope, or a class.
+
+    Raises:
+        UsageError: no such step is registered.
+    """
+    if not isinstance(step, dict):
+        return type(step)
+    kind = step['type']
+    if isinstance(kind, str):
+        with TRANSFORMS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(step['type'])
+    if kind is None:
+        raise UsageError(f'pipeline: no step {step["type"]} is registered.')
+    return kind
+
+
+def needs_annotations(step: dict | Callable) -> bool:
+    """Whether a step reads annotations, which an image that is only looked at does not have."""
+    from mmcv.transforms import LoadAnnotations
+
+    kind = step_class(step)
+    if isinstance(kind, type) and issubclass(kind, LoadAnnotations):
+        return True
+    name = getattr(kind, '__name__', '').lower()
+    if name == 'filterannotations':
+        return True
+    return name.startswith(('load', 'read')) and any(word in name for word in _ANNOTATIONS)
+
+
+def without_annotations(steps: Sequence) -> list:
+    """The steps of a pipeline, wrapped ones included, without those that read annotations."""
+    kept = []
+    for step in steps:
+        if isinstance(step, list | tuple):  # of TestTimeAug: alternatives in lists
+            kept.append(without_annotations(step))
+        elif not needs_annotations(step):
+            if isinstance(step, dict) and isinstance(step.get('transforms'), list | tuple):
+                step = dict(step, transforms=without_annotations(step['transforms']))
+            kept.append(step)
+    return [step for step in kept if step != []]
+
+
+class Loaded(NamedTuple):
+    """An image as the loader of a config gives it.
+
+    Attributes:
+        results: what the steps have so far; the image under `img`.
+        done: how many steps have run.
+    """
+
+    results: dict
+    done: int
+
+    @property
+    def image(self) -> np.ndarray:
+        return self.results['img']
+
+
+class ImageReader:
+    """Reads images as a test pipeline does, and makes of them what its network takes.
+
+    Example:
+        reader = ImageReader(cfg.test_dataloader.dataset.pipeline)
+        loaded = reader.load('photo.tif')  # loaded.image is what the config's loader gives
+        prepared = reader.prepare(loaded)
+
+    Args:
+        pipeline: the steps; those that read annotations are left out.
+        common: what the data set adds to each image, such as `reduce_zero_label`.
+
+    Attributes:
+        loader: the step that reads an image.
+        left_out: steps that turned out to need annotations.
+        rgb: whether its colours are in the order of the file; else they are BGR.
+
+    Raises:
+        UsageError: a step cannot be built; its decoder is not installed.
+    """
+
+    def __init__(self, pipeline: Sequence, common: dict | None = None) -> None:
+        self.common = dict(common or {})
+        steps = without_annotations(pipeline)
+        if not steps:
+            raise UsageError('the test pipeline has no step that reads an image.')
+        self.steps = [_build(step) for step in steps]
+        self.left_out: list[Callable] = []
+        names = [type(step).__name__.lower() for step in self.steps]
+        self.first = next((i for i, n in enumerate(names) if n.startswith(('load', 'read'))), 0)
+        self.loader = self.steps[self.first]
+        decoder = getattr(self.loader, 'imdecode_backend', None)
+        self.rgb = decoder == 'tifffile'
+        module = 'turbojpeg' if decoder == 'turbojpeg' else 'tifffile'
+        if decoder in ('turbojpeg', 'tifffile') and importlib.util.find_spec(module) is None:
+            raise UsageError(
+                f'{type(self.loader).__name__}: imdecode_backend={decoder!r}: {_DECODERS[decoder]} '
+                f'is not installed. Run: pip install {_DECODERS[decoder]}'
+            )
+
+    def load(self, path: str | Path) -> Loaded:
+        """Run the steps on a file until one of them has given the image.
+
+        Raises:
+            DataError: the file does not exist, is cut short, declares more than 100 megapixels, or
+                the loader cannot read it.
+        """
+        check_file(path)
+        return self._run(dict(self.common, img_path=str(path), img_id=0), f'image {path}')
+
+    def of_frame(self, frame: np.ndarray) -> Loaded:
+        """The same of a frame of a video, (H, W, 3) uint8 BGR, as if it were a PNG."""
+        if self._gives() == ('uint8', 3):
+            return self.of_array(frame)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'frame.png')
+            cv2.imwrite(path, frame)
+            return self._run(dict(self.common, img_path=path, img_id=0), 'a frame of a video')
+
+    def of_array(self, image: np.ndarray) -> Loaded:
+        """The same of an image in memory, as the loader would have given it.
+
+        Raises:
+            DataError: it is of another kind or has other channels than the loader gives.
+        """
+        image = self._checked(image)
+        if getattr(self.loader, 'to_float32', False):
+            image = image.astype(np.float32)
+        size = image.shape[:2]
+        results = dict(self.common, img=image, img_id=0, img_path=None)
+        return Loaded(results | dict(img_shape=size, ori_shape=size), self.first + 1)
+
+    def prepare(self, loaded: Loaded, what: str = 'the image') -> dict:
+        """What the network takes, from what `load`, `of_frame` or `of_array` returned."""
+        results = dict(loaded.results)
+        for index in range(loaded.done, len(self.steps)):
+            results = self._step(index, results, what)
+        return results
+
+    def _run(self, results: dict, what: str) -> Loaded:
+        """The steps up to the one that gives the image."""
+        for index in range(len(self.steps)):
+            results = self._step(index, results, what)
+            if results.get('img') is not None:
+                return Loaded(results, index + 1)
+        raise DataError(f'{what}: no step of the test pipeline gives an image.')
+
+    def _step(self, index: int, results: dict, what: str) -> dict:
+        step = self.steps[index]
+        before = dict(results)
+        try:
+            done = step(results)
+        except Exception as error:
+            key = _asked_for(error) if 'img' in before else ''
+            if key:
+                self._leave_out(step, key)
+                return before
+            if isinstance(error, MmattnError) or explain(error):
+                raise
+            raise DataError(f'{what} {_why(step, error, "img" in before)}.') from error
+        if done is None:
+            raise DataError(f'{what}: {type(step).__name__} of the test pipeline gives none.')
+        return done
+
+    def _leave_out(self, step: Callable, key: str) -> None:
+        if step not in self.left_out:
+            self.left_out.append(step)
+            print_log(
+                f'{type(step).__name__} of the test pipeline asks for {key!r}, which only '
+                'annotations have: it is left out.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def _gives(self) -> tuple[str, int] | None:
+        """Type and channels of what the loader gives of any file; None where the file decides."""
+        from mmcv.transforms import LoadImageFromFile
+
+        kind = type(self.loader)
+        own = getattr(kind, 'transform', None) is not LoadImageFromFile.transform
+        if own or self.rgb:
+            return None
+        colour = self.loader.color_type
+        return ('uint8', 3) if colour in _COLOUR else ('uint8', 1) if colour in _GRAY else None
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        gives, name = self._gives(), type(self.loader).__name__
+        if not isinstance(image, np.ndarray):
+            raise DataError(f'the image is a {type(image).__name__}: give an array or a path.')
+        came = f'an array of {image.dtype} {_shape(image)}'
+        if image.ndim not in (2, 3) or 0 in image.shape or image.dtype.kind not in 'uif':
+            raise DataError(f'{came} is no image: expected are numbers (height, width, channels).')
+        if gives is None:
+            return image
+        kinds, channels = ['uint8'], gives[1]
+        if self.loader.to_float32:
+            kinds.append('float32')
+        shape = '(height, width)' if channels == 1 else '(height, width, 3)'
+        expected = (
+            f'expected is {" or ".join(kinds)} {shape} from 0 to 255, as {name} of the config '
+            'gives it. Convert it, or give the path of its file'
+        )
+        number = image.shape[2] if image.ndim == 3 else 1
+        if image.dtype.name not in kinds or number != channels:
+            raise DataError(f'{came}: {expected}.')
+        if image.dtype.kind == 'f' and image.max() <= 1 and (image % 1).any():
+            raise DataError(f'{came} from {image.min():.3g} to {image.max():.3g}: {expected}.')
+        return image[..., 0] if channels == 1 and image.ndim == 3 else image
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse an image before it is decoded, as far as its header tells.
+
+    Raises:
+        DataError: it does not exist, is a folder, is cut short, or declares more than 100
+            megapixels.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f'image {path} is a folder: name the images in it.')
+    if not path.exists():
+        raise DataError(f'image {path} does not exist.')
+    try:
+        with files.open_image(path) as opened:
+            end = files.END.get(opened.format)
+    except files.BROKEN as error:  # such as of five bands: the loader of the config may read it
+        if _tiff_pixels(path) > files.MPX * 1e6:
+            raise DataError(f'image {path} declares more than {files.MPX} megapixels.') from error
+        return
+    if end and end not in files.tail(str(path)):
+        raise DataError(f'image {path} is cut short: its end is missing.')
+
+
+def _tiff_pixels(path: Path) -> int:
+    """Of a TIFF that Pillow does not know, its bands in any order; 0 where that cannot be told."""
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(path) as opened:
+            shape = opened.series[0].shape
+        return prod(sorted(shape)[-2:])
+    except Exception:  # not installed; no TIFF
+        return 0
+
+
+def _build(step: dict | Callable) -> Callable:
+    if not isinstance(step, dict):
+        return step
+    try:
+        return TRANSFORMS.build(step)
+    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, KeyError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        name = step_class(step).__name__
+        raise UsageError(f'pipeline: step {name} cannot be built: {why}') from error
+
+
+def _asked_for(error: Exception) -> str:
+    """The key that a step missed, if annotations alone have it."""
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    return key if isinstance(key, str) and key.startswith(_TRUTH) else ''
+
+
+def _why(step: Callable, error: Exception, there: bool) -> str:
+    name = type(step).__name__
+    verb = 'cannot be prepared' if there else 'cannot be read'
+    lines = str(error).strip().splitlines()
+    if isinstance(error, KeyError) and error.args:
+        return (
+            f'{verb} by {name}: it asks for {error.args[0]!r}, which a single image does not have'
+        )
+    unknown = type(error).__name__ in ('UnidentifiedImageError', 'TiffFileError', 'error')
+    if not there and (unknown or (lines and lines[0].startswith('failed to load image'))):
+        return f'cannot be read by {name}: it is damaged or no image'
+    said = f': {lines[0]}' if lines else ''
+    return f'{verb} by {name}: {type(error).__name__}{said}'
+
+
+def _shape(image: np.ndarray) -> str:
+    return f'({", ".join(map(str, image.shape))})'
+
+
+def to_display(image: np.ndarray, rgb: bool = False) -> np.ndarray:
+    """An image of any kind as (H, W, 3) uint8 BGR, to draw on; a copy.
+
+    Of more than three channels the first three are shown, of two the first. What does not lie
+    within 0 to 255 is scaled from its least to its largest value; what is not finite is black.
+
+    Args:
+        image: (H, W) or (H, W, C), as a loader gives it.
+        rgb: whether the first three channels are red, green and blue; else blue, green and red.
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    channels = image.shape[2]
+    image = image[..., :3] if channels >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    if rgb and channels >= 3:
+        image = image[..., ::-1]
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image).copy()
+    image = image.astype(np.float64)
+    finite = np.isfinite(image)
+    known = image[finite]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    image = np.where(finite, image, low)
+    if low < 0 or not 1 < high <= 255:
+        image = (image - low) * (255 / (high - low) if high > low else 0.0)
+    image = np.where(finite, image, 0)
+    return np.ascontiguousarray(image.round().astype(np.uint8))
+
+
+def is_plain(image: np.ndarray) -> bool:
+    """Whether an image is shown as it is: 8 bits, three channels."""
+    return image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
