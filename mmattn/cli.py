@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from mmattn.errors import run_tool
 
+_MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.files, which loads OpenCV
+
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help is the tool's docstring."""
@@ -42,9 +44,28 @@ def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> N
         metavar='KEY=VALUE',
         help='change the config, e.g. train_dataloader.batch_size=2',
     )
+    image_options(args)
     if launcher:
         args.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
         args.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+
+
+def image_options(args: argparse.ArgumentParser) -> None:
+    """Add `--max-megapixels`, which holds for every image, label map and frame of a video."""
+    args.add_argument(
+        '--max-megapixels',
+        type=_megapixels,
+        metavar='N',
+        help='how large an image may be (default: 100): a small file can declare a size that takes '
+        'all memory',
+    )
+
+
+def _megapixels(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f'{text}: a number of megapixels, such as 200')
+    return value
 
 
 def run(task: Callable[[], None], args: argparse.Namespace) -> int:
@@ -53,4 +74,14 @@ def run(task: Callable[[], None], args: argparse.Namespace) -> int:
     if rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(rank))
     sys.stdout.reconfigure(line_buffering=True)
-    return run_tool(task, verbose=args.verbose)
+    limit = getattr(args, 'max_megapixels', None)
+    if limit is None:
+        return run_tool(task, verbose=args.verbose)
+    before = os.environ.get(_MEGAPIXELS)
+    os.environ[_MEGAPIXELS] = f'{limit:g}'  # which workers inherit
+    try:
+        return run_tool(task, verbose=args.verbose)
+    finally:
+        os.environ.pop(_MEGAPIXELS)
+        if before is not None:
+            os.environ[_MEGAPIXELS] = before

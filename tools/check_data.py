@@ -9,7 +9,7 @@ Example: python tools/check_data.py configs/ccnet_r50_cityscapes.py --json data.
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli import image_options, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         help='change the config, e.g. train_dataloader.dataset.data_root=DIR',
     )  # fmt: skip
     args.add_argument('--json', metavar='OUT', help='write all problems and all digits there, too')
+    image_options(args)
     args = args.parse_args(argv)
 
     def task() -> None:

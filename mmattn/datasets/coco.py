@@ -262,13 +262,20 @@ def _chosen(categories: list[dict], classes: tuple[str, ...] | None) -> set[int]
 
 def _check_names(images: list[dict], warnings: list[str]) -> None:
     users: dict[str, list[int]] = {}
+    limit = files.max_megapixels()
     for image in images:
         ident, name, width, height = (image[k] for k in ('id', 'file_name', 'width', 'height'))
         if type(name) is not str or not name:
             raise DataError(f'image {ident}: file_name is {show(name)}, expected a text.')
-        if min(width, height) < 1 or width * height > files.MPX * 1e6:
+        if min(width, height) < 1 or width * height > limit * 1e6:
+            need = -(-width * height // 10**6)
+            more = (
+                f' Pass --max-megapixels {need} if it is so large.'
+                if min(width, height) > 0
+                else ''
+            )
             raise DataError(
-                f'image {ident}: size {width}x{height}, allowed 1x1 to {files.MPX} megapixels.'
+                f'image {ident}: size {width}x{height}, allowed 1x1 to {limit:g} megapixels.{more}'
             )
         users.setdefault(name, []).append(ident)
     if len(users) < len(images):

@@ -254,9 +254,8 @@ def check_file(path: str | Path) -> None:
     try:
         with files.open_image(path) as opened:
             end = files.END.get(opened.format)
-    except files.BROKEN as error:  # such as of five bands: the loader of the config may read it
-        if _tiff_pixels(path) > files.MPX * 1e6:
-            raise DataError(f'image {path} declares more than {files.MPX} megapixels.') from error
+    except files.BROKEN:  # such as of five bands: the loader of the config may read it
+        files.check_declared(f'image {path} declares', _tiff_pixels(path))
         return
     if end and end not in files.tail(str(path)):
         raise DataError(f'image {path} is cut short: its end is missing.')

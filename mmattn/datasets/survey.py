@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.datasets import check, coco, files
+from mmattn.datasets.pairing import some
 from mmattn.engine.config import check_config, dataset_leaves, load_config, parse_options
 from mmattn.errors import DataError, WriteError, printable
 from mmattn.progress import track
@@ -24,7 +25,6 @@ _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # Keys of a data set that do not say which files it has.
 _READING = ('pipeline', 'test_mode', 'filter_cfg', 'indices', 'serialize_data', 'max_refetch')
 _SHOWN = 50  # problems of a data set on the screen; the JSON has all
-_NAMED = 10  # files in a list of names
 _SMALL, _MEDIUM = 32**2, 96**2  # px; COCO's bounds of small and medium objects
 _SOURCES = {
     'median_frequency': 'median frequency (Eigen and Fergus, ICCV 2015)',
@@ -166,12 +166,14 @@ def _examine_maps(maps: check.LabelMaps, part: dict, pool: Executor) -> Census:
     wrong = np.flatnonzero((raw > 0) & (maps.table < 0)).tolist()
     part.update(folder=str(maps.folder), images=maps.count)
     bad = [fault for fault in faults if fault.kind != 'doubt']
+    lacking = {fault.kind for fault in maps.missing}
     for kind in dict.fromkeys(fault.kind for fault in bad):
         texts = [text for other, text in bad if other == kind]
         part['problems'] += [f'{text}.' for text in texts[:-1]]
-        part['problems'].append(f'{texts[-1]}. {maps.cure(kind, wrong)}')
+        remedy = maps.remedy_of_missing(kind) if kind in lacking else maps.cure(kind, wrong, texts)
+        part['problems'].append(f'{texts[-1]}. {remedy}')
     part['warnings'] += warnings + [f'{text}.' for kind, text in faults if kind == 'doubt']
-    part['warnings'] += _without_image(maps)
+    part['warnings'] += maps.lonely()
     labelled, count = int(census.pixels[:255].sum()), len(maps.classes)
     part['classes'] = [
         dict(
@@ -190,18 +192,6 @@ def _examine_maps(maps: check.LabelMaps, part: dict, pool: Executor) -> Census:
     if not bad:
         check.keep(check.cached(maps), maps, warnings)
     return census
-
-
-def _without_image(maps: check.LabelMaps) -> list[str]:
-    """A warning if there are label maps that belong to no image."""
-    if maps.listed:
-        return []
-    known = {os.path.normpath(label) for _, label in maps.pairs}
-    found = (os.path.normpath(p) for p in maps.label_folder.rglob(f'*{maps.suffix}'))
-    lonely = sorted(path for path in found if path not in known)
-    if not lonely:
-        return []
-    return [f'{len(lonely)} label maps belong to no image of {maps.folder}: {_some(lonely)}.']
 
 
 def _examine_coco(dataset, same: list[tuple[str, dict]], part: dict, pool: Executor) -> None:
@@ -299,7 +289,7 @@ def _print(part: dict) -> None:
         if part['ignored_maps']:
             print(
                 f'all is ignored in {len(part["ignored_maps"])} label maps: '
-                f'{_some(part["ignored_maps"])}'
+                f'{some(part["ignored_maps"])}'
             )
     if 'categories' in part:
         columns = ('boxes', 'small', 'medium', 'large', 'groups', 'images')
@@ -308,7 +298,7 @@ def _print(part: dict) -> None:
             print(f'{row["name"]:<24s}' + ''.join(f'{row[name]:>9d}' for name in columns))
         lonely = part['images_without_objects']
         if lonely:
-            print(f'without objects: {len(lonely)} of {part["images"]} images: {_some(lonely)}')
+            print(f'without objects: {len(lonely)} of {part["images"]} images: {some(lonely)}')
     if part.get('absent'):
         print(f'never occur: {", ".join(part["absent"])}')
     for kind in 'warnings', 'problems':
@@ -317,11 +307,6 @@ def _print(part: dict) -> None:
         if part[kind][_SHOWN:]:
             print(f'... and {len(part[kind]) - _SHOWN} more {kind}; --json OUT lists all')
     print()
-
-
-def _some(names: list[str]) -> str:
-    more = f' and {len(names) - _NAMED} more' if names[_NAMED:] else ''
-    return printable(', '.join(names[:_NAMED])) + more
 
 
 def _write(found: dict, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mmattn.datasets.files import MPX, read_image
+from mmattn.datasets.files import check_declared, read_image
 from mmattn.errors import DataError, Exit, MmattnError, UsageError, WriteError, explain
 from mmattn.progress import track
 from mmattn.visualization.comparison import overlay, save_picture, side_by_side
@@ -312,8 +312,10 @@ def _frames(paths: dict[Path, Path]) -> Iterator[_Frame]:
 def _video(path: Path, out: Path) -> Iterator[_Frame]:
     video = cv2.VideoCapture(str(path))
     try:
-        if video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT) > MPX * 1e6:
-            error = DataError(f'video {path} declares frames of more than {MPX} megapixels.')
+        pixels = video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        try:
+            check_declared(f'video {path} declares frames of', pixels)
+        except DataError as error:
             yield _Frame(str(path), out, error)
             return
         rate, number = video.get(cv2.CAP_PROP_FPS) or 25.0, 0

@@ -144,7 +144,9 @@ def test_a_video_of_huge_frames_is_left_out(segmentor, tmp_path, monkeypatch):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 10, (64, 48))
     writer.write(np.full((48, 64, 3), 40, np.uint8))
     writer.release()
-    monkeypatch.setattr(module, 'MPX', 64 * 47 / 1e6)  # a smaller limit for a smaller film
+    monkeypatch.setenv(
+        'MMATTN_MAX_MEGAPIXELS', str(64 * 47 / 1e6)
+    )  # a smaller limit for a smaller film
     done = infer(SEGMENTOR, segmentor, path, out_dir=tmp_path / 'out')
     assert done.images == 0 and 'declares frames of more than' in done.failed[str(path)]
 
