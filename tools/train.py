@@ -36,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument(
         '--allow-config-change', action='store_true', help='resume with another config, inexactly'
     )
+    args.add_argument(
+        '--no-rehearsal',
+        action='store_true',
+        help='begin at once, without a trial of one small step and the validation of one image',
+    )
     config_options(args)
     args = args.parse_args(argv)
 
@@ -56,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             validate=not args.no_validate,
             allow_topology_change=args.allow_topology_change,
             allow_config_change=args.allow_config_change,
+            rehearsal=not args.no_rehearsal,
         )
         print(f'done: checkpoints, logs and curves.png are in {work_dir}')
 

@@ -266,5 +266,7 @@ _GETTERS = ('get', 'pop', 'setdefault')
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint: what may have been meant."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    same = [k for k in known if k.casefold() == name.casefold()]
+    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f' Did you mean {near[0]}?' if near else ''

@@ -47,6 +47,8 @@ from .exact import (
 from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
 from .hooks import CheckpointHook
 from .ranks import Ranks, meet
+from .rehearsal import rehearse
+from .run_length import batch_size_of, check_batches, check_lengths, check_schedule
 from .saving import facts_of, find, write_checkpoint
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -61,10 +63,12 @@ class Runner(EngineRunner):
             'partial' (what fits).
         course: what decides the course of the training, see `course_of`.
         guard: watches every step, see `GuardHook`.
+        rehearses: `rehearse` a training that is loaded, before its first step.
         resumed: what the manifest of the resumed checkpoint says.
     """
 
     start = 'strict'
+    rehearses = False
 
     def __init__(self, *args, **kwargs) -> None:
         self.course: dict[str, str] = {}
@@ -130,6 +134,25 @@ class Runner(EngineRunner):
         if made is not optim_wrapper and isinstance(made, OptimWrapper):
             watch(made, partial(explain, self))
         return made
+
+    def _build_param_scheduler(self, scheduler, optim_wrapper) -> list:
+        found = []
+        for index, one in enumerate(scheduler if isinstance(scheduler, list) else [scheduler]):
+            try:
+                found += super()._build_param_scheduler([one], optim_wrapper)
+            except _SAID as error:
+                loop = self.train_loop
+                raise UsageError(
+                    f'config key param_scheduler[{index}] ({one["type"]}): {error}. The run has '
+                    f'{loop.max_epochs} epochs, {loop.max_iters} steps.'
+                ) from error
+        return found
+
+    def load_or_resume(self) -> None:
+        super().load_or_resume()
+        if self.rehearses:
+            check_schedule(self)
+            rehearse(self)
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         super().resume(filename, *args, **kwargs)
@@ -312,6 +335,7 @@ def train(
     validate: bool = True,
     allow_topology_change: bool = False,
     allow_config_change: bool = False,
+    rehearsal: bool = True,
     hooks: Iterable[Hook] = (),
 ) -> Path:
     """Train a config.
@@ -334,6 +358,7 @@ def train(
         validate: off skips validation during training.
         allow_topology_change: resume with another number of processes, inexactly.
         allow_config_change: resume with another config, inexactly.
+        rehearsal: try a small step and the validation of an image first, see `rehearse`.
         hooks: beside those of the config.
 
     Returns:
@@ -353,13 +378,14 @@ def train(
                 listener.check_others = ranks.raise_if_over
             return _train(
                 config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options,
-                launcher, seed, validate, allowed, hooks, listener, ranks,
+                launcher, seed, validate, allowed, rehearsal, hooks, listener, ranks,
             )  # fmt: skip
 
 
 def _train(
     config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher, seed,
-    validate, allowed: dict, hooks: Iterable[Hook], listener: Listener, ranks: Ranks | None,
+    validate, allowed: dict, rehearsal: bool, hooks: Iterable[Hook], listener: Listener,
+    ranks: Ranks | None,
 ) -> Path:  # fmt: skip
     options = parse_options(options)
     if resume and init_from:
@@ -376,6 +402,8 @@ def _train(
         if found is None:
             print_log(f'no checkpoint in {folder}, starting at 0')
     cfg = _prepare(config, options, launcher, work_dir, attention, found)
+    check_lengths(cfg)
+    batch = batch_size_of(cfg.train_dataloader)
     meta = read_checkpoint(found).get('meta', {}) if found else {}
     if seed is None:
         seed = meta.get('seed')
@@ -393,7 +421,7 @@ def _train(
         cfg.load_from = str(init_from)
     course = course_of(cfg)
     if found:
-        why = check_same(meta, course, _world(cfg), cfg.train_dataloader['batch_size'], **allowed)
+        why = check_same(meta, course, _world(cfg), batch, **allowed)
         if why:
             warn(f'exactness not guaranteed because {"; ".join(why)}')
     check_writable(work_dir)
@@ -402,7 +430,8 @@ def _train(
             check_data(cfg[name]['dataset'], name)
     _scale_lr(cfg, auto_scale_lr)
     runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
-    runner.course, runner.guard.listener = course, listener
+    check_batches(runner)
+    runner.course, runner.guard.listener, runner.rehearses = course, listener, rehearsal
     for hook in hooks:
         runner.register_hook(hook)
     if ranks:
@@ -413,7 +442,8 @@ def _train(
     _say_blocks(runner.model, cfg)
     batches = getattr(runner.train_loop, 'batches', None)
     try:
-        _run(runner.train)
+        with _building(cfg, until=lambda: listener.started):
+            _run(runner.train)
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             raise shortage(runner, error) from error
@@ -771,7 +801,7 @@ def _scale_lr(cfg: Config, enable: bool) -> None:
         raise UsageError(
             '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it.'
         )
-    batch = cfg.train_dataloader['batch_size'] * _world(cfg)
+    batch = batch_size_of(cfg.train_dataloader) * _world(cfg)
     if enable:
         cfg.auto_scale_lr['enable'] = True
     elif base and base != batch:
@@ -826,17 +856,17 @@ def _build(cfg: Config, *loops: str) -> Runner:
     return runner
 
 
-_SAID = TypeError, KeyError, ValueError, AssertionError
+_SAID = TypeError, KeyError, ValueError, AssertionError, AttributeError, ImportError
 _NOT_SAID = torch.AcceleratorError, torch.distributed.DistError  # of a device, of other processes
 
 
 @contextlib.contextmanager
-def _building(cfg: Config):
-    """What a class says against its arguments is the config's error."""
+def _building(cfg: Config, until: Callable[[], bool] = lambda: False):
+    """What a class says against its arguments is the config's error, until something is true."""
     try:
         yield
     except (*_SAID, RuntimeError, FileNotFoundError) as error:
-        if out_of_memory(error) or isinstance(error, _NOT_SAID):
+        if until() or out_of_memory(error) or isinstance(error, _NOT_SAID):
             raise
         whole = isinstance(error, OSError) or not error.args  # a KeyError would be in quotes
         text = str(error if whole else error.args[0]).strip() or type(error).__name__

@@ -1,0 +1,105 @@
+"""How long a run is, and whether its loader and learning rate schedule fit that length."""
+
+import contextlib
+
+from mmengine.config import Config
+from mmengine.optim import LinearParamScheduler
+
+from mmattn.errors import UsageError
+
+from .guard import warn
+
+_COUNTS = ('max_iters', 'max_epochs', 'val_interval')
+
+
+def batch_size_of(dataloader: dict) -> int:
+    """Images of a batch, of the config of a data loader; its batch sampler may have the number.
+
+    Raises:
+        UsageError: neither has it.
+    """
+    for part in dataloader, dataloader.get('batch_sampler') or {}:
+        if part.get('batch_size'):
+            return part['batch_size']
+    raise UsageError('config key train_dataloader.batch_size is missing. Set it.')
+
+
+def check_lengths(cfg: Config) -> None:
+    """Refuse a training of no step, and validations at no interval.
+
+    Raises:
+        UsageError: names the key and its value.
+    """
+    for name in _COUNTS:
+        value = cfg.train_cfg.get(name)
+        if value is not None and (not isinstance(value, int | float) or value < 1):
+            raise UsageError(f'config key train_cfg.{name}={value}: allowed are 1 and more.')
+
+
+def check_batches(runner) -> None:
+    """Refuse a training loader of which an epoch has no batch.
+
+    Raises:
+        UsageError: says how many images there are, and how many a batch wants.
+    """
+    loader = runner.train_dataloader
+    with contextlib.suppress(TypeError):  # a loader without a length
+        if len(loader):
+            return
+        images = len(loader.dataset) // runner.world_size
+        size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
+        if not images:
+            raise UsageError(
+                f'train_dataloader gives no batch: its data set holds {len(loader.dataset)} images '
+                f'for {runner.world_size} processes. Look at it with tools/check_data.py.'
+            )
+        raise UsageError(
+            f'train_dataloader gives no batch: {images} images make none of batch_size={size} with '
+            f'drop_last=True. Set train_dataloader.batch_size={images} or less, or drop_last=False.'
+        )
+
+
+def check_schedule(runner) -> None:
+    """Warn of a learning rate that reaches its end before the run does, or never."""
+    total, length = runner.train_loop.max_iters, len(runner.train_dataloader)
+    falling = []
+    for scheduler in runner.param_schedulers if isinstance(runner.param_schedulers, list) else ():
+        if getattr(scheduler, 'param_name', '') == 'lr' and _falls(scheduler):
+            scale = length if scheduler.by_epoch else 1
+            falling.append((scheduler.end * scale, scheduler.begin * scale, scheduler))
+    if not falling:
+        return
+    end, begin, last = max(falling, key=lambda found: found[0])
+    name = type(last).__name__
+    unit = 'epochs' if last.by_epoch else 'steps'
+    wanted = f'{total // length if last.by_epoch else total}'
+    if end < total:
+        warn(
+            f'the learning rate ends at step {end} of {total}: from there on it stays '
+            f'{_last_rate(last)}. Set the end of param_scheduler ({name}) to {wanted} {unit}, too.'
+        )
+    elif begin >= total:
+        warn(
+            f'the learning rate is still in warm-up when the run ends at step {total}: '
+            f'param_scheduler ({name}) begins at step {begin}. End the warm-up earlier, and set '
+            f'the end of {name} to {wanted} {unit}.'
+        )
+    elif end > total:
+        warn(
+            f'the learning rate does not come down: the run ends at step {total}, param_scheduler '
+            f'({name}) at step {end}. Set its end to {wanted} {unit}, too.'
+        )
+
+
+def _falls(scheduler) -> bool:
+    """Whether a scheduler leads the rate down to a value that it keeps from its end on."""
+    if isinstance(scheduler, LinearParamScheduler):
+        return scheduler.end_factor < scheduler.start_factor
+    return hasattr(scheduler, 'eta_min') and scheduler.end < 10**9
+
+
+def _last_rate(scheduler) -> str:
+    if isinstance(scheduler, LinearParamScheduler):
+        return f'at {scheduler.end_factor:g} of its start'
+    ratio = getattr(scheduler, 'eta_min_ratio', None)
+    return f'at {ratio:g} of its start' if ratio is not None else f'{scheduler.eta_min:g}'
