@@ -36,7 +36,7 @@ from mmattn.errors import Exit, MemoryShortage, MmattnError, NonFiniteError, Usa
 
 from .config_keys import nearest
 from .exact import restore, scoped, snapshot
-from .guard import out_of_memory, warn
+from .guard import out_of_memory
 
 _DRAWN = 8  # samples looked through for some with annotations
 _MOSTLY = 0.5  # padding beyond this share of a batch is worth a warning
