@@ -15,7 +15,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from mmattn.errors import Exit, MemoryShortage, MmattnError, NonFiniteError, UsageError, explain
+from mmattn.errors import Exit, MemoryShortage, MmattnError, UsageError, explain
 
 from .config_keys import nearest
 from .exact import restore, scoped, snapshot
@@ -147,22 +146,23 @@ class _Aside:
     def _log_env(self, env_cfg: dict) -> None:
         pass
 
-    def save_checkpoint(self, *args, **kwargs) -> None:
-        """Write all but the weights."""
-        parts = [part for part in (self.model, self.optim_wrapper) if part is not None]
-        for part in parts:
-            part.state_dict = _no_state
-        try:
-            super().save_checkpoint(*args, **kwargs)
-        finally:
-            for part in parts:
-                del part.state_dict
+    def build_optim_wrapper(self, optim_wrapper):
+        return EngineRunner.build_optim_wrapper(self, optim_wrapper)  # nothing to watch
+
+    def write_checkpoint(self, path: Path, content: dict, facts: dict) -> None:
+        """Write all but the values of the tensors."""
+        super().write_checkpoint(path, _emptied(content), facts)
 
 
-def _no_state(*args, **kwargs) -> OrderedDict:
-    found = OrderedDict()
-    found._metadata = OrderedDict()  # as of a module's state dict
-    return found
+def _emptied(value):
+    """The same structure with empty tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.new_empty(0)
+    if isinstance(value, dict):
+        return type(value)((k, _emptied(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(_emptied(v) for v in value)
+    return value
 
 
 def _is_rehearsed(hook) -> bool:
@@ -272,12 +272,9 @@ def _step(aside, runner) -> int:
         batch = loader.collate_fn(samples)
     with _part(aside, 'the hooks of the config'):
         aside.call_hook('before_train_iter', batch_idx=0, data_batch=batch)
-    try:
-        with _part(aside, 'the first training step', batch):
-            seen = _padding(aside.model, batch)
-            outputs = aside.model.train_step(batch, optim_wrapper=aside.optim_wrapper)
-    except NonFiniteError:  # the training itself says so, if it is no chance of one small batch
-        return len(samples)
+    with _part(aside, 'the first training step'):
+        seen = _padding(aside.model, batch)
+        outputs = aside.model.train_step(batch, optim_wrapper=aside.optim_wrapper)
     if seen:
         runner.logger.warning(seen)
     with _part(aside, 'the hooks of the config'):
@@ -361,7 +358,7 @@ def _validate(aside, runner) -> bool:
         aside.call_hook('before_val')
         aside.call_hook('before_val_epoch')
     aside.model.eval()
-    with torch.no_grad(), _part(aside, 'the first validation step', batch):
+    with torch.no_grad(), _part(aside, 'the first validation step'):
         aside.call_hook('before_val_iter', batch_idx=0, data_batch=batch)
         outputs = aside.model.val_step(batch)
         for sample in outputs:
@@ -480,7 +477,7 @@ def _close(aside) -> None:
 
 # ---- what went wrong -----------------------------------------------------------------------------
 @contextlib.contextmanager
-def _part(runner, where: str, batch=None) -> Iterator[None]:
+def _part(runner, where: str) -> Iterator[None]:
     """What fails in a part of the rehearsal is an error of the config, unless it is known."""
     try:
         yield

@@ -226,7 +226,11 @@ class Runner(EngineRunner):
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = [s.state_dict() for s in self.param_schedulers]
         self.call_hook('before_save_checkpoint', checkpoint=content)
-        write_checkpoint(Path(out_dir) / filename, content, facts)
+        self.write_checkpoint(Path(out_dir) / filename, content, facts)
+
+    def write_checkpoint(self, path: Path, content: dict, facts: dict) -> None:
+        """Write a checkpoint with its manifest."""
+        write_checkpoint(path, content, facts)
 
     def circumstances(self) -> dict:
         """What exactness depends on beside the config."""
