@@ -1,6 +1,7 @@
 """How long a run is, and whether its loader and learning rate schedule fit that length."""
 
 import contextlib
+import warnings
 
 from mmengine.config import Config
 from mmengine.optim import LinearParamScheduler
@@ -9,6 +10,8 @@ from mmattn.errors import UsageError
 
 from .guard import warn
 
+# Of a scheduler's state: where it is, and not what it is.
+_PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
 _COUNTS = ('max_iters', 'max_epochs', 'val_interval')
 
 
@@ -57,6 +60,43 @@ def check_batches(runner) -> None:
             f'train_dataloader gives no batch: {images} images make none of batch_size={size} with '
             f'drop_last=True. Set train_dataloader.batch_size={images} or less, or drop_last=False.'
         )
+
+
+def plan_of(schedulers: list) -> list[dict]:
+    """What the config says of schedulers, without where they are."""
+    return [
+        {k: v for k, v in scheduler.state_dict().items() if k not in _PROGRESS}
+        for scheduler in schedulers
+    ]
+
+
+def follow_plan(runner, plan: list[dict]) -> None:
+    """Have a resumed run follow the schedule of its config, where the checkpoint has another.
+
+    A schedule goes by steps that build on each other, so it is run through up to where the
+    training is. Where both have the same plan, nothing is changed.
+
+    Args:
+        runner: resumed.
+        plan: `plan_of` its schedulers before they were loaded.
+    """
+    schedulers = runner.param_schedulers
+    if plan == plan_of(schedulers) or any(hasattr(s, 'monitor') for s in schedulers):
+        return
+    wrapper, loop = runner.optim_wrapper, runner.train_loop
+    for group in wrapper.param_groups:
+        for scheduler in schedulers:
+            group[scheduler.param_name] = group[f'initial_{scheduler.param_name}']
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of schedulers that step before the optimizer
+        schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+        epoch_length = len(runner.train_dataloader) if loop.max_epochs > 1 else loop.max_iters
+        for step in range(1, loop.iter + 1):
+            for scheduler in schedulers:
+                if not scheduler.by_epoch or step % epoch_length == 0:
+                    scheduler.step()
+    runner.param_schedulers = schedulers
+    warn('param_scheduler is not that of the checkpoint: the learning rate follows the config')
 
 
 def check_schedule(runner) -> None:

@@ -48,7 +48,14 @@ from .guard import GuardHook, Listener, explain, listening, out_of_memory, short
 from .hooks import CheckpointHook
 from .ranks import Ranks, meet
 from .rehearsal import rehearse
-from .run_length import batch_size_of, check_batches, check_lengths, check_schedule
+from .run_length import (
+    batch_size_of,
+    check_batches,
+    check_lengths,
+    check_schedule,
+    follow_plan,
+    plan_of,
+)
 from .saving import facts_of, find, write_checkpoint
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -155,7 +162,10 @@ class Runner(EngineRunner):
             rehearse(self)
 
     def resume(self, filename: str, *args, **kwargs) -> None:
+        plan = plan_of(self.param_schedulers) if isinstance(self.param_schedulers, list) else None
         super().resume(filename, *args, **kwargs)
+        if plan:
+            follow_plan(self, plan)
         self.resumed = facts_of(filename)
 
     def catch_up(self) -> None:
