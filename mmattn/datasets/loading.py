@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -137,16 +138,16 @@ class ImageReader:
                 the loader cannot read it.
         """
         check_file(path)
-        return self._run(dict(self.common, img_path=str(path), img_id=0), f'image {path}')
+        return self._run(str(path), f'image {path}')
 
     def of_frame(self, frame: np.ndarray) -> Loaded:
         """The same of a frame of a video, (H, W, 3) uint8 BGR, as if it were a PNG."""
-        if self._gives() == ('uint8', 3):
+        if self.gives == ('uint8', 3):
             return self.of_array(frame)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'frame.png')
             cv2.imwrite(path, frame)
-            return self._run(dict(self.common, img_path=path, img_id=0), 'a frame of a video')
+            return self._run(path, 'a frame of a video')
 
     def of_array(self, image: np.ndarray) -> Loaded:
         """The same of an image in memory, as the loader would have given it.
@@ -158,8 +159,9 @@ class ImageReader:
         if getattr(self.loader, 'to_float32', False):
             image = image.astype(np.float32)
         size = image.shape[:2]
-        results = dict(self.common, img=image, img_id=0, img_path=None)
-        return Loaded(results | dict(img_shape=size, ori_shape=size), self.first + 1)
+        results = dict(deepcopy(self.common), img_path=None, img_id=0)
+        results |= dict(img=image, img_shape=size, ori_shape=size)
+        return Loaded(results, self.first + 1)
 
     def prepare(self, loaded: Loaded, what: str = 'the image') -> dict:
         """What the network takes, from what `load`, `of_frame` or `of_array` returned."""
@@ -168,8 +170,9 @@ class ImageReader:
             results = self._step(index, results, what)
         return results
 
-    def _run(self, results: dict, what: str) -> Loaded:
+    def _run(self, path: str, what: str) -> Loaded:
         """The steps up to the one that gives the image."""
+        results = dict(deepcopy(self.common), img_path=path, img_id=0)
         for index in range(len(self.steps)):
             results = self._step(index, results, what)
             if results.get('img') is not None:
@@ -203,7 +206,8 @@ class ImageReader:
                 level=logging.WARNING,
             )
 
-    def _gives(self) -> tuple[str, int] | None:
+    @property
+    def gives(self) -> tuple[str, int] | None:
         """Type and channels of what the loader gives of any file; None where the file decides."""
         from mmcv.transforms import LoadImageFromFile
 
@@ -215,7 +219,7 @@ class ImageReader:
         return ('uint8', 3) if colour in _COLOUR else ('uint8', 1) if colour in _GRAY else None
 
     def _checked(self, image: np.ndarray) -> np.ndarray:
-        gives, name = self._gives(), type(self.loader).__name__
+        gives, name = self.gives, type(self.loader).__name__
         if not isinstance(image, np.ndarray):
             raise DataError(f'the image is a {type(image).__name__}: give an array or a path.')
         came = f'an array of {image.dtype} {_shape(image)}'

@@ -16,7 +16,7 @@ from mmattn.blocks import AttentionBlock
 from mmattn.errors import Exit, MmattnError, UsageError
 from mmattn.ops.memory import free_memory
 from mmattn.plugins.insert import plugged
-from mmattn.plugins.trial import Trial, run_parts, try_network
+from mmattn.plugins.trial import Trial, input_channels, run_parts, try_network
 from mmattn.progress import track
 from mmattn.visualization.cost_plot import plot_cost
 
@@ -211,7 +211,7 @@ def _latency(
     model: nn.Module, modules: dict[str, nn.Module], size: tuple[int, int], device: torch.device
 ) -> dict[str, float]:
     """ms of each module, the least of some passes, all its runs in one together."""
-    image = torch.randn(1, 3, *size, device=device)
+    image = torch.randn(1, input_channels(model), *size, device=device)
     started: list[float] = []
     now: dict[str, float] = {}
 
@@ -262,7 +262,8 @@ def latencies(
     where, names, passes = find_device(device), list(names), []
     for name in names:
         model, cfg = build_network(config, options, name.replace('+', ','))
-        image = torch.randn(1, 3, *(size or image_size(cfg)), device=where)
+        channels, sides = input_channels(model), size or image_size(cfg)
+        image = torch.randn(1, channels, *sides, device=where)
         passes.append(partial(run_parts, model.eval().to(where), image))
     with torch.no_grad():
         found, _ = timed(passes, _ROUNDS, where, _SECONDS * len(names), fewest=1)

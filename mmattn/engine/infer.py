@@ -1,9 +1,8 @@
 """A trained network over images and videos: pictures, label maps and detections as files."""
 
-import glob
 import json
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,20 +12,23 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mmattn.datasets.files import check_declared, read_image
+from mmattn.datasets.files import check_declared
+from mmattn.datasets.loading import Loaded, is_plain
 from mmattn.errors import DataError, Exit, MmattnError, UsageError, WriteError, explain
 from mmattn.progress import track
 from mmattn.visualization.comparison import overlay, save_picture, side_by_side
 from mmattn.visualization.objects import Objects, draw_objects
+from mmattn.visualization.video import VideoWriter
 from mmattn.zoo.index import resolve
 
+from .guard import warn
 from .predictor import Predictor
 from .runner import check_writable
+from .sources import Outputs, added, find_sources, is_video
 
-_IMAGES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
-_VIDEOS = {'.mp4', '.avi', '.mov', '.mkv', '.webm'}
 _AHEAD = 4  # pictures that may wait to be written
 _MOST_NAMES = 30  # classes that the legend of a video holds; it cannot change with what is seen
+_8_BITS = 255  # classes that a label map of 8 bits holds; 255 itself means ignored
 _UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
@@ -53,16 +55,18 @@ class _Frame(NamedTuple):
     Attributes:
         source: for messages.
         out: where its files go, below the folders, without suffix.
-        image: (H, W, 3) uint8 BGR; or why it cannot be read.
+        image: as the config's loader gives it; or why it cannot be read.
         rate: frames a second of the video that it is part of; None of an image.
         prepared: what the network takes.
+        shown: (H, W, 3) uint8 BGR to draw on.
     """
 
     source: str
     out: Path
-    image: np.ndarray | Exception
+    image: Loaded | Exception
     rate: float | None = None
     prepared: dict | None = None
+    shown: np.ndarray | None = None
 
 
 def infer(
@@ -78,9 +82,12 @@ def infer(
 ) -> Inferred:
     """Run a network over an image, a folder of images, what fits a glob pattern, or a video.
 
-    Per image `overlay/<name>.png`, what was found drawn over it above a legend; of a video,
-    `overlay/<name>.mp4`. A segmentor also writes `labels/<name>.png`, the class index of each
-    pixel, of a video one for each frame. A detector writes `results.json`, a list in COCO's format
+    Images are read by the config's own loading step. Per image `overlay/<name>.png`, what was found
+    drawn over it above a legend; of a video, `overlay/<name>.mp4`. `<name>` is the path below
+    `source`, with its suffix where another file has the same without; `sources.json` has the source
+    of each. A segmentor also writes `labels/<name>.png`, the class index of each pixel from 0 on,
+    also where the data set has `reduce_zero_label`; of a video one for each frame; of 16 bits where
+    there are more than 255 classes. A detector writes `results.json`, a list in COCO's format
     of results, and `images.json`, the images and categories that its ids stand for; together
     pycocotools loads them: `COCO('images.json').loadRes('results.json')`.
 
@@ -95,27 +102,34 @@ def infer(
 
     Raises:
         DataError: nothing there to look at.
-        UsageError: `score` is not within 0 to 1.
+        UsageError: `score` is not within 0 to 1; a file would be replaced that no run wrote.
+        WriteError: a file cannot be written, or frames are missing in a video.
         MmattnError: config or checkpoint, of the kind that fits.
     """
     if not 0 <= score <= 1:
         raise UsageError(f'--score {score}: allowed are 0 to 1.')
     out_dir = Path(out_dir)
-    paths = _sources(str(source), out_dir)
+    paths = find_sources(str(source), out_dir)
     check_writable(out_dir, '--out-dir')
     predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
     done, inside = Inferred(), 0.0
     kind = _Labels if predictor.segments else _Detections
+    outputs = Outputs(out_dir, kind.outputs(paths))
+    if stale := outputs.stale():
+        more = f' and {len(stale) - 1} more' if len(stale) > 1 else ''
+        warn(f'--out-dir {out_dir}: {stale[0]}{more} of an earlier run stay there.')
+    outputs.write()
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as reader, kind(predictor, out_dir, score) as files:
-        frames = _frames(paths)
+        frames = _frames(paths, predictor)
 
         def read() -> _Frame | None:
             frame = next(frames, None)
             if frame is None or isinstance(frame.image, Exception):
                 return frame
             try:
-                return frame._replace(prepared=predictor.prepare(frame.image))
+                shown = predictor.show(frame.image)
+                return frame._replace(prepared=predictor.prepare(frame.image), shown=shown)
             except Exception as error:  # raised where it is dealt with
                 return frame._replace(image=error)
 
@@ -151,7 +165,8 @@ class _Files:
     def __init__(self, predictor: Predictor, out_dir: Path, score: float) -> None:
         self.predictor, self.out_dir, self.score = predictor, out_dir, score
         self.pictures: list[Path] = []
-        self.videos: dict[Path, cv2.VideoWriter] = {}
+        self.videos: dict[Path, VideoWriter] = {}
+        self.made_for_display = False
         self.writer, self.waiting = ThreadPoolExecutor(1), deque[Future]()
 
     def __enter__(self) -> '_Files':
@@ -164,10 +179,26 @@ class _Files:
         finally:
             self.writer.shutdown(cancel_futures=True)
             for video in self.videos.values():
-                video.release()
+                video.close(check=not raised[0])
+
+    @staticmethod
+    def outputs(paths: dict[Path, Path]) -> dict[str, str]:
+        """The files that will be written for sources -> the source of each."""
+        suffix = {True: '.mp4', False: '.png'}
+        return {f'overlay/{added(n, suffix[is_video(p)])}': str(p) for p, n in paths.items()}
 
     def add(self, frame: _Frame, sample) -> None:
         """Take over what was found in a frame."""
+        if not self.made_for_display and not is_plain(frame.image.image):
+            self.made_for_display = True
+            image = frame.image.image
+            channels = image.shape[2] if image.ndim > 2 else 1
+            warn(
+                f'{frame.source} has {channels} channel{"s" if channels > 1 else ""} of '
+                f'{image.dtype}: the pictures show '
+                f'{"the first three" if channels > 2 else "the first as gray"}'
+                f'{"" if image.dtype == np.uint8 else ", scaled to 8 bits"}.'
+            )
         self.waiting.append(self.writer.submit(self.write, frame, sample))
         if len(self.waiting) > _AHEAD:
             self.waiting.popleft().result()
@@ -179,31 +210,48 @@ class _Files:
         """Write a picture above its legend, or add it to its video."""
         classes, palette = self.predictor.classes, self.predictor.palette
         if frame.rate is None:
-            path = self.out_dir / 'overlay' / frame.out.with_name(f'{frame.out.name}.png')
+            path = self.out_dir / 'overlay' / added(frame.out, '.png')
             save_picture(path, side_by_side({'': picture}, present, classes, palette))
             self.pictures.append(path)
             return
         if len(classes) <= _MOST_NAMES:
             picture = side_by_side({'': picture}, range(len(classes)), classes, palette)
-        path = self.out_dir / 'overlay' / frame.out.parent.with_suffix('.mp4')
+        path = self.out_dir / 'overlay' / added(frame.out.parent, '.mp4')
         if path not in self.videos:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            size = picture.shape[1::-1]
-            codec = cv2.VideoWriter.fourcc(*'mp4v')
-            self.videos[path] = cv2.VideoWriter(str(path), codec, frame.rate, size)
-            if not self.videos[path].isOpened():
-                raise WriteError(f'cannot write {path}. Check the folder and the free space.')
+            self.finish()
+            self.videos[path] = VideoWriter(path, frame.rate)
             self.pictures.append(path)
         self.videos[path].write(picture)
+
+    def finish(self) -> None:
+        """Close the videos whose frames have all come: they come one after another."""
+        for video in self.videos.values():
+            video.close()
 
 
 class _Labels(_Files):
     """Of a segmentor."""
 
+    @staticmethod
+    def outputs(paths: dict[Path, Path]) -> dict[str, str]:
+        files = _Files.outputs(paths)
+        for path, name in paths.items():
+            files[f'labels/{name}/' if is_video(path) else f'labels/{added(name, ".png")}'] = str(
+                path
+            )
+        return files
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        count = len(self.predictor.classes)
+        self.dtype = np.uint8 if count <= _8_BITS else np.uint16
+        if count > _8_BITS:
+            warn(f'{count} classes: the label maps are PNGs of 16 bits.')
+
     def write(self, frame: _Frame, sample) -> None:
-        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        save_picture(self.out_dir / 'labels' / frame.out.with_name(f'{frame.out.name}.png'), labels)
-        picture = overlay(frame.image, labels, self.predictor.palette)
+        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(self.dtype)
+        save_picture(self.out_dir / 'labels' / added(frame.out, '.png'), labels)
+        picture = overlay(frame.shown, labels, self.predictor.palette)
         self.show(frame, picture, np.unique(labels))
 
 
@@ -215,14 +263,18 @@ class _Detections(_Files):
         self.images, self.results = [], []
         self.ids = category_ids(self.predictor.classes)
 
+    @staticmethod
+    def outputs(paths: dict[Path, Path]) -> dict[str, str]:
+        return _Files.outputs(paths) | {'images.json': '', 'results.json': ''}
+
     def write(self, frame: _Frame, sample) -> None:
         instances = sample.pred_instances
-        height, width = frame.image.shape[:2]
+        height, width = frame.shown.shape[:2]
         number = len(self.images) + 1
         self.images.append(dict(id=number, file_name=frame.source, height=height, width=width))
         self.results += coco_results(Objects.of(instances), number, self.ids)
         shown = Objects.of(instances, self.score)
-        picture = draw_objects(frame.image, shown, self.predictor.palette)
+        picture = draw_objects(frame.shown, shown, self.predictor.palette)
         self.show(frame, picture, np.unique(shown.labels))
 
     def __exit__(self, *raised) -> None:
@@ -269,47 +321,19 @@ def category_ids(classes: tuple[str, ...]) -> list[int]:
     return list(range(1, len(classes) + 1))
 
 
-def _sources(source: str, out_dir: Path) -> dict[Path, Path]:
-    """Image or video -> where its files go below the folders, without suffix."""
-    root = Path(source)
-    if root.is_dir():
-        known, out = _IMAGES | _VIDEOS, out_dir.resolve()
-        found = (p for p in root.rglob('*') if p.suffix.lower() in known and p.is_file())
-        paths = sorted(p for p in found if out not in p.resolve().parents or out == root.resolve())
-        if not paths:
-            kinds = ', '.join(sorted(known))
-            raise DataError(f'no image or video in {source}: looked for {kinds}.')
-    elif root.is_file():
-        paths, root = [root], root.parent
-    elif glob.has_magic(source):
-        paths = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
-        if not paths:
-            raise DataError(f'no file fits {source}.')
-        root = Path(*root.parts[: _first_magic(root)])
-    else:
-        raise DataError(f'image {source} does not exist.')
-    names = {path: path.relative_to(root).with_suffix('') for path in paths}
-    same = Counter(names.values())  # such as of a.jpg and a.png
-    return {p: p.relative_to(root) if same[name] > 1 else name for p, name in names.items()}
-
-
-def _first_magic(path: Path) -> int:
-    return next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
-
-
-def _frames(paths: dict[Path, Path]) -> Iterator[_Frame]:
+def _frames(paths: dict[Path, Path], predictor: Predictor) -> Iterator[_Frame]:
     for path, out in paths.items():
-        if path.suffix.lower() in _VIDEOS:
-            yield from _video(path, out)
+        if is_video(path):
+            yield from _video(path, out, predictor)
             continue
         try:
-            image = read_image(path)
+            image = predictor.load(path)
         except MmattnError as error:
             image = error
         yield _Frame(str(path), out, image)
 
 
-def _video(path: Path, out: Path) -> Iterator[_Frame]:
+def _video(path: Path, out: Path, predictor: Predictor) -> Iterator[_Frame]:
     video = cv2.VideoCapture(str(path))
     try:
         pixels = video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -324,6 +348,11 @@ def _video(path: Path, out: Path) -> Iterator[_Frame]:
             if not there:
                 break
             number += 1
+            try:
+                image = predictor.reader.of_frame(image)
+            except MmattnError as error:
+                yield _Frame(str(path), out, DataError(f'video {path}: {error}'))
+                return
             yield _Frame(f'{path}#{number}', out / f'{number:06d}', image, rate)
         if not number:
             yield _Frame(str(path), out, DataError(f'video {path} cannot be read.'))
@@ -335,7 +364,7 @@ def _count(paths: dict[Path, Path]) -> int | None:
     """Images and frames; None where a video does not say."""
     total = 0
     for path in paths:
-        if path.suffix.lower() not in _VIDEOS:
+        if not is_video(path):
             total += 1
             continue
         video = cv2.VideoCapture(str(path))

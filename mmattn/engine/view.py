@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmattn.blocks import AttentionBlock
-from mmattn.datasets.files import read_image
+from mmattn.datasets.loading import Loaded, check_file, to_display
 from mmattn.errors import UsageError
 from mmattn.visualization.attention import watching
 from mmattn.visualization.comparison import save_picture
@@ -73,7 +73,7 @@ def view_attention(
     """
     if not all(0 <= value < 1 for value in query):
         raise UsageError(f'--query {query[0]} {query[1]}: allowed are fractions from 0 to below 1.')
-    picture = read_image(image)
+    check_file(image)
     out_dir = Path(out_dir)
     check_writable(out_dir, '--out-dir')
     predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
@@ -81,6 +81,7 @@ def view_attention(
         predictor.model.test_cfg['mode'] = 'whole'  # windows would each have maps of their own
     if category and category not in predictor.classes:
         raise UsageError(f'--category {category}: there are {", ".join(predictor.classes)}.')
+    picture = predictor.load(image)
     seen, shown = look(predictor, picture, query, required=cam is None)
     if cam:
         seen.append(_grad_cam(predictor, picture, shown, cam, category))
@@ -102,7 +103,7 @@ def view_attention(
 
 def look(
     predictor: Predictor,
-    image: np.ndarray,
+    image: np.ndarray | str | Path | Loaded,
     query: tuple[float, float] = (0.5, 0.5),
     required: bool = True,
 ) -> tuple[list[Seen], np.ndarray]:
@@ -112,7 +113,7 @@ def look(
         UsageError: attention is required, and the network has no block, or runs none.
     """
     model = predictor.model
-    shown = _shown(_seen_by(predictor, image), model.data_preprocessor)
+    shown = _shown(_seen_by(predictor, image), predictor)
     there = any(isinstance(module, AttentionBlock) for module in model.modules())
     if required and not there:
         raise UsageError(
@@ -130,7 +131,7 @@ def look(
 
 
 def _grad_cam(
-    predictor: Predictor, image: np.ndarray, shown: np.ndarray, layer: str, category: str | None
+    predictor: Predictor, image: Loaded, shown: np.ndarray, layer: str, category: str | None
 ) -> Seen:
     index = None if category is None else predictor.classes.index(category)
     x, boxes = _seen_by(predictor, image)[None], None
@@ -150,19 +151,22 @@ def _grad_cam(
     return Seen(layer, 'Grad-CAM', [map_view(name, values, shown)])
 
 
-def _seen_by(predictor: Predictor, image: np.ndarray) -> Tensor:
-    """(3, H, W), as the network gets it."""
+def _seen_by(predictor: Predictor, image: np.ndarray | str | Path | Loaded) -> Tensor:
+    """(C, H, W), as the network gets it."""
     data = pseudo_collate([predictor.prepare(image)])
     return predictor.model.data_preprocessor(data, False)['inputs'][0]
 
 
-def _shown(x: Tensor, preprocessor: nn.Module) -> np.ndarray:
-    """(3, H, W) of the network -> (H, W, 3) uint8 BGR."""
+def _shown(x: Tensor, predictor: Predictor) -> np.ndarray:
+    """(C, H, W) of the network -> (H, W, 3) uint8 BGR."""
+    preprocessor = predictor.model.data_preprocessor
     if getattr(preprocessor, '_enable_normalize', False):
         x = x * preprocessor.std.to(x) + preprocessor.mean.to(x)
-    if getattr(preprocessor, '_channel_conversion', False) or getattr(
-        preprocessor, 'channel_conversion', False
+    if len(x) == 3 and (
+        getattr(preprocessor, '_channel_conversion', False)
+        or getattr(preprocessor, 'channel_conversion', False)
     ):
         x = x.flip(0)
-    picture = x.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
-    return np.ascontiguousarray(picture.cpu().numpy())
+    if predictor.reader.gives:  # numbers from 0 to 255, and rounding
+        x = x.clamp(0, 255).round().to(torch.uint8)
+    return to_display(x.permute(1, 2, 0).cpu().numpy(), predictor.reader.rgb)

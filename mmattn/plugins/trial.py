@@ -78,8 +78,8 @@ def try_network(
     """Run a network with tensors that have a shape and no values.
 
     Args:
-        model: a detector of mmdet, a segmentor of mmseg, or any network that takes (N, 3, H, W).
-            Its modules are in the modes that they are in.
+        model: a detector of mmdet, a segmentor of mmseg, or any network that takes images
+            (N, C, H, W). Its modules are in the modes that they are in.
         modules: those that are told apart.
         size: H and W of the images.
         batch: N.
@@ -129,7 +129,8 @@ def try_network(
             twin = fake.from_tensor(value)
             known[twin.untyped_storage()._cdata] = twin
         stack.enter_context(counter)
-        image = torch.empty(batch, 3, *size, dtype=like.dtype, device=like.device)
+        channels = input_channels(model)
+        image = torch.empty(batch, channels, *size, dtype=like.dtype, device=like.device)
         try:
             run_parts(model, image, _boxes(model) if training else TESTING)
         except NotOneMap as error:
@@ -147,12 +148,28 @@ def try_network(
     return found
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes.
+
+    As many as its preprocessor has means for; else those of the first convolution.
+    """
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if mean is not None and mean.numel() > 1:
+        return mean.numel()
+    for module in getattr(model, 'backbone', model).modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+        if type(module).__name__ == 'Focus':  # of YOLOX: each of four neighbours is a channel
+            return next(c for c in module.modules() if isinstance(c, nn.Conv2d)).in_channels // 4
+    return 3
+
+
 def run_parts(model: nn.Module, image: Tensor, boxes: tuple[int, int] = TESTING) -> None:
     """All parts of a detector or segmentor, from images to what its heads say; others as they are.
 
     Args:
         model: the network.
-        image: (N, 3, H, W).
+        image: (N, C, H, W).
         boxes: per image that box heads and mask heads see; they lie anywhere, which costs the same.
     """
     if not hasattr(model, 'extract_feat'):
