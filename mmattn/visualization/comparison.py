@@ -9,18 +9,24 @@ import numpy as np
 from mmattn.errors import WriteError
 
 from .objects import Objects, draw_objects
+from .text import draw_text, legible, text_width
 
 _GAP = 6  # pixels between panels
 _LINE = 22  # pixels per line of text
-_TEXT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, thickness=1, lineType=cv2.LINE_AA)
 _MIN_WIDTH = 320  # pixels a panel is enlarged to, so that the words fit
+_MAX_SIDE = 2000  # pixels; a picture of a few columns would become a tower
+_NARROW = 64  # pixels; what is narrower gets a margin, so that the legend can be seen
 
 
 def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """(H, W) class indices -> (H, W, 3) uint8 BGR; what is no class, such as 255, is black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = np.asarray(palette, np.uint8)[:, ::-1]
-    return table[labels.astype(np.uint8)]
+    count = len(palette)
+    table = np.zeros((max(256, count + 1), 3), np.uint8)
+    table[:count] = np.asarray(palette, np.uint8)[:, ::-1]
+    if labels.dtype != np.uint8:
+        labels = labels.astype(np.int64)
+        labels = np.where((labels < 0) | (labels >= count), len(table) - 1, labels)
+    return table[labels]
 
 
 def overlay(
@@ -53,7 +59,7 @@ def compare(
     if truth is not None:
         panels['truth'] = colourise(truth, palette)
     panels['prediction'] = colourise(prediction, palette)
-    scale = max(1.0, _MIN_WIDTH / image.shape[1])
+    scale = max(1.0, min(_MIN_WIDTH / image.shape[1], _MAX_SIDE / max(image.shape[:2])))
     if scale > 1:
         panels = {
             name: cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
@@ -111,27 +117,31 @@ def side_by_side(
     for name, panel in panels.items():
         title = np.full((top, panel.shape[1], 3), 255, np.uint8)
         if name:
-            cv2.putText(title, name, (2, _LINE - 7), color=(0, 0, 0), **_TEXT)
+            draw_text(title, name, (2, _LINE - 7))
         gap = np.full((top + panel.shape[0], _GAP, 3), 255, np.uint8)
         columns += [np.vstack([title, panel]), gap]
     body = np.hstack(columns[:-1])
+    margin = _NARROW - body.shape[1]
+    if margin > 0:
+        body = np.pad(body, ((0, 0), (0, margin), (0, 0)), constant_values=255)
     return np.vstack([body, _legend(body.shape[1], present, classes, palette)])
 
 
 def _legend(width: int, present: np.ndarray, classes, palette) -> np.ndarray:
     """Swatch and name of each class that occurs, in as many lines as it takes."""
-    entries = [(classes[i], palette[i][::-1]) for i in present if i < len(classes)]
-    if any(i >= len(classes) for i in present):
+    known = [int(i) for i in present if 0 <= i < len(classes)]
+    entries = [(legible(classes[i], i), palette[i][::-1]) for i in known]
+    if len(known) < len(present):
         entries.append(('ignored', (0, 0, 0)))
     lines, x = [np.full((_LINE, width, 3), 255, np.uint8)], 2
     for name, colour in entries:
-        length = 22 + cv2.getTextSize(name, _TEXT['fontFace'], _TEXT['fontScale'], 1)[0][0] + 14
+        length = 22 + text_width(name) + 14
         if x + length > width and x > 2:
             lines.append(np.full((_LINE, width, 3), 255, np.uint8))
             x = 2
         colour = tuple(int(c) for c in colour)
         cv2.rectangle(lines[-1], (x, 5), (x + 16, _LINE - 5), colour, -1)
-        cv2.putText(lines[-1], name, (x + 22, _LINE - 7), color=(0, 0, 0), **_TEXT)
+        draw_text(lines[-1], name, (x + 22, _LINE - 7))
         x += length
     return np.vstack(lines)
 
@@ -143,6 +153,10 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
         WriteError: it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise WriteError(f'cannot write {path}: {why}.') from error
     if not cv2.imwrite(str(path), picture):
         raise WriteError(f'cannot write {path}. Check the folder and the free space.')

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
+from .palette import palette_of as palette_of
+
 if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 
@@ -115,10 +117,3 @@ def _write(picture, text, box, colour, size) -> None:
     dark = np.dot(colour, (0.114, 0.587, 0.299)) < 128
     ink = (255, 255, 255) if dark else (0, 0, 0)
     cv2.putText(picture, text, (x + 1, bottom - below + 1), _FONT, size, ink, 1, cv2.LINE_AA)
-
-
-def palette_of(meta: dict) -> list[tuple[int, int, int]]:
-    """RGB colours of the classes of a data set: its own, else mmdet's random ones."""
-    from mmdet.visualization import get_palette
-
-    return get_palette(meta.get('palette'), len(meta['classes']))
