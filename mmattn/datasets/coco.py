@@ -30,7 +30,7 @@ from mmattn.progress import track
 COUNTS = {'train': 118287, 'val': 5000}
 PACKAGES = 'train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org'
 
-_VERSION = 1  # of the check: a verdict of another version does not count
+_VERSION = 2  # of the check: a verdict of another version does not count
 _FAR = 5e6  # px; pycocotools takes up to 160 bytes for a pixel of an outline
 KEYS = {
     'images': {'id', 'file_name', 'width', 'height'},
@@ -175,8 +175,6 @@ def _check(
             f'category ids {", ".join(map(str, undefined[:5]))} are used by {number} annotations '
             'but not defined. Add them to categories.'
         )
-    if not train and any(a['id'] == 0 for a in annotations):
-        warnings.append('annotation id 0 scores as a miss in pycocotools. Count the ids from 1.')
     without = [a['id'] for a in annotations if 'iscrowd' not in a]
     if without and not train:  # mmdet trains with 0 for it, pycocotools has no default
         raise DataError(
@@ -255,7 +253,8 @@ def _chosen(categories: list[dict], classes: tuple[str, ...] | None) -> set[int]
     if order != classes:
         raise DataError(
             f'classes {classes} of the config stand in the order {order} in the file, which mmdet '
-            f'follows: every box would get a wrong name. Write metainfo.classes={order}.'
+            'follows: every box would get a wrong name. Put the categories of the file into the '
+            'order of the classes; their ids may stay.'
         )
     return {c['id'] for c in categories if c['name'] in classes}
 

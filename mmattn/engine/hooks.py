@@ -3,17 +3,19 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmattn.datasets.files import read_image
+from mmattn.datasets.loading import ImageReader, to_display
 from mmattn.engine.checkpoint import block_forms
+from mmattn.engine.outputs import check_outputs, image_paths, leaves, picture_names
 from mmattn.engine.saving import manifests, note, point_to, remove, tidy
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, compare_objects, save_picture
@@ -178,49 +180,60 @@ class _RemovesLater:
             self._held.append(path)
 
 
+class _Source(NamedTuple):
+    """A data set of a test, as its pictures are drawn."""
+
+    reader: ImageReader | None
+    classes: Sequence[str]
+    palette: Sequence[Sequence[int]]
+
+
 @HOOKS.register_module()
 class ComparisonHook(Hook):
     """Writes a picture of truth and prediction side by side for every test image.
 
     Args:
-        out_dir: the folder for `<image name>.png`.
+        out_dir: the folder for the pictures, named as `picture_names` says.
         score: detections below it are not drawn.
+
+    Raises:
+        UsageError: before the test, if a picture would be written over a source or beside it.
     """
 
     def __init__(self, out_dir: str, score: float = 0.3) -> None:
         self.out_dir, self.score = Path(out_dir), score
+        self.names: dict[str, Path] = {}
+        self.sources: dict[str, _Source] = {}
+
+    def before_test(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        self.names = picture_names(dataset)
+        check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
+        for leaf in leaves(dataset):
+            steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
+            reader, meta = ImageReader(steps) if steps else None, leaf.metainfo
+            source = _Source(reader, meta['classes'], palette_of(meta))
+            self.sources |= dict.fromkeys(map(str, image_paths(leaf)), source)
 
     def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs:
-            out = self.out_dir / f'{Path(sample.img_path).stem}.png'
-            if 'pred_instances' in sample:
-                self._detections(runner, sample, out)
-            else:
-                self._segments(runner, sample, out)
+            out = self.out_dir / self.names[str(sample.img_path)]
+            save_picture(out, self._picture(sample, self.sources[str(sample.img_path)]))
 
-    def _detections(self, runner: Runner, sample: 'DetDataSample', out: Path) -> None:
-        meta = runner.test_dataloader.dataset.metainfo
-        truth = sample.get('gt_instances')
-        picture = compare_objects(
-            cv2.imread(sample.img_path),
-            None if truth is None else Objects.of(truth),
-            Objects.of(sample.pred_instances, self.score),
-            classes=meta['classes'],
-            palette=palette_of(meta),
-        )
-        save_picture(out, picture)
-
-    def _segments(self, runner: Runner, sample: 'SegDataSample', out: Path) -> None:
+    def _picture(self, sample: 'DetDataSample | SegDataSample', source: _Source) -> np.ndarray:
+        if source.reader:
+            loaded = source.reader.load(sample.img_path)
+            image = to_display(loaded.image, source.reader.rgb)
+        else:
+            image = read_image(sample.img_path)
+        about = dict(classes=source.classes, palette=source.palette)
+        if 'pred_instances' in sample:
+            truth = sample.get('gt_instances')
+            truth = None if truth is None else Objects.of(truth)
+            found = Objects.of(sample.pred_instances, self.score)
+            return compare_objects(image, truth, found, **about)
         truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
-        meta = runner.test_dataloader.dataset.metainfo
-        picture = compare(
-            cv2.imread(sample.img_path),
-            truth,
-            sample.pred_sem_seg.data[0].cpu().numpy(),
-            classes=meta['classes'],
-            palette=meta['palette'],
-        )
-        save_picture(out, picture)
+        return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **about)
 
 
 def _without_numpy(value):

@@ -33,9 +33,11 @@ from mmattn.plugins import report
 from mmattn.zoo.catalogue import registered_blocks
 
 from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
+from .classes import check_checkpoint_classes, check_same_classes
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
 from .config_keys import nearest
 from .course import check_same, course_of, digest
+from .evaluators import fit_evaluator, folder_of, prepare_evaluation, write_to
 from .exact import (
     LOOPS,
     Batches,
@@ -438,6 +440,8 @@ def _train(
         why = check_same(meta, course, _world(cfg), batch, **allowed)
         if why:
             warn(f'exactness not guaranteed because {"; ".join(why)}')
+        if not allowed['config']:
+            check_checkpoint_classes(cfg, dict(_class_counts(cfg.model, 'model')), meta, found)
     check_writable(work_dir)
     if _is_main():
         for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
@@ -445,6 +449,8 @@ def _train(
     _scale_lr(cfg, auto_scale_lr)
     runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
     check_batches(runner)
+    if validate:
+        prepare_evaluation(runner, 'val')
     runner.course, runner.guard.listener, runner.rehearses = course, listener, rehearsal
     for hook in hooks:
         runner.register_hook(hook)
@@ -526,18 +532,13 @@ def _test(
     cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
     if checkpoint:
         _drop_pretrained(cfg.model)
+        heads = dict(_class_counts(cfg.model, 'model'))
+        meta = read_checkpoint(checkpoint).get('meta', {})
+        check_checkpoint_classes(cfg, heads, meta, checkpoint)
     if tta:
         _use_tta(cfg)
-    evaluators = (
-        cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    )
-    if out and str(out).endswith(('.pkl', '.pickle')):
-        evaluators = [*evaluators, dict(type='DumpResults', out_file_path=str(out))]
-    elif out and evaluators[0]['type'].endswith('CocoMetric'):
-        evaluators[0]['outfile_prefix'] = str(Path(out) / 'results')
-    elif out:
-        evaluators[0]['output_dir'] = str(out)
-    cfg.test_evaluator = evaluators
+    if out:
+        write_to(cfg, out)
     cfg.custom_hooks = [h for h in cfg.get('custom_hooks', []) if h['type'] != 'mmattn.CurvesHook']
     if show_dir:
         cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
@@ -545,10 +546,11 @@ def _test(
     if show_dir:
         check_writable(Path(show_dir), '--show-dir')
     if out:
-        check_writable(Path(out) if Path(out).suffix == '' else Path(out).parent, '--out')
+        check_writable(folder_of(out), '--out')
     if _is_main():
         check_data(cfg.test_dataloader['dataset'], 'test_dataloader')
     runner = _build(cfg, 'test_loop')
+    prepare_evaluation(runner, 'test')
     if not checkpoint:
         runner._init_model_weights()
     metrics = _run(runner.test)
@@ -585,7 +587,9 @@ def build_model(
     """
     model, cfg = build_network(config, options, attention, checkpoint)
     content = read_checkpoint(checkpoint)
-    load_weights(model, content['state_dict'], checkpoint, content.get('meta', {}).get('blocks'))
+    meta = content.get('meta', {})
+    load_weights(model, content['state_dict'], checkpoint, meta.get('blocks'))
+    check_checkpoint_classes(cfg, dict(_class_counts(cfg.model, 'model')), meta, checkpoint)
     model.cfg = cfg
     return model.to(device or get_device()).eval(), cfg
 
@@ -667,8 +671,9 @@ def _prepare(
     for name in _LOADERS:
         if cfg.get(name):
             check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
+    check_same_classes(cfg, heads)
     for part in 'val', 'test':
-        _fit_evaluator(cfg, part)
+        fit_evaluator(cfg, part)
     cfg.work_dir = str(_folder(config, cfg, work_dir))
     # mmengine keeps a logger and a visualizer per name and process, with the first one's folder
     cfg.experiment_name = f'{Path(config).stem}_{time.time_ns()}'
@@ -690,24 +695,6 @@ def _attention(given: str | None, checkpoint: str | Path | None) -> str | dict |
             'Leave --attention out.'
         )
     return recorded or given
-
-
-def _fit_evaluator(cfg: Config, part: str) -> None:
-    """COCO's metric scores against the annotations that the data loader reads, and no others."""
-    loader, metrics = cfg.get(f'{part}_dataloader'), cfg.get(f'{part}_evaluator')
-    if not loader or not metrics:
-        return
-    leaf = next(dataset_leaves(loader['dataset']))
-    for metric in metrics if isinstance(metrics, list) else [metrics]:
-        if not metric['type'].endswith('CocoMetric') or 'ann_file' not in leaf:
-            continue
-        own = os.path.join(leaf.get('data_root') or '', leaf['ann_file'])
-        other = metric.setdefault('ann_file', own)
-        if os.path.realpath(other) != os.path.realpath(own):
-            raise UsageError(
-                f'{part}_dataloader and {part}_evaluator use different annotation files: {own} and '
-                f'{other}. Leave {part}_evaluator.ann_file out.'
-            )
 
 
 def _class_counts(cfg: dict, where: str) -> Iterator[tuple[str, int]]:

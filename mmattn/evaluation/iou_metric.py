@@ -11,7 +11,7 @@ from mmseg.evaluation import IoUMetric as SegIoUMetric
 from PIL import Image
 from prettytable import PrettyTable
 
-from mmattn.errors import DataError, UsageError
+from mmattn.errors import DataError, UsageError, WriteError
 from mmattn.registry import METRICS
 
 from .iou import areas, confusion
@@ -23,11 +23,15 @@ _CHOICES = ('mIoU', 'mDice', 'mFscore')
 class IoUMetric(SegIoUMetric):
     """MMSegmentation's `IoUMetric` that also returns `IoU.<class>`; all figures are in percent.
 
-    Arguments are those of `mmseg.IoUMetric`. Label maps go to `output_dir/<image name>.png`: of the
-    19 classes of Cityscapes as label ids, which its evaluator takes, of others as class indices,
-    plus 1 where the data set has `reduce_zero_label`.
+    Arguments are those of `mmseg.IoUMetric`. The F-score of a class that is never predicted is 0,
+    not nan, so that mFscore is mDice for beta=1. Label maps go to `output_dir`: of the 19 classes
+    of Cityscapes as label ids, which its evaluator takes, of others as class indices from 0, as
+    tools/infer.py writes them. With `format_only` they are those that a benchmark's server takes,
+    which count from 1 where the data set has `reduce_zero_label` (ADE20K).
 
     Attributes:
+        output_names: image -> relative path of its label map; one that is not in it goes to
+            `<image name>.png`.
         results: per image the filled cells of its confusion matrix and their pixels.
         matrix: after `evaluate`, of all images (see `iou.confusion`); on the main process.
 
@@ -46,7 +50,9 @@ class IoUMetric(SegIoUMetric):
             raise UsageError(f'IoUMetric: iou_metrics={asked}, allowed: {", ".join(_CHOICES)}.')
         if self.format_only and not self.output_dir:
             raise UsageError('IoUMetric: format_only needs a folder. Set output_dir, or use --out.')
-        self._written: dict[str, str] = {}  # image by stem
+        self.output_names: dict[str, Path] = {}
+        self._written: dict[Path, str] = {}  # image by relative path
+        self._reduced = False
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -62,7 +68,9 @@ class IoUMetric(SegIoUMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         if self.output_dir:
-            kind = 'Cityscapes label ids' if self._is_cityscapes() else 'class indices'
+            kind = 'Cityscapes label ids' if self._is_cityscapes() else 'class indices from 0'
+            if self._reduced and self.format_only and not self._is_cityscapes():
+                kind = 'class indices + 1, as the benchmark counts (format_only)'
             print_log(f'label maps are in {self.output_dir}, as {kind}', logger='current')
         if self.format_only:
             return {}
@@ -85,10 +93,17 @@ class IoUMetric(SegIoUMetric):
 
         `aAcc` is one number, the others are one per class, nan where mmseg divides 0 by 0.
         """
-        totals = (torch.from_numpy(area).double() for area in areas(matrix))
-        return self.total_area_to_metrics(
+        totals = [torch.from_numpy(area).double() for area in areas(matrix)]
+        figures = self.total_area_to_metrics(
             *totals, iou_metrics or self.metrics, self.nan_to_num, self.beta
         )
+        if 'Fscore' in figures:  # mmseg's is nan where a class is never predicted
+            both, _, found, label = totals
+            score = (1 + self.beta**2) * both / (self.beta**2 * label + found)
+            if self.nan_to_num is not None:
+                score = score.nan_to_num(self.nan_to_num)
+            figures['Fscore'] = score.numpy()
+        return figures
 
     def _count(self, sample: dict, prediction: torch.Tensor) -> np.ndarray:
         """The confusion matrix of one image."""
@@ -118,12 +133,12 @@ class IoUMetric(SegIoUMetric):
         return matrix
 
     def _write(self, sample: dict, prediction: torch.Tensor) -> None:
-        image = sample['img_path']
-        stem = Path(image).stem
-        other = self._written.setdefault(stem, image)
+        image = str(sample['img_path'])
+        name = self.output_names.get(image) or Path(f'{Path(image).stem}.png')
+        other = self._written.setdefault(name, image)
         if other != image:
             raise DataError(
-                f'{other} and {image} would both be written to {stem}.png. Rename one of them.'
+                f'{other} and {image} would both be written to {name}. Rename one of them.'
             )
         values = prediction.cpu().numpy()
         if self._is_cityscapes():
@@ -131,10 +146,18 @@ class IoUMetric(SegIoUMetric):
 
             values = label_ids()[values]
         elif sample.get('reduce_zero_label'):
-            values = values.astype(np.int64) + 1
+            self._reduced = True
+            values = values.astype(np.int64) + self.format_only
         few = len(self.dataset_meta['classes']) < 256
-        path = Path(self.output_dir, f'{stem}.png')
-        Image.fromarray(values.astype(np.uint8 if few else np.uint16)).save(path)
+        path = Path(self.output_dir, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values.astype(np.uint8 if few else np.uint16)).save(path)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise WriteError(
+                f'cannot write {path}: {reason}. Choose another folder with --out.'
+            ) from error
 
     def _is_cityscapes(self) -> bool:
         from mmseg.datasets import CityscapesDataset
@@ -169,6 +192,11 @@ class IoUMetric(SegIoUMetric):
                 f'predicted, but in no label of {images} images, so the IoU of 0 counts in the '
                 'mean: ' + ', '.join(only_predicted)
             )
+        if 'Precision' in figures and label.any():
+            never = np.isnan(figures['Precision']) & (label > 0)
+            lost = [name for name, is_never in zip(names, never) if is_never]
+            if lost:
+                says.append(f'never predicted, so mPrecision is without them: {", ".join(lost)}')
         for text in says:
             print_log(text, logger='current', level=logging.WARNING)
 

@@ -1,6 +1,7 @@
 """Counting pixels, and the metric of training and testing, against MMSegmentation's."""
 
 import logging
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +13,7 @@ from mmseg.evaluation import IoUMetric as SegIoUMetric
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from mmattn.errors import DataError, UsageError
+from mmattn.errors import DataError, UsageError, WriteError
 from mmattn.evaluation import iou, iou_metric
 from mmattn.evaluation.iou import areas, confusion
 from mmattn.evaluation.iou_metric import IoUMetric
@@ -165,13 +166,21 @@ def maps(classes, images=5, size=(13, 17), seed=0):
 
 
 def exact(pairs, count, **options):
-    """mmseg's figures of mmseg's areas, in float64: its fp32 has seven digits."""
+    """mmseg's figures of mmseg's areas, in float64: its fp32 has seven digits.
+
+    Its F-score is nan for a class that is never predicted or in no label; ours is 0, as its Dice.
+    """
     totals = [0, 0, 0, 0]
     for truth, prediction in pairs:
         truth, prediction = torch.from_numpy(truth), torch.from_numpy(prediction)
         parts = SegIoUMetric.intersect_and_union(prediction, truth, count, 255)
         totals = [total + part.double() for total, part in zip(totals, parts)]
-    return SegIoUMetric.total_area_to_metrics(*totals, **options)
+    figures = SegIoUMetric.total_area_to_metrics(*totals, **options)
+    if 'Fscore' in figures:
+        both, _, found, label = (total.numpy() for total in totals)
+        wrong = (both == 0) & (found + label > 0)
+        figures['Fscore'] = np.where(wrong, 0.0, figures['Fscore'])
+    return figures
 
 
 @pytest.mark.parametrize('nan_to_num', [None, 0, -1])
@@ -199,7 +208,8 @@ def test_figures_are_those_of_mmseg(present, metrics, nan_to_num, said):
         assert found[key] == round(100 * np.nanmean(values), 2)
     assert [name for name in found if not name.startswith('IoU.')] == list(other)
     for name, value in other.items():
-        assert found[name] == pytest.approx(float(value), abs=0.011)
+        if name != 'mFscore' or (ours.matrix[:-1, :-1].sum(0) > 0).all():
+            assert found[name] == pytest.approx(float(value), abs=0.011)
     ious = exact(pairs, len(classes), metrics='mIoU', nan_to_num=nan_to_num)['IoU']
     for name, value in zip(classes, ious):
         assert found[f'IoU.{name}'] == pytest.approx(round(100 * value, 2), nan_ok=True)
@@ -330,24 +340,64 @@ def test_writes_label_ids_of_cityscapes(format_only, tmp_path, said):
     assert said[0][1] == f'label maps are in {tmp_path / "out"}, as Cityscapes label ids'
 
 
+@pytest.mark.parametrize('format_only', [False, True])
 @pytest.mark.parametrize('reduced', [False, True])
-def test_writes_class_indices_of_others(reduced, tmp_path, said):
-    """As mmseg does, which undoes reduce_zero_label."""
+def test_writes_class_indices_of_others(reduced, format_only, tmp_path, said):
+    """From 0, as tools/infer.py; with `format_only` as mmseg, which undoes reduce_zero_label."""
     ((truth, prediction),) = maps([0, 1, 2, 3], images=1)
     for kind, folder in (IoUMetric, 'ours'), (SegIoUMetric, 'theirs'):
-        metric = build(kind, output_dir=str(tmp_path / folder))
+        metric = build(kind, output_dir=str(tmp_path / folder), format_only=format_only)
         metric.process({}, [made(truth, prediction, reduce_zero_label=reduced)])
+        if kind is IoUMetric:
+            metric.evaluate(1)
     ours, theirs = (
         written(tmp_path / folder)['a_leftImg8bit.png'] for folder in ('ours', 'theirs')
     )
-    assert ours.dtype == theirs.dtype and (ours == theirs).all()
-    assert (ours == prediction + reduced).all()
+    assert ours.dtype == theirs.dtype
+    assert (ours == (theirs if format_only else prediction)).all()
+    assert said[0][1].endswith(
+        'class indices + 1, as the benchmark counts (format_only)'
+        if format_only and reduced
+        else 'class indices from 0'
+    )
 
 
 def test_writes_more_than_256_classes(tmp_path):
     metric = build(classes=tuple(map(str, range(400))), output_dir=str(tmp_path), format_only=True)
     metric.process({}, [made(None, np.array([[3, 399], [256, 0]]))])
     assert written(tmp_path)['a_leftImg8bit.png'].tolist() == [[3, 399], [256, 0]]
+
+
+def test_f_scores_are_dice_and_means_name_what_they_are_without(said):
+    """A network that finds one class of three, as of few steps; by hand."""
+    truth = np.array([[0, 0, 0, 1, 1, 2]])
+    metric = build(classes=('a', 'b', 'c'), iou_metrics=['mDice', 'mFscore'])
+    metric.process({}, [made(truth, np.zeros_like(truth))])
+    found = metric.evaluate(1)
+    dice = 2 * 3 / (6 + 3)
+    assert found['mFscore'] == found['mDice'] == round(100 * dice / 3, 2) == 22.22
+    assert found['mPrecision'] == 50 and found['mRecall'] == 33.33
+    assert [text for level, text in said if level == logging.WARNING] == [
+        'never predicted, so mPrecision is without them: b, c'
+    ]
+
+
+def test_images_of_one_name_have_files_of_their_own(tmp_path):
+    metric = build(output_dir=str(tmp_path), format_only=True)
+    names = {'one/x.png': Path('one/x.png'), 'two/x.png': Path('two/x.png')}
+    metric.output_names = names
+    for value, image in enumerate(names):
+        metric.process({}, [made(None, np.full((4, 6), value), img_path=image)])
+    for value, name in enumerate(names.values()):
+        assert (np.array(Image.open(tmp_path / name)) == value).all()
+
+
+def test_a_label_map_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / 'one').write_text('a file where a folder is needed')
+    metric = build(output_dir=str(tmp_path), format_only=True)
+    metric.output_names = {'one/x.png': Path('one/x.png')}
+    with pytest.raises(WriteError, match='cannot write .*one/x.png: .*--out'):
+        metric.process({}, [made(None, np.zeros((4, 6), int), img_path='one/x.png')])
 
 
 def test_refuses_to_overwrite_another_image(tmp_path):
