@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -13,8 +14,9 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from mmattn.datasets import files
+from mmattn.datasets import files, held
 from mmattn.datasets.label_maps import LabelMaps
+from mmattn.datasets.steps import Loading
 from mmattn.engine.config import dataset_leaves
 from mmattn.errors import DataError, UsageError, printable
 
@@ -24,7 +26,7 @@ CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmat
 _PREPARED = ('street', 'coco', 'bccd', 'dsb2018', 'cityscapes')
 
 
-def check_data(cfg: dict, where: str) -> None:
+def check_data(cfg: dict, where: str, evaluator: dict | list | None = None) -> None:
     """Check every data set of a dataloader config; warnings go to the log.
 
     Of segmentation, all files are looked at once: both exist, neither is cut short, sizes agree,
@@ -34,6 +36,7 @@ def check_data(cfg: dict, where: str) -> None:
     Args:
         cfg: a dataset config, wrappers included.
         where: the key of its data loader in the config.
+        evaluator: what scores it.
 
     Raises:
         DataError: names the file and what to do.
@@ -50,7 +53,7 @@ def check_data(cfg: dict, where: str) -> None:
         if has_label_maps(dataset):
             warnings = _check_label_maps(LabelMaps(dataset, leaf, where))
         elif hasattr(dataset, 'COCOAPI'):
-            warnings = check_coco(dataset, leaf, where)
+            warnings = check_coco(dataset, leaf, where, evaluator)
         else:
             continue
         for warning in warnings:
@@ -112,31 +115,85 @@ def has_label_maps(dataset) -> bool:
     return 'seg_map_path' in getattr(dataset, 'data_prefix', {})
 
 
-def check_coco(dataset, leaf: dict, where: str) -> list[str]:
-    """Check a data set of COCO's format as its config reads it; returns warnings.
+def check_coco(dataset, leaf: dict, where: str, evaluator=None) -> list[str]:
+    """Check a data set of mmdet as its config reads it; returns warnings.
+
+    A file that a class of its own reads is judged by what that class holds of it.
 
     Raises:
         DataError: names file, id and field, and what to do.
     """
-    from .coco import check_coco
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
+
+    from . import coco, panoptic
 
     name = Path(leaf.get('data_root') or '').name
-    if name in _PREPARED and not Path(dataset.ann_file).is_file():
+    file = Path(dataset.ann_file)
+    if name in _PREPARED and not file.is_file():
         raise DataError(
-            f'data set {leaf["type"]} ({where}): {dataset.ann_file} does not exist. '
+            f'data set {leaf["type"]} ({where}): {file} does not exist. '
             f'Make it with: python tools/prepare_data.py {name}'
         )
-    loads = [step for step in leaf.get('pipeline', []) if step['type'] == 'LoadAnnotations']
-    options = loads[0] if loads else {}
-    return check_coco(
-        dataset.ann_file,
-        dataset.data_prefix['img'],
-        classes=dataset.metainfo['classes'],
-        masks=options.get('with_mask', False),
-        poly2mask=options.get('poly2mask', True),
-        train=where.startswith('train'),
-        where=where,
+    train, kind = where.startswith('train'), type(dataset)
+    loads = [step for step in leaf.get('pipeline', []) if 'with_mask' in step]
+    masks = learns_masks(leaf) if train else learns_masks(leaf) or scores_masks(evaluator)
+    classes, warnings = dataset.metainfo['classes'], []
+    stock = all(
+        getattr(kind, method) is getattr(CocoDataset, method)
+        for method in ('load_data_list', 'parse_data_info')
     )
+    if stock:
+        options = loads[0] if loads else {}
+        warnings = coco.check_coco(
+            file,
+            dataset.data_prefix['img'],
+            classes=classes,
+            masks=masks,
+            segmentations=masks,
+            poly2mask=options.get('poly2mask', True),
+            train=train,
+            where=where,
+            loading=Loading(leaf.get('pipeline', [])),
+        )
+    elif not file.is_file():
+        raise DataError(f'{file} ({where}) does not exist. Set ann_file and data_root.')
+    elif isinstance(dataset, CocoPanopticDataset):
+        panoptic.check_panoptic(dataset, where)
+    if train:
+        found = count_held(leaf, file, masks)
+        panoptic_data = isinstance(dataset, CocoPanopticDataset)  # stuff has no boxes
+        if not found.images or not (found.boxes or panoptic_data):
+            why = coco.why_dropped(json.loads(file.read_bytes()), classes) if stock else Counter()
+            raise DataError(f'{file} ({where}): {held.nothing_learnt(found, why, leaf)}')
+    return warnings
+
+
+def count_held(leaf: dict, file: Path, masks: bool) -> held.Held:
+    """What the loader holds of a file, as it was counted earlier or is now."""
+    known = {k: v for k, v in leaf.items() if k != 'pipeline'}
+    cache = CACHE / f'{fingerprint([(str(file),)], [_VERSION, "held", repr(known), masks])}.json'
+    try:
+        return held.Held(*json.loads(cache.read_text()))
+    except (OSError, ValueError, TypeError):
+        pass  # not counted yet
+    found = held.held(leaf, masks)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(found))
+    except OSError:
+        pass  # nowhere to keep it
+    return found
+
+
+def learns_masks(leaf: dict) -> bool:
+    """Whether a step of the pipeline loads masks."""
+    return any(step.get('with_mask') for step in leaf.get('pipeline', []))
+
+
+def scores_masks(evaluator) -> bool:
+    """Whether an evaluator, or one of several, compares masks."""
+    several = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return any('segm' in (one.get('metric') or ()) for one in several if isinstance(one, dict))
 
 
 def _check_label_maps(maps: LabelMaps) -> list[str]:

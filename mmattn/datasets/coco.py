@@ -4,27 +4,24 @@ mmdet drops or relabels without a word what does not fit, and pycocotools crashe
 foreign memory for a mask. What passes here is safe for both.
 """
 
+import codecs
 import gc
 import hashlib
 import json
-import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as show
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from mmattn.datasets import check, files
+from mmattn.datasets import check, coco_images, files, held, mending
 from mmattn.datasets.rle import run_lengths
+from mmattn.datasets.steps import Loading
 from mmattn.errors import DataError
-from mmattn.progress import track
 
 # Images per split; cocodataset.org, "2017 Train images" and "2017 Val images".
 COUNTS = {'train': 118287, 'val': 5000}
@@ -47,10 +44,12 @@ def check_coco(
     *,
     classes: tuple[str, ...] | None = None,
     masks: bool = False,
+    segmentations: bool = True,
     poly2mask: bool = True,
     train: bool = False,
     lenient: bool = False,
     where: str = '',
+    loading: Loading | None = None,
 ) -> list[str]:
     """Check a COCO instance file and its photographs; a verdict without error is cached.
 
@@ -59,10 +58,12 @@ def check_coco(
         images: the folder that its file names start from.
         classes: those of the config; None takes every category of the file.
         masks: whether the config trains or scores masks.
+        segmentations: whether they are looked at; no detector of boxes reads them.
         poly2mask: that of mmdet's `LoadAnnotations`.
         train: whether the set is trained on, not scored.
         lenient: what the loader drops is a warning, however much it is.
         where: the key of the data set in the config, for the messages.
+        loading: how the config loads an image; by default as `LoadImageFromFile` does.
 
     Returns:
         warnings, a sentence each.
@@ -79,10 +80,19 @@ def check_coco(
             f'{name}: the folder of its images, {folder}, does not exist. Set data_prefix.'
         )
     classes = None if classes is None else tuple(classes)
-    options = dict(classes=classes, masks=masks, poly2mask=poly2mask, train=train, lenient=lenient)
+    loading = loading or Loading([])
+    options = dict(
+        classes=classes,
+        masks=masks,
+        segmentations=segmentations or masks,
+        poly2mask=poly2mask,
+        train=train,
+        lenient=lenient,
+    )
     data = file.read_bytes()
     digest = hashlib.sha256(data)
-    digest.update(repr((_VERSION, os.path.abspath(folder), options)).encode())
+    reading = loading.describe(), files.max_megapixels()
+    digest.update(repr((_VERSION, os.path.abspath(folder), options, reading)).encode())
     cache = check.CACHE / f'{digest.hexdigest()[:32]}.json'
     warnings = _kept(cache, folder)
     if warnings is None:
@@ -90,7 +100,7 @@ def check_coco(
         gc.disable()  # it would walk through millions of new objects again and again
         try:
             coco = parse(data, name)
-            warnings = _check(coco, folder, **options)
+            warnings = _check(coco, file, folder, loading, **options)
         except DataError as error:
             raise DataError(f'{name}: {error}') from error
         finally:
@@ -123,6 +133,11 @@ def _state(folder: Path, names: list[str]) -> str:
 
 
 def parse(data: bytes, name: str) -> dict:
+    if data.startswith(codecs.BOM_UTF8):
+        raise DataError(
+            'not valid JSON at byte 0: it starts with a byte-order mark, which pycocotools does '
+            f'not read. Take it off: {mending.without_mark(name.split(" (")[0])}'
+        )
     if len(data) > 5e7:
         print(f'reading and checking {name}, {len(data) / 1e6:.0f} MB', file=sys.stderr, flush=True)
     try:
@@ -139,10 +154,13 @@ def parse(data: bytes, name: str) -> dict:
 
 def _check(
     coco: dict,
+    file: Path,
     folder: Path,
+    loading: Loading,
     *,
     classes: tuple[str, ...] | None,
     masks: bool,
+    segmentations: bool,
     poly2mask: bool,
     train: bool,
     lenient: bool,
@@ -154,10 +172,11 @@ def _check(
             raise DataError(text)
         warnings.append(text)
 
+    check_instances(coco)
     images, annotations, categories = (read_entries(coco, kind) for kind in KEYS)
     if not images:
         raise DataError('it lists no image. Get it again.')
-    chosen = _chosen(categories, classes)
+    chosen = _chosen(categories, classes, file)
     _check_names(images, warnings)
     place = {image['id']: i for i, image in enumerate(images)}
     lost = [a for a in annotations if a['image_id'] not in place]
@@ -188,23 +207,55 @@ def _check(
     rows = [place[a['image_id']] for a in annotations]
     sizes = np.array([(i['width'], i['height']) for i in images], np.float64)[rows]
     kept = _check_boxes(annotations, sizes, doubt, warnings)
-    left = sum(k and a['category_id'] in chosen for a, k in zip(annotations, kept.tolist()))
-    if train and not left:
-        raise DataError(
-            f'no training image left: {len(images)} images, {len(images)} without a box of the '
-            f'{len(chosen)} classes. Set ann_file and metainfo.classes.'
+    reasons = held.reasons(annotations, kept.tolist(), chosen)
+    if not reasons[held.LEARNT]:
+        if train:
+            raise DataError(
+                f'no training image left: {len(images)} images, {len(images)} without a box of the '
+                f'{len(chosen)} classes to learn from ({held.listed(reasons)}). '
+                f'{held.remedy(reasons)}'
+            )
+        if reasons[held.CROWD] or reasons[held.IGNORED]:
+            warnings.append(f'nothing to score: {held.listed(reasons)}. {held.remedy(reasons)}')
+    if segmentations:
+        _check_masks(
+            annotations,
+            sizes,
+            masks=masks,
+            poly2mask=poly2mask,
+            # the loader drops a bad polygon, pycocotools' scoring of masks crashes on it
+            tolerant=(masks and train) or (lenient and not masks),
+            warnings=warnings,
         )
-    _check_masks(
-        annotations,
-        sizes,
-        masks=masks,
-        poly2mask=poly2mask,
-        # the loader drops a bad polygon, pycocotools' scoring of masks crashes on it
-        tolerant=lenient and (train or not masks),
-        warnings=warnings,
-    )
-    _check_files(images, folder)
+    coco_images.check_files(images, folder, file, loading)
     return warnings
+
+
+def why_dropped(coco: dict, classes: tuple[str, ...] | None) -> Counter:
+    """How many annotations of a sound file mmdet learns from or drops, by reason."""
+    images, annotations, categories = (read_entries(coco, kind) for kind in KEYS)
+    names = {c['id'] for c in categories if classes is None or c['name'] in classes}
+    place = {image['id']: (image['width'], image['height']) for image in images}
+    annotations = [a for a in annotations if a['image_id'] in place]
+    sizes = np.array([place[a['image_id']] for a in annotations], np.float64)
+    kept = _check_boxes(annotations, sizes, lambda *_, **__: None, [])
+    return held.reasons(annotations, kept.tolist(), names)
+
+
+def check_instances(coco: dict) -> None:
+    """Refuse a file of panoptic segments, which has other keys.
+
+    Raises:
+        DataError: says where instances are.
+    """
+    annotations = coco.get('annotations')
+    first = annotations[0] if type(annotations) is list and annotations else None
+    if type(first) is dict and 'segments_info' in first:
+        raise DataError(
+            "its annotations have 'segments_info', as panoptic ones do, but the data set reads "
+            'instances. Set ann_file to the file of instances, or type to CocoPanopticDataset '
+            'with data_prefix.seg.'
+        )
 
 
 def read_entries(coco: dict, kind: str) -> list[dict]:
@@ -234,7 +285,7 @@ def read_entries(coco: dict, kind: str) -> list[dict]:
     return entries
 
 
-def _chosen(categories: list[dict], classes: tuple[str, ...] | None) -> set[int]:
+def _chosen(categories: list[dict], classes: tuple[str, ...] | None, file: Path) -> set[int]:
     """The ids of the classes. mmdet numbers them in the file's order, whatever the config's is."""
     names = [c['name'] for c in categories]
     wrong = next((c for c in categories if type(c['name']) is not str), None)
@@ -253,8 +304,8 @@ def _chosen(categories: list[dict], classes: tuple[str, ...] | None) -> set[int]
     if order != classes:
         raise DataError(
             f'classes {classes} of the config stand in the order {order} in the file, which mmdet '
-            'follows: every box would get a wrong name. Put the categories of the file into the '
-            'order of the classes; their ids may stay.'
+            'follows: every box would get a wrong name. Put the categories of the file in the '
+            f'order of the config: {mending.in_order(file, classes)}'
         )
     return {c['id'] for c in categories if c['name'] in classes}
 
@@ -280,52 +331,6 @@ def _check_names(images: list[dict], warnings: list[str]) -> None:
     if len(users) < len(images):
         name, ids = next((name, ids) for name, ids in users.items() if len(ids) > 1)
         warnings.append(f'file_name {show(name)} is used by images {", ".join(map(str, ids))}.')
-
-
-def _check_files(images: list[dict], folder: Path) -> None:
-    work = partial(file_problem, folder=folder, home=os.path.join(os.path.realpath(folder), ''))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # reading frees the GIL
-        results = pool.map(work, images)
-        problems = [p for p in track(results, total=len(images), title=f'checking {folder}') if p]
-    if problems:
-        more = f' ({len(problems)} of {len(images)} images are missing or faulty)'
-        raise DataError(f'{problems[0]}{more}. Get the files again or correct the JSON.')
-
-
-def file_problem(image: dict, folder: Path, home: str) -> str | None:
-    """What is wrong with the file of an image, as the beginning of a sentence."""
-    ident, name = image['id'], image['file_name']
-    path = os.path.join(folder, name)
-    what = f'image {ident}: {path}'
-    try:
-        if not os.path.realpath(path).startswith(home):
-            return f'file_name {show(name)} of image {ident} leaves {folder}'
-        if not os.path.getsize(path):
-            return f'{what} is empty'
-        with Image.open(path) as opened:
-            size, kind = opened.size, opened.format
-            if math.prod(size) > files.MPX * 1e6:  # Pillow's own limit is higher
-                raise Image.DecompressionBombError
-            exif = opened.getexif() if 'exif' in opened.info else {}
-            turned = exif.get(files.ORIENTATION) in range(5, 9)
-        end = files.END.get(kind)
-        if end and end not in files.tail(path):
-            return f'{what} is cut short: its end is missing'
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return f'{what} is missing'
-    except UnidentifiedImageError:
-        with open(path, 'rb') as file:
-            return f'{what} is damaged or no image: it starts with {file.read(8)!r}'
-    except Image.DecompressionBombError:
-        return f'{what} declares more than {files.MPX} megapixels'
-    except (OSError, ValueError) as error:
-        return f'file_name {show(name)} of image {ident} cannot be read: {error.args[-1]}'
-    width, height = reversed(size) if turned else size
-    if (width, height) != (image['width'], image['height']):
-        after = ' after EXIF rotation' if turned else ''
-        says = f'{image["width"]}x{image["height"]}'
-        return f'{what} is {width}x{height}{after}, the JSON says {says}'
-    return None
 
 
 def floats(values: list) -> np.ndarray:

@@ -135,6 +135,13 @@ def remedy_of_large(texts: Iterable[str]) -> str:
     return f'If it is meant to be that large, pass --max-megapixels {need}.'
 
 
+def other_orientation(how: Decoding) -> str:
+    """What to do if images are not in the position in which this reads them."""
+    flag = 'grayscale' if how.flag.startswith('gray') else 'color'
+    flag += '_ignore_orientation' if how.turns else ''
+    return f'Set color_type={flag!r} in LoadImageFromFile of every pipeline.'
+
+
 def listen() -> None:
     """In a new process: catch what the decoders print, which names no file."""
     global _ear

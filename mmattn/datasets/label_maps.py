@@ -279,7 +279,7 @@ class LabelMaps:
         if kind == 'ignored':
             return f'Is ignore_index or reduce_zero_label set wrongly? {self.remedy}'
         if kind in ('exif', 'turned'):
-            return self._other_orientation()
+            return files.other_orientation(self.loading.image)
         if kind == 'thin':
             return 'Leave it and its image out.'
         if kind == 'steps':
@@ -347,12 +347,6 @@ class LabelMaps:
         except files.Unfit:
             return False
         return bool((self.table[pixels > 0] >= 0).all()) and pixels[255] != pixels[1:].sum()
-
-    def _other_orientation(self) -> str:
-        how = self.loading.image
-        flag = 'grayscale' if how.flag.startswith('gray') else 'color'
-        flag += '_ignore_orientation' if how.turns else ''
-        return f'Set color_type={flag!r} in LoadImageFromFile of every pipeline.'
 
     def lonely(self) -> list[str]:
         """A warning if there are label maps that belong to no image."""

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.datasets import check, coco, files
+from mmattn.datasets import check, coco, coco_images, files, held
 from mmattn.datasets.pairing import some
+from mmattn.datasets.steps import Loading
 from mmattn.engine.config import check_config, dataset_leaves, load_config, parse_options
-from mmattn.errors import DataError, WriteError, printable
+from mmattn.errors import DataError, MmattnError, WriteError, printable
 from mmattn.progress import track
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -108,7 +109,7 @@ def survey(
         cores, mp_context=get_context('spawn'), initializer=files.listen
     ) as pool:
         for same in uses.values():
-            part, census = _examine(same, pool)
+            part, census = _examine(same, pool, cfg)
             found['data_sets'].append(part)
             _print(part)
             if census is not None and same[0][0] == _LOADERS[0]:
@@ -135,7 +136,7 @@ def survey(
     return found
 
 
-def _examine(same: list[tuple[str, dict]], pool: Executor) -> tuple[dict, Census | None]:
+def _examine(same: list[tuple[str, dict]], pool: Executor, cfg: dict) -> tuple[dict, Census | None]:
     """What is known about a data set after reading it, and its census if it has label maps."""
     leaf, loaders = same[0][1], list(dict.fromkeys(loader for loader, _ in same))
     part = dict(type=leaf['type'], folder=None, loaders=loaders, images=0, problems=[], warnings=[])
@@ -146,7 +147,7 @@ def _examine(same: list[tuple[str, dict]], pool: Executor) -> tuple[dict, Census
             maps = check.LabelMaps(dataset, leaf, ', '.join(loaders))
             census = _examine_maps(maps, part, pool)
         elif hasattr(dataset, 'COCOAPI'):
-            _examine_coco(dataset, same, part, pool)
+            _examine_coco(dataset, same, part, pool, cfg)
         else:
             part['warnings'].append(f'data set {leaf["type"]} is of no kind that can be checked.')
     except DataError as error:
@@ -194,7 +195,9 @@ def _examine_maps(maps: check.LabelMaps, part: dict, pool: Executor) -> Census:
     return census
 
 
-def _examine_coco(dataset, same: list[tuple[str, dict]], part: dict, pool: Executor) -> None:
+def _examine_coco(
+    dataset, same: list[tuple[str, dict]], part: dict, pool: Executor, cfg: dict
+) -> None:
     file, folder = Path(dataset.ann_file), Path(dataset.data_prefix['img'])
     part.update(file=str(file), folder=str(folder))
     errors = []
@@ -202,7 +205,8 @@ def _examine_coco(dataset, same: list[tuple[str, dict]], part: dict, pool: Execu
         loader.startswith('train'): (loader, leaf) for loader, leaf in same
     }.values():
         try:
-            part['warnings'] += check.check_coco(dataset, leaf, loader)
+            evaluator = cfg.get(loader.replace('_dataloader', '_evaluator'))
+            part['warnings'] += check.check_coco(dataset, leaf, loader, evaluator)
         except DataError as error:
             errors.append(str(error))
     part['problems'] += errors
@@ -210,29 +214,58 @@ def _examine_coco(dataset, same: list[tuple[str, dict]], part: dict, pool: Execu
         return
     try:
         content = coco.parse(file.read_bytes(), str(file))
+        coco.check_instances(content)
         images, annotations, categories = (coco.read_entries(content, kind) for kind in coco.KEYS)
     except DataError:
         return  # said above
     images = [image for image in images if type(image['file_name']) is str]
-    faulty = {}
+    faulty: dict[int, files.Fault] = {}
+    loading = Loading(same[0][1].get('pipeline', []))
     if errors:  # then it is not known that each image is there and as large as the JSON says
-        home = os.path.join(os.path.realpath(folder), '')
-        work = partial(coco.file_problem, folder=folder, home=home)
+        work = partial(coco_images.file_problem, folder=folder, loading=loading)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            faulty = {i: text for i, text in enumerate(threads.map(work, images)) if text}
+            faulty = {i: fault for i, fault in enumerate(threads.map(work, images)) if fault}
+        texts = [fault.text for fault in faulty.values()]
         if faulty:
-            part['problems'] = [e for e in errors if not any(t in e for t in faulty.values())]
-            part['problems'] += [f'{text}.' for text in faulty.values()]
+            part['problems'] = [e for e in errors if not any(text in e for text in texts)]
+            part['problems'] += [f'{text}.' for text in texts[:-1]]
+            remedy = coco_images.remedy([*faulty.values()][-1].kind, texts, file, loading)
+            part['problems'].append(f'{texts[-1]}. {remedy}')
     paths = [
         os.path.join(folder, image['file_name'])
         for i, image in enumerate(images)
         if i not in faulty
     ]
-    looked = pool.map(files.look_at_image, paths, chunksize=8)
+    if loading.image:
+        look = partial(files.look_at_image, how=loading.image)
+        looked = pool.map(look, paths, chunksize=8)
+    else:
+        looked = map(partial(_load, loading), paths)
     for faults in track(looked, total=len(paths), title=f'reading {folder}'):
         for kind, text in faults:
             part['warnings' if kind == 'doubt' else 'problems'].append(f'{text}.')
     part.update(_count_boxes(images, annotations, categories, dataset.metainfo['classes']))
+    part['held'] = _count_held(content, dataset, same)
+
+
+def _load(loading: Loading, path: str) -> list[files.Fault]:
+    """What a loader of the config's own says against an image."""
+    try:
+        loading.shape(path)
+    except MmattnError as error:
+        return [files.Fault('file', str(error).removesuffix('.'))]
+    return []
+
+
+def _count_held(content: dict, dataset, same: list[tuple[str, dict]]) -> dict | None:
+    """What the loader keeps behind its filters, and how many annotations it drops for what."""
+    try:
+        why = coco.why_dropped(content, dataset.metainfo['classes'])
+        leaf = same[0][1]
+        found = check.count_held(leaf, Path(dataset.ann_file), check.learns_masks(leaf))
+    except (DataError, KeyError, TypeError):
+        return None  # the file is faulty, which is said
+    return dict(found._asdict(), dropped={k: n for k, n in why.items() if k != held.LEARNT})
 
 
 def _count_boxes(
@@ -245,6 +278,8 @@ def _count_boxes(
     for annotation, area in zip(annotations, areas.tolist()):
         ident = annotation['category_id']
         if ident not in names:
+            continue
+        if annotation.get('ignore'):
             continue
         if annotation.get('iscrowd'):
             counts[ident, 'groups'] += 1
@@ -296,6 +331,8 @@ def _print(part: dict) -> None:
         print(f'{"category":<24s}' + ''.join(f'{name:>9s}' for name in columns))
         for row in part['categories']:
             print(f'{row["name"]:<24s}' + ''.join(f'{row[name]:>9d}' for name in columns))
+        if part.get('held'):
+            print(_held_line(part['held']))
         lonely = part['images_without_objects']
         if lonely:
             print(f'without objects: {len(lonely)} of {part["images"]} images: {some(lonely)}')
@@ -307,6 +344,14 @@ def _print(part: dict) -> None:
         if part[kind][_SHOWN:]:
             print(f'... and {len(part[kind]) - _SHOWN} more {kind}; --json OUT lists all')
     print()
+
+
+def _held_line(found: dict) -> str:
+    """Images and boxes that the loader keeps, and what it drops and why."""
+    dropped = ', '.join(f'{n} {why}' for why, n in found['dropped'].items())
+    kept = f'the loader keeps {found["images"]} of {found["listed"]} images'
+    boxes = f', {found["boxes"]} boxes' if found['boxes'] >= 0 else ''
+    return f'{kept}{boxes}; dropped or ignored: {dropped or "nothing"}'
 
 
 def _write(found: dict, path: str | Path) -> None:

@@ -159,7 +159,7 @@ def test_file_that_is_no_image(case, content, why):
 def test_decompression_bomb(case, side):
     Image.new('1', (side, side)).save(case.folder / 'a.png')
     with pytest.raises(
-        DataError, match=r'image 1: .*a.png declares more than 100 megapixels \(1 of'
+        DataError, match=r'image 1: .*a.png declares more than 100 megapixels: \d+ \(1 of'
     ):
         case.check()
     case.coco['images'][0] |= dict(width=side, height=side)
@@ -204,8 +204,7 @@ def test_size_differs(case):
         ('../set.json', r"file_name '../set.json' of image 2 leaves .*photos"),
         ('../nowhere', "file_name '../nowhere' of image 2 leaves"),
         ('/etc/hostname', "file_name '/etc/hostname' of image 2 leaves"),
-        ('link.jpg', "file_name 'link.jpg' of image 2 leaves"),
-        ('deep/c.jpg', "file_name 'deep/c.jpg' of image 2 leaves"),
+        ('deep/../../set.json', "file_name 'deep/../../set.json' of image 2 leaves"),
         ('a\0.png', r"file_name 'a\\x00.png' of image 2 cannot be read"),
         ('\ud800', r"file_name '\\ud800' of image 2 cannot be read"),
         ('a' * 300, 'of image 2 cannot be read: File name too long'),
@@ -221,8 +220,6 @@ def test_file_name_leaves_the_folder(case, name, why):
     (case.folder / 'sub').mkdir()
     outside = case.folder.parent / 'outside'
     outside.mkdir()
-    Image.new('RGB', (W, H)).save(outside / 'c.jpg')
-    (case.folder / 'link.jpg').symlink_to(outside / 'c.jpg')
     (case.folder / 'deep').symlink_to(outside)
     case.coco['images'][1]['file_name'] = name
     with pytest.raises(DataError, match=why):
@@ -235,6 +232,21 @@ def test_a_linked_folder_and_links_inside_are_fine(case):
     case.folder.rename(case.folder.parent / 'real')
     case.folder.symlink_to('real')
     assert case.check() == []
+
+
+@pytest.mark.parametrize('name', ['link.jpg', 'deep/c.jpg'])
+def test_links_into_a_store_are_fine(case, name):
+    """As DVC, git-annex and a cache of downloads make them."""
+    outside = case.folder.parent / 'outside'
+    outside.mkdir()
+    Image.new('RGB', (W, H)).save(outside / 'c.jpg')
+    (case.folder / 'link.jpg').symlink_to(outside / 'c.jpg')
+    (case.folder / 'deep').symlink_to(outside)
+    case.coco['images'][1]['file_name'] = name
+    assert case.check() == []
+    (outside / 'c.jpg').unlink()
+    with pytest.raises(DataError, match=f'{name} is missing'):
+        case.check()
 
 
 def test_missing_images_are_counted(case):
@@ -342,7 +354,7 @@ def test_classes_not_in_the_file(case):
 def test_class_order(case):
     with pytest.raises(
         DataError,
-        match=r"\('dog', 'cat'\) of the config .* order \('cat', 'dog'\).* Put the categories of",
+        match=r"\('dog', 'cat'\) of the config .* order \('cat', 'dog'\) in the file.*: python -c",
     ):
         case.check(classes=('dog', 'cat'))
 

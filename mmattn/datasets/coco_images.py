@@ -1,0 +1,122 @@
+"""The photographs of a COCO file: there, whole, and of the size that the JSON says, as a config
+reads them.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from reprlib import repr as show
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mmattn.errors import DataError, MmattnError
+from mmattn.progress import track
+
+from . import files, mending
+from .files import Fault
+from .steps import Loading
+
+_MOST = 1000  # images that are decoded before a training
+
+
+def check_files(images: list[dict], folder: Path, file: Path, loading: Loading) -> None:
+    """Look at the header and the end of every photograph.
+
+    Raises:
+        DataError: names the first that is missing or faulty, how many are, and what to do.
+    """
+    if loading.image is None:  # each is decoded
+        images = [
+            images[i] for i in np.linspace(0, len(images) - 1, min(len(images), _MOST), dtype=int)
+        ]
+    work = partial(file_problem, folder=folder, loading=loading)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # reading frees the GIL
+        results = pool.map(work, images)
+        faults = [f for f in track(results, total=len(images), title=f'checking {folder}') if f]
+    if faults:
+        kind, text = faults[0]
+        more = f' ({len(faults)} of {len(images)} images are missing or faulty)'
+        texts = [other for known, other in faults if known == kind]
+        raise DataError(f'{text}{more}. {remedy(kind, texts, file, loading)}')
+
+
+def remedy(kind: str, texts: Iterable[str], file: str | Path, loading: Loading) -> str:
+    """What to do about the faults of a kind; `texts` are what they say."""
+    if kind == 'backslash':
+        return f"Write '/' for each: {mending.with_slashes(file)}"
+    if kind == 'large':
+        return files.remedy_of_large(texts)
+    if kind == 'exif':
+        return files.other_orientation(loading.image)
+    return 'Get the files again or correct the JSON.'
+
+
+def file_problem(image: dict, folder: Path, loading: Loading) -> Fault | None:
+    """What is wrong with the file of an image, as the beginning of a sentence."""
+    ident, name = image['id'], image['file_name']
+    path, home = os.path.join(folder, name), os.path.join(os.path.abspath(folder), '')
+    what = f'image {ident}: {path}'
+    orientation = 1
+    try:
+        if not os.path.abspath(path).startswith(home):  # a link may lead anywhere, a name not
+            return Fault('leaves', f'file_name {show(name)} of image {ident} leaves {folder}')
+        if not os.path.getsize(path):
+            return Fault('empty', f'{what} is empty')
+        files.max_megapixels()  # sets Pillow's
+        with Image.open(path) as opened:
+            size, kind = opened.size, opened.format
+            files.check_pixels(size)
+            if 'exif' in opened.info:
+                orientation = opened.getexif().get(files.ORIENTATION, 1)
+        end = files.END.get(kind)
+        if end and end not in files.tail(path):
+            return Fault('cut', f'{what} is cut short: its end is missing')
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        other = path.replace('\\', '/')
+        if '\\' in name and os.path.isfile(other):
+            text = f'file_name {name!r} of image {ident} has backslashes, but {other} is there'
+            return Fault('backslash', text)
+        return Fault('missing', f'{what} is missing')
+    except UnidentifiedImageError:
+        shape = _shape(loading, path)
+        if shape is None:
+            with open(path, 'rb') as file:
+                start = file.read(8)
+            return Fault('damaged', f'{what} is damaged or no image: it starts with {start!r}')
+        return _compare(image, what, shape[1::-1], '')
+    except Image.DecompressionBombError as error:
+        return Fault('large', f'{what} declares {files.too_large(error)}')
+    except (OSError, ValueError) as error:
+        text = f'file_name {show(name)} of image {ident} cannot be read: {error.args[-1]}'
+        return Fault('damaged', text)
+    turned = orientation in range(5, 9)
+    if loading.image:
+        follows = turned and loading.image.turns
+        after = ' after EXIF rotation' if follows else ' without EXIF rotation' if turned else ''
+        read = size[::-1] if follows else size
+        if read == (image['width'], image['height']):
+            return None
+    else:
+        read, after = size, ''
+    shape = _shape(loading, path)  # what really is read
+    fault = _compare(image, what, read if shape is None else shape[1::-1], after)
+    if fault and turned and loading.image and read[::-1] == (image['width'], image['height']):
+        return Fault('exif', fault.text)
+    return fault
+
+
+def _shape(loading: Loading, path: str) -> tuple[int, ...] | None:
+    try:
+        return loading.shape(path)
+    except MmattnError:
+        return None
+
+
+def _compare(image: dict, what: str, size: tuple[int, ...], after: str) -> Fault | None:
+    if size == (image['width'], image['height']):
+        return None
+    says = f'{image["width"]}x{image["height"]}'
+    return Fault('size', f'{what} is {size[0]}x{size[1]}{after}, the JSON says {says}')
