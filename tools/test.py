@@ -26,6 +26,11 @@ def main(argv: list[str] | None = None) -> int:
         help='average a segmentor over scales and flips, as `tta_pipeline` of the config says '
         '(default: 0.5 to 1.75 times the size, as it is and mirrored)',
     )
+    args.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='do not look at the files of the data first: that refuses what you know is right',
+    )
     config_options(args)
     args = args.parse_args(argv)
 
@@ -42,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             options=args.cfg_options,
             launcher=args.launcher,
             tta=args.tta,
+            skip_data_check=args.skip_data_check,
         )
         for name, value in metrics.items():
             print(f'{name:24s} {"absent" if value != value else value}')

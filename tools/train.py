@@ -41,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         action='store_true',
         help='begin at once, without a trial of one small step and the validation of one image',
     )
+    args.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='do not look at the files of the data first: that refuses what you know is right',
+    )
     config_options(args)
     args = args.parse_args(argv)
 
@@ -62,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             allow_topology_change=args.allow_topology_change,
             allow_config_change=args.allow_config_change,
             rehearsal=not args.no_rehearsal,
+            skip_data_check=args.skip_data_check,
         )
         print(f'done: checkpoints, logs and curves.png are in {work_dir}')
 

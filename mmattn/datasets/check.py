@@ -26,6 +26,30 @@ CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmat
 _PREPARED = ('street', 'coco', 'bccd', 'dsb2018', 'cityscapes')
 
 
+def check_loaders(cfg: dict, *parts: str, skip: bool = False) -> None:
+    """Check the data of the loaders of a config, such as 'train' and 'val'.
+
+    Args:
+        cfg: the config.
+        parts: which loaders.
+        skip: look at nothing, and say so.
+
+    Raises:
+        DataError, UsageError: as `check_data`.
+    """
+    if skip:
+        print_log(
+            '--skip-data-check: nothing has looked at the data, so a faulty file shows when it is '
+            'read, or not at all.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
+    for part in parts:
+        name = f'{part}_dataloader'
+        check_data(cfg[name]['dataset'], name, cfg.get(f'{part}_evaluator'))
+
+
 def check_data(cfg: dict, where: str, evaluator: dict | list | None = None) -> None:
     """Check every data set of a dataloader config; warnings go to the log.
 

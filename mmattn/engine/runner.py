@@ -27,7 +27,7 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.datasets.check import build, check_classes, check_data
+from mmattn.datasets.check import build, check_classes, check_loaders
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 from mmattn.plugins import report
 from mmattn.zoo.catalogue import registered_blocks
@@ -352,6 +352,7 @@ def train(
     allow_topology_change: bool = False,
     allow_config_change: bool = False,
     rehearsal: bool = True,
+    skip_data_check: bool = False,
     hooks: Iterable[Hook] = (),
 ) -> Path:
     """Train a config.
@@ -375,6 +376,7 @@ def train(
         allow_topology_change: resume with another number of processes, inexactly.
         allow_config_change: resume with another config, inexactly.
         rehearsal: try a small step and the validation of an image first, see `rehearse`.
+        skip_data_check: do not look at the files of the data first.
         hooks: beside those of the config.
 
     Returns:
@@ -394,14 +396,15 @@ def train(
                 listener.check_others = ranks.raise_if_over
             return _train(
                 config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options,
-                launcher, seed, validate, allowed, rehearsal, hooks, listener, ranks,
+                launcher, seed, validate, allowed, rehearsal, skip_data_check, hooks, listener,
+                ranks,
             )  # fmt: skip
 
 
 def _train(
     config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher, seed,
-    validate, allowed: dict, rehearsal: bool, hooks: Iterable[Hook], listener: Listener,
-    ranks: Ranks | None,
+    validate, allowed: dict, rehearsal: bool, skip_data_check: bool, hooks: Iterable[Hook],
+    listener: Listener, ranks: Ranks | None,
 ) -> Path:  # fmt: skip
     options = parse_options(options)
     if resume and init_from:
@@ -444,8 +447,7 @@ def _train(
             check_checkpoint_classes(cfg, dict(_class_counts(cfg.model, 'model')), meta, found)
     check_writable(work_dir)
     if _is_main():
-        for name in ('train_dataloader', 'val_dataloader') if validate else ('train_dataloader',):
-            check_data(cfg[name]['dataset'], name)
+        check_loaders(cfg, 'train', *(['val'] if validate else []), skip=skip_data_check)
     _scale_lr(cfg, auto_scale_lr)
     runner = _build(cfg, 'train_loop', 'val_loop') if validate else _build(cfg, 'train_loop')
     check_batches(runner)
@@ -488,6 +490,7 @@ def test(
     options: dict | list[str] | None = None,
     launcher: str = 'none',
     tta: bool = False,
+    skip_data_check: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config.
 
@@ -504,6 +507,7 @@ def test(
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         tta: average a segmentor over the scales and flips of the config's `tta_pipeline`, or of
             `mmattn.models.seg_tta.tta_pipeline`, by its `tta_model`, or `mmattn.SegTTAModel`.
+        skip_data_check: do not look at the files of the data first.
 
     Returns:
         the metrics, in percent; nan for a class that is absent, null in the JSON.
@@ -519,11 +523,14 @@ def test(
     ):
         if ranks:
             listener.check_others = ranks.raise_if_over
-        return _test(config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta)
+        return _test(
+            config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
+            skip_data_check,
+        )  # fmt: skip
 
 
 def _test(
-    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta
+    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta, skip_data_check
 ) -> dict[str, float]:
     options = parse_options(options)
     cfg = _prepare(config, options, launcher, work_dir, attention, checkpoint)
@@ -548,7 +555,7 @@ def _test(
     if out:
         check_writable(folder_of(out), '--out')
     if _is_main():
-        check_data(cfg.test_dataloader['dataset'], 'test_dataloader')
+        check_loaders(cfg, 'test', skip=skip_data_check)
     runner = _build(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
     if not checkpoint:
