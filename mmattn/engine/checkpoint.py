@@ -3,6 +3,7 @@
 Importing this also gives mmengine's own loader, which many networks call, these readers.
 """
 
+import argparse
 import difflib
 import hashlib
 import json
@@ -31,18 +32,26 @@ from .saving import sha256 as sha256
 from .saving import verify
 
 _SHOWN = 5  # keys named in an error
+_BACKBONE = 'backbone.'
 _CLASSIFIERS = ('fc', 'head', 'classifier')  # of ImageNet networks, which a backbone has not
+_NAMES = ('model', 'model_state_dict', 'model_state', 'network', 'net', 'weights')
+_AVERAGES = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema_model', 'ema')
 _SCHEMES = ('https',)  # that are downloaded
 _LARGEST = 4 << 30  # bytes of a download
 _PATIENCE = 60  # seconds without a byte
 _BLOCK = 1 << 20  # bytes
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, *, structure: bool = False) -> dict:
     """The content of a `.safetensors` or `.pth` file, tensors on the CPU.
+
+    Weights stand under `state_dict`, or under another name that training scripts give them, such as
+    `model`, or they are the file. Averages under `ema` count where there are no others.
 
     Args:
         path: of a file; or an address, see `fetch`.
+        structure: see that a file which was just written can be read, without its tensors' values
+            and before it has a manifest.
 
     Returns:
         a dict with `state_dict`, and whatever else the file has (`meta`, `optimizer`, ...).
@@ -52,11 +61,11 @@ def read_checkpoint(path: str | Path) -> dict:
             `saving`); holds more than plain data.
     """
     path = fetch(path)
-    content = _read(path)
+    content = _read(path, structure)
     if 'state_dict' not in content:
-        content = dict(state_dict=content)
+        content = _with_weights(content, path)
     weights = content['state_dict']
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not _are_weights(weights):
         raise CheckpointError(f'checkpoint {path} holds no weights.')
     wrong = _odd_meta(content.get('meta', {}))
     if wrong:
@@ -69,13 +78,48 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
-def _read(path: Path) -> dict:
+def _are_weights(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _with_weights(content: dict, path: Path) -> dict:
+    """Name the weights of a file from elsewhere `state_dict`; say which of several were taken."""
+    if _are_weights(content):
+        return dict(state_dict=content)
+    there = [k for k in (*_NAMES, *_AVERAGES) if content.get(k) and _are_weights(content[k])]
+    chosen = [k for k in there if k in _NAMES] or there
+    if len(chosen) != 1:
+        why = f'under {" and ".join(chosen)}, which of them is unknown' if chosen else ''
+        keys = '' if chosen else f' It has {_some([str(k) for k in content])}.' if content else ''
+        raise CheckpointError(
+            f'checkpoint {path} holds {f"weights {why}" if chosen else "no weights"}.{keys}'
+        )
+    taken = chosen[0]
+    left = [k for k in there if k != taken]
+    _say_once(
+        f'weights of {path}: those under {taken!r}' + (f', not {", ".join(left)}' if left else '')
+    )
+    rest = {k: v for k, v in content.items() if k not in there and k != 'meta'}
+    return dict(rest, state_dict=content[taken])
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        print_log(text, logger='current')
+
+
+_said: set[str] = set()
+
+
+def _read(path: Path, structure: bool = False) -> dict:
     """A file as it is, plain values and tensors."""
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
         hint = f' {path.parent} has: {", ".join(others)}.' if others else ''
         raise CheckpointError(f'checkpoint {path} does not exist.{hint}')
-    verify(path)
+    if not structure:
+        verify(path)
     try:
         if path.suffix == '.safetensors':
             from safetensors import safe_open
@@ -84,7 +128,10 @@ def _read(path: Path) -> dict:
             with safe_open(path, 'pt') as file:
                 notes = json.loads((file.metadata() or {}).get('mmattn', '{}'))
             return dict(state_dict=load_file(path), meta=notes)
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        where = 'meta' if structure else 'cpu'  # torch reads no values for the first
+        # scripts put their arguments beside the weights: a class of plain attributes
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location=where, weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r'GLOBAL (\S+)', str(error))
         if code:
@@ -277,8 +324,8 @@ def load_weights(
         CheckpointError: a key is missing or left over, or a shape or a block's form differs; the
             model is unchanged.
     """
-    weights = _unwrapped(weights)
-    fit = _Fit(model, weights)
+    weights = unwrapped(weights)
+    fit = Fit(model, weights)
     if not fit.matched or fit.wrong:
         raise CheckpointError(
             f'checkpoint {source} {fit.complaint()}. Use the config it was trained with.'
@@ -312,8 +359,9 @@ def start_from(
         CheckpointError: anything else is missing, left over or of another shape, unless `partial`;
             nothing fits at all. The model is unchanged.
     """
-    weights = inherited(model, _unwrapped(weights))
-    fit = _Fit(model, weights)
+    weights, below = _of_backbone(model, unwrapped(weights))
+    weights = inherited(model, weights)
+    fit = Fit(model, weights)
     places = _outermost({*_blocks(model), *dict(plugged(model))})
     inherited_keys = {
         f'{path}.{to}' for path, block in plugged(model) for _, to, _ in block.plugin.inherits
@@ -322,26 +370,64 @@ def start_from(
     fit.missing = [
         k for k in fit.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
     ]  # which old files have not
-    heads = [key for key in fit.unexpected if key.split('.')[0] in _CLASSIFIERS]
-    if not hasattr(model, 'backbone'):
+    heads = []
+    if below or not hasattr(model, 'backbone'):
+        start = _BACKBONE if below else ''
+        heads = [k for k in fit.unexpected if k.removeprefix(start).split('.')[0] in _CLASSIFIERS]
         fit.unexpected = [key for key in fit.unexpected if key not in heads]
     if not fit.matched or (fit.wrong and not partial):
+        remedy = ', or load what fits with --init-from' if fit.matched else ''
         raise CheckpointError(
-            f'weights {source} {fit.complaint()}. Name weights of the same network, or load what '
-            'fits with --init-from.'
+            f'weights {source} {fit.complaint()}. Name weights of the same network{remedy}.'
+            f'{_reads_itself(model, source) if not fit.matched else ""}'
         )
     _check_forms(model, forms, source)
     model.load_state_dict({**fit.own, **{key: weights[key] for key in fit.matched}})
-    parts = [f'{len(fit.matched)} tensors loaded from {source}']
+    parts = [f'{len(fit.matched)} tensors loaded from {source}{below}']
     if new:
         paths = [place[:-1] for place in places if any(key.startswith(place) for key in new)]
         parts.append(f'new: {len(new)} of {len(paths)} blocks ({_some(paths)})')
-    if heads and not hasattr(model, 'backbone'):
+    if heads:
         parts.append(f'left: the classifier ({_some(heads)})')
     return '; '.join(parts + fit.wrong)
 
 
-class _Fit:
+def _of_backbone(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Weights with the names that they have in the model, and a word if they are its backbone's.
+
+    Most of the backbone has to be there: a few keys of the same name are chance.
+    """
+    own = model.state_dict().keys()
+    parts = [key for key in own if key.startswith(_BACKBONE)]
+    if not parts or set(own) & set(weights):
+        return weights, ''
+    found = {_BACKBONE + key: value for key, value in weights.items()}
+    counted = [key for key in parts if not key.endswith('.num_batches_tracked')]
+    if sum(key in found for key in counted) * 2 < len(counted):
+        return weights, ''
+    return found, ' into the backbone'
+
+
+def _reads_itself(model: nn.Module, source: str | Path) -> str:
+    """The line that helps where a backbone converts files of its authors while it starts."""
+    backbone = getattr(model, 'backbone', None)
+    if backbone is None or not converts_itself(backbone):
+        return ''
+    return (
+        f' If it is the file of a {type(backbone).__name__} as its authors publish it, which that '
+        'class reads and converts, write in the config: '
+        f"model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='{source}')))"
+    )
+
+
+def converts_itself(module: nn.Module) -> bool:
+    """Whether a class reads pretrained files in a method of its own, as Swin, ViT or BEiT do."""
+    code = getattr(type(module).init_weights, '__code__', None)
+    names = code.co_names if code else ()
+    return any(name in names for name in ('CheckpointLoader', '_load_checkpoint'))
+
+
+class Fit:
     """How a state dict fits a model."""
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -382,7 +468,7 @@ def _some(names: list[str]) -> str:
     return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
 
 
-def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 

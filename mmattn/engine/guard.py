@@ -107,7 +107,11 @@ class GuardHook(Hook):
 
     def before_train(self, runner) -> None:
         self.listener.check_start()
+        runner.check_savable()
         runner.catch_up()
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        runner.note_validated()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if not self.listener.started:

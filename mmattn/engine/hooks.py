@@ -1,7 +1,6 @@
 """Hooks of every training run."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from mmengine.runner import Runner
 
 from mmattn.datasets.files import read_image
 from mmattn.datasets.loading import ImageReader, to_display
-from mmattn.engine.checkpoint import block_forms
 from mmattn.engine.outputs import check_outputs, image_paths, leaves, picture_names
-from mmattn.engine.saving import manifests, note, point_to, remove, tidy
+from mmattn.engine.saving import name_best, remove, tidy
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, compare_objects, save_picture
 from mmattn.visualization.curves import plot_curves
@@ -25,8 +23,6 @@ from mmattn.visualization.objects import Objects, palette_of
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
     from mmseg.structures import SegDataSample
-
-_PLAIN = (bool, int, float, str)
 
 
 @HOOKS.register_module()
@@ -55,37 +51,29 @@ class CurvesHook(Hook):
 class CheckpointHook(EngineCheckpointHook):
     """mmengine's hook; nothing is removed before what replaces it is written and verified.
 
-    Its files load with `weights_only=True`, and `best.pth` names the best one. mmengine's message
-    hub is the one part that holds other objects (`HistoryBuffer`, the smoothing windows of the log,
-    of no use to a resumed run). While gradients accumulate, a save waits for the optimizer's step.
-    Arguments are those of `mmengine.hooks.CheckpointHook`.
+    `best.pth` names the best one; of several metrics, by the first. While gradients accumulate, a
+    save waits for the optimizer's step. Arguments are those of `mmengine.hooks.CheckpointHook`,
+    which every config has in effect: see `adopted`. What is in a file, and what there is also
+    without such a hook, is the runner's.
     """
 
     _waits = False  # a save is due
-    _saved_iter = None  # of `last_ckpt`
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         self.file_backend = _RemovesLater(self.file_backend)
-        best = getattr(self, 'best_ckpt_path', None)
-        if best:  # where the folder is now: it may have been moved
-            self.best_ckpt_path = os.path.join(self.out_dir, os.path.basename(best))
+        for name in 'best_ckpt_path', 'best_ckpt_path_dict':
+            best = getattr(self, name, None)
+            if isinstance(best, dict):
+                setattr(self, name, {k: self._here(path) for k, path in best.items()})
+            elif best:
+                setattr(self, name, self._here(best))
         if runner.rank == 0:
             tidy(self.out_dir)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['meta']['command'] = getattr(runner, 'train_command', '')
-        checkpoint['meta']['blocks'] = block_forms(runner.model)
-        if runner.cfg.get('attention'):
-            checkpoint['meta']['attention'] = json.loads(json.dumps(runner.cfg.attention))
-        hub = _without_numpy(checkpoint['message_hub'])
-        info = {k: v for k, v in hub['runtime_info'].items() if isinstance(v, _PLAIN)}
-        info |= {k: v for k, v in hub['runtime_info'].items() if k == 'keep_ckpt_ids'}
-        keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}
-        checkpoint['message_hub'] = dict(log_scalars={}, runtime_info=info, resumed_keys=keys)
-        for name in 'meta', 'param_schedulers', 'optimizer':
-            if name in checkpoint:
-                checkpoint[name] = _without_numpy(checkpoint[name])
+    def _here(self, path: str | None) -> str | None:
+        """A file where the folder is now: it may have been moved."""
+        return path and os.path.join(self.out_dir, os.path.basename(path))
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.by_epoch:
@@ -97,17 +85,9 @@ class CheckpointHook(EngineCheckpointHook):
             runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
             self._save_checkpoint(runner)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        super().after_val_epoch(runner, metrics)
-        if runner.rank == 0 and self._saved_iter == runner.iter:
-            note(Path(self.last_ckpt), validated=runner.iter)
-
-    def save_now(self, runner: Runner, step: int) -> Path:
-        """The checkpoint of an iteration, written unless there is one; the next save removes it."""
-        if self._saved_iter != step:
-            meta = dict(epoch=runner.epoch, iter=step, temporary=True)
-            self._save(runner, f'iter_{step}.pth', meta)
-        return Path(self.last_ckpt)
+    def _save_checkpoint(self, runner: Runner) -> None:
+        with self.file_backend.holding():  # what a class derived from mmengine's hook removes first
+            super()._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
@@ -116,13 +96,7 @@ class CheckpointHook(EngineCheckpointHook):
                 outdated = [self.filename_tmpl.format(self.keep_ckpt_ids.popleft())]
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        self._save(runner, self.filename_tmpl.format(step), meta)
-        if runner.rank == 0:
-            for name in outdated:
-                remove(Path(self.out_dir) / name)
-
-    def _save(self, runner: Runner, name: str, meta: dict) -> None:
-        """Write a checkpoint to resume from, and have the pointer name it."""
+        name = self.filename_tmpl.format(step)
         self.last_ckpt = os.path.join(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
@@ -132,32 +106,34 @@ class CheckpointHook(EngineCheckpointHook):
             save_param_scheduler=self.save_param_scheduler,
             meta=meta,
         )
-        self._saved_iter = meta['iter']
         if runner.rank == 0:
-            point_to(Path(self.last_ckpt))
-            for path, facts in manifests(self.out_dir):
-                if facts.get('temporary') and path.name != name:
-                    remove(path)
+            for name in outdated:
+                remove(Path(self.out_dir) / name)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         with self.file_backend.holding() as outdated:
             super()._save_best_checkpoint(runner, metrics)
-            best = getattr(self, 'best_ckpt_path', None)
+            several = getattr(self, 'best_ckpt_path_dict', None) or {}
+            best = [getattr(self, 'best_ckpt_path', None), *several.values()]
+            best = [os.path.basename(path) for path in best if path]
             if best and runner.rank == 0:
-                link, part = (
-                    os.path.join(os.path.dirname(best), name) for name in ('best.pth', 'best.part')
-                )
-                if os.path.lexists(part):
-                    os.remove(part)
-                os.symlink(os.path.basename(best), part)
-                os.replace(part, link)
-        for path in outdated:
-            if os.path.basename(path) != os.path.basename(best or ''):
-                remove(path)
+                name_best(Path(self.out_dir) / best[0])
+            outdated[:] = [path for path in outdated if os.path.basename(path) not in best]
+
+
+def adopted(hook: Hook) -> Hook:
+    """A hook as it is; mmengine's own that saves, or one derived from it, with what ours adds."""
+    kind = type(hook)
+    if kind is EngineCheckpointHook:
+        hook.__class__ = CheckpointHook
+    elif isinstance(hook, EngineCheckpointHook) and not isinstance(hook, CheckpointHook):
+        parts = dict(__module__=kind.__module__, __doc__=kind.__doc__)
+        hook.__class__ = type(kind.__name__, (kind, CheckpointHook), parts)
+    return hook
 
 
 class _RemovesLater:
-    """A file backend that, within `holding`, only notes what it was told to remove."""
+    """A file backend that removes what it was told to at the end of `holding`."""
 
     def __init__(self, backend) -> None:
         self._backend, self._held = backend, None
@@ -167,11 +143,14 @@ class _RemovesLater:
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[list[str]]:
-        self._held = []
+        """Hold back removals until the block has ended well; the list of them can be changed."""
+        self._held = held = []
         try:
-            yield self._held
+            yield held
         finally:
             self._held = None
+        for path in held:
+            remove(path)
 
     def remove(self, path: str) -> None:
         if self._held is None:
@@ -234,14 +213,3 @@ class ComparisonHook(Hook):
             return compare_objects(image, truth, found, **about)
         truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
         return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **about)
-
-
-def _without_numpy(value):
-    """The same structure with NumPy scalars as Python numbers."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {k: _without_numpy(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_without_numpy(v) for v in value)
-    return value

@@ -16,10 +16,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info
+from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as EngineRunner
 from mmengine.runner.checkpoint import weights_to_cpu
@@ -32,7 +34,7 @@ from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 from mmattn.plugins import report
 from mmattn.zoo.catalogue import registered_blocks
 
-from .checkpoint import fetch, load_weights, read_checkpoint, sha256, start_from
+from .checkpoint import block_forms, fetch, load_weights, read_checkpoint, sha256, start_from
 from .classes import check_checkpoint_classes, check_same_classes
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
 from .config_keys import nearest
@@ -47,7 +49,9 @@ from .exact import (
     waiting_gradients,
 )
 from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
-from .hooks import CheckpointHook
+from .hooks import adopted
+from .plain import plain, plain_part
+from .pretrained import pretrained_reported
 from .ranks import Ranks, meet
 from .rehearsal import rehearse
 from .run_length import (
@@ -58,7 +62,7 @@ from .run_length import (
     follow_plan,
     plan_of,
 )
-from .saving import facts_of, find, write_checkpoint
+from .saving import facts_of, find, manifests, note, point_to, remove, write_checkpoint
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -74,10 +78,12 @@ class Runner(EngineRunner):
         guard: watches every step, see `GuardHook`.
         rehearses: `rehearse` a training that is loaded, before its first step.
         resumed: what the manifest of the resumed checkpoint says.
+        saved: iteration and file of the last checkpoint to resume from; None before the first.
     """
 
     start = 'strict'
     rehearses = False
+    saved: tuple[int, Path] | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         self.course: dict[str, str] = {}
@@ -100,6 +106,12 @@ class Runner(EngineRunner):
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(self.randomness_hook)
         self.register_hook(self.guard)
+
+    def register_hook(self, hook: Hook | dict, priority=None) -> None:
+        if isinstance(hook, dict):
+            own = hook.pop('priority', None)
+            hook, priority = HOOKS.build(hook), own if priority is None else priority
+        super().register_hook(adopted(hook) if isinstance(hook, Hook) else hook, priority)
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False) -> DataLoader:
@@ -170,6 +182,11 @@ class Runner(EngineRunner):
             follow_plan(self, plan)
         self.resumed = facts_of(filename)
 
+    def note_validated(self) -> None:
+        """Have the manifest of the last checkpoint say that its validation has ended."""
+        if self.rank == 0 and self.saved and self.saved[0] == self.iter:
+            note(self.saved[1], validated=self.iter)
+
     def catch_up(self) -> None:
         """Validate if a resumed run was killed between a save and the validation behind it."""
         loop, val = self.train_loop, self.val_loop
@@ -185,8 +202,13 @@ class Runner(EngineRunner):
             val.run()
 
     def save_now(self, step: int) -> Path:
-        """Save what an iteration led to, unless it is saved."""
-        return next(h for h in self.hooks if isinstance(h, CheckpointHook)).save_now(self, step)
+        """Save what an iteration led to, unless it is saved; the next save removes it."""
+        if self.saved is None or self.saved[0] != step:
+            hooks = [h for h in self.hooks if isinstance(h, EngineCheckpointHook)]
+            folder = next((h.out_dir for h in hooks if h.out_dir), self.work_dir)
+            meta = dict(epoch=self.epoch, iter=step, temporary=True)
+            self.save_checkpoint(folder, f'iter_{step}.pth', meta=meta)
+        return self.saved[1]
 
     def save_checkpoint(
         self,
@@ -199,15 +221,23 @@ class Runner(EngineRunner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """mmengine's content, and the randomness, written by `saving`; all processes call it."""
+        """mmengine's content, and the randomness, written by `saving`; all processes call it.
+
+        It is plain, and says what attention the network has; the pointer of its folder names the
+        last one that can be resumed.
+        """
         rows = self.randomness_hook.rows()
-        model = _network(self.model)
-        gradients = waiting_gradients(self.optim_wrapper, model) if save_optimizer else {}
-        if self.rank:
-            return
+        gradients = {}
+        if save_optimizer:
+            gradients = waiting_gradients(self.optim_wrapper, _network(self.model))
         meta = dict(meta or {})
         meta.setdefault('epoch', self.epoch + by_epoch)
         meta.setdefault('iter', self.iter + (not by_epoch))
+        path = Path(out_dir) / filename
+        if save_optimizer:
+            self.saved = meta['iter'], path
+        if self.rank:
+            return
         facts = dict(
             iter=meta['iter'],
             epoch=meta['epoch'],
@@ -216,29 +246,81 @@ class Runner(EngineRunner):
             resumable=save_optimizer,
             temporary=meta.pop('temporary', False),
         )
+        content = self._content(meta, save_optimizer, save_param_scheduler)
+        if save_optimizer:
+            content['rng'] = rows
+        if gradients:
+            content['gradients'] = gradients
+        self.call_hook('before_save_checkpoint', checkpoint=content)
+        self.write_checkpoint(path, content, facts)
+        if save_optimizer:
+            point_to(path, Path(self.work_dir))
+            for other, known in manifests(path.parent):
+                if known.get('temporary') and other.name != filename:
+                    remove(other)
+
+    def _content(
+        self,
+        meta: dict,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        left: list[str] | None = None,
+    ) -> dict:
+        """What a checkpoint holds: `meta` completed, weights, and the state of the training.
+
+        Facts of the data set without a plain form are left out, and their keys put into `left`.
+
+        mmengine's message hub has objects, too: smoothing windows of the log (`HistoryBuffer`), of
+        no use to a resumed run.
+        """
+        model = _network(self.model)
         meta.update(
             cfg=self.cfg.pretty_text,
             experiment_name=self.experiment_name,
             time=time.strftime('%Y%m%d_%H%M%S'),
             mmengine_version=mmengine.__version__,
             course=dict(self.course),
+            command=getattr(self, 'train_command', ''),
+            blocks=block_forms(model),
             **self.circumstances(),
         )
+        if self.cfg.get('attention'):
+            meta['attention'] = json.loads(json.dumps(self.cfg.attention))
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
-            meta.update(dataset_meta=self.train_dataloader.dataset.metainfo)
+            meta['dataset_meta'] = plain_part(
+                self.train_dataloader.dataset.metainfo, 'meta.dataset_meta', left
+            )
+        hub = self.message_hub.state_dict()
+        info = {k: v for k, v in hub['runtime_info'].items() if k != 'dataset_meta'}
+        info = plain_part(_on_cpu(info), 'message_hub')
+        keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}
         content = dict(
             meta=meta,
             state_dict=weights_to_cpu(model.state_dict()),
-            message_hub=_on_cpu(self.message_hub.state_dict()),
+            message_hub=dict(log_scalars={}, runtime_info=info, resumed_keys=keys),
         )
         if save_optimizer:
-            content.update(optimizer=_on_cpu(self.optim_wrapper.state_dict()), rng=rows)
-        if gradients:
-            content['gradients'] = gradients
+            content['optimizer'] = _on_cpu(self.optim_wrapper.state_dict())
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = [s.state_dict() for s in self.param_schedulers]
-        self.call_hook('before_save_checkpoint', checkpoint=content)
-        self.write_checkpoint(Path(out_dir) / filename, content, facts)
+        return content
+
+    def check_savable(self) -> None:
+        """Refuse before the first step what no checkpoint could hold; say what will not be in it.
+
+        Raises:
+            NotPlain: a hook puts it there.
+        """
+        if self.rank:
+            return
+        left: list[str] = []
+        content = self._content(dict(epoch=self.epoch, iter=self.iter), left=left)
+        # a hook may want what there is behind a step alone
+        with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
+            self.call_hook('before_save_checkpoint', checkpoint=content)
+        plain(content)
+        for key in left:
+            warn(f'{key} is not in the checkpoints of this run: no text, number or list of them')
 
     def write_checkpoint(self, path: Path, content: dict, facts: dict) -> None:
         """Write a checkpoint with its manifest."""
@@ -258,6 +340,7 @@ class Runner(EngineRunner):
         checkpoint = _read_first(filename)
         if self._resume:
             self._check_resumable(checkpoint, filename)
+            self._same_facts(checkpoint.get('meta', {}))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model = _network(self.model)
         forms = checkpoint.get('meta', {}).get('blocks')
@@ -270,6 +353,12 @@ class Runner(EngineRunner):
         self._has_loaded = True
         self.logger.info(said)
         return checkpoint
+
+    def _same_facts(self, meta: dict) -> None:
+        """Have mmengine compare the data set's facts in the form that was saved."""
+        own = getattr(self.train_dataloader.dataset, 'metainfo', {})
+        if meta.get('dataset_meta') == plain_part(own, ''):
+            meta['dataset_meta'] = own
 
     def _check_resumable(self, checkpoint: dict, filename: str) -> None:
         meta = checkpoint.get('meta', {})
@@ -299,32 +388,8 @@ class Runner(EngineRunner):
 
     def _init_model_weights(self) -> None:
         """Initialise as mmengine does, but read pretrained weights safely and say what fitted."""
-        model = _network(self.model)
-        pretrained = []
-        for name, module in model.named_modules():
-            own = getattr(module, 'init_cfg', None)
-            parts = own if isinstance(own, list) else [own]
-            for cfg in parts:
-                if isinstance(cfg, dict) and cfg['type'] == 'Pretrained':
-                    pretrained.append((name, module, own, cfg))
-                    module.init_cfg = [c for c in parts if c is not cfg]
-        super()._init_model_weights()
-        for name, module, own, cfg in pretrained:
-            module.init_cfg = own
-            try:
-                weights = _read_first(cfg['checkpoint'])['state_dict']
-                if cfg.get('prefix'):
-                    start = cfg['prefix'].rstrip('.') + '.'
-                    weights = {
-                        k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)
-                    }
-                self.logger.info(f'{name}: {start_from(module, weights, cfg["checkpoint"])}')
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f'{error} They are the pretrained weights of the config: choose others with '
-                    f'--cfg-options model.{name}.init_cfg.checkpoint=FILE, or start from random '
-                    f'ones with --cfg-options model.{name}.init_cfg=None'
-                ) from error
+        with pretrained_reported(_network(self.model), _read_first):
+            super()._init_model_weights()
 
 
 def _read_first(address: str) -> dict:

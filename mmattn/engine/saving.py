@@ -7,7 +7,8 @@ and is read with `weights_only=True`, so no code is executed, and a file without
 that differs from it is never resumed from. The order of the steps is what a kill at any moment
 cannot break:
 
-1. `<name>.part` is written, hashed on the way, and fsynced;
+1. `<name>.part` is written, hashed on the way, and fsynced; what the reader would refuse of it is
+   not kept;
 2. where the name exists, its manifest is told to accept either content;
 3. the part takes the name; the folder is fsynced;
 4. the manifest is written in the same way, last;
@@ -36,10 +37,13 @@ from torch import Tensor
 
 from mmattn.errors import CheckpointError, NonFiniteError, WriteError
 
+from .plain import plain
+
 POINTER = 'last_checkpoint'
 _TRIES, _WAIT = 4, 0.5  # of a failing write; seconds before the second try, then twice as long
 _SPARE = 1.2  # free space over the size of what is written
 _LARGE = 1 << 20  # bytes from which a thread that hashes pays
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_USE_TO_RETRY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
 _verified: set[tuple] = set()  # path, size and times of files that were hashed in this process
 
@@ -53,14 +57,16 @@ def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
 
     Args:
         path: of the `.pth`; its folder exists.
-        content: tensors and plain values.
+        content: tensors and plain values, or what has a plain form, see `plain`.
         facts: plain values for the manifest; `iter` among them.
 
     Raises:
+        NotPlain: something in it has no plain form; nothing is written.
         NonFiniteError: a tensor is not finite; nothing is written.
-        WriteError: it cannot be written, also when tried again; nothing is left of it.
+        WriteError: it cannot be written, also when tried again, or not be read; nothing is left.
     """
     path = Path(path)
+    content = plain(content)
     _check_finite(content, path)
     wait, last = _WAIT, None
     for attempt in range(_TRIES):
@@ -97,10 +103,11 @@ def _write(path: Path, content: dict, facts: dict) -> None:
         with _no_checksums():
             torch.save(content, hashing)
         file.flush()
-        os.fsync(file.fileno())
+        _fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
     if size != hashing.size:
         raise OSError(errno.EIO, f'{hashing.size} bytes written, {size} there', str(part))
+    _check_readable(part, path)
     new = dict(facts, file=path.name, size=size, sha256=hashing.digest.hexdigest())
     new['saved'] = time.time_ns()
     old = _read_manifest(manifest_of(path)) if path.exists() else None
@@ -111,9 +118,54 @@ def _write(path: Path, content: dict, facts: dict) -> None:
     _replace(manifest_of(path), json.dumps(new, indent=1))
 
 
-def point_to(path: Path) -> None:
-    """Have the pointer of its folder name a checkpoint."""
+def _check_readable(part: Path, path: Path) -> None:
+    """Have the reader take the structure of what was written: all but the values of tensors."""
+    from .checkpoint import read_checkpoint
+
+    try:
+        read_checkpoint(part, structure=True)
+    except CheckpointError as error:
+        said = str(error).replace(part.name, path.name)
+        raise WriteError(f'{path.name} is not saved, as it could not be read: {said}') from error
+
+
+def point_to(path: Path, folder: Path | None = None) -> None:
+    """Have the pointer of its folder name a checkpoint, and that of another folder, too."""
     _replace(path.parent / POINTER, path.name)
+    if folder is not None and folder.resolve() != path.parent.resolve():
+        _replace(folder / POINTER, str(path.resolve()))
+
+
+def name_best(path: Path) -> None:
+    """Have `best.pth` beside a checkpoint be that one: a link, or a copy where there are none.
+
+    What goes wrong is said and ends no training: the file itself is there.
+    """
+    link, part = path.with_name('best.pth'), path.with_name('best.pth.part')
+    try:
+        if not link.is_symlink() and _same_content(link, path):
+            return
+        part.unlink(missing_ok=True)
+        try:
+            os.symlink(path.name, part)
+            copied = None
+        except (OSError, NotImplementedError):  # Google Drive in Colab, exFAT, SMB
+            shutil.copyfile(path, part)
+            copied = dict(facts_of(path), file=link.name, copy_of=path.name, resumable=False)
+        manifest_of(link).unlink(missing_ok=True)
+        os.replace(part, link)
+        _sync(link.parent)
+        if copied:
+            _replace(manifest_of(link), json.dumps(copied, indent=1))
+    except OSError as error:
+        _warn(f'best.pth does not name {path.name}: {_reason(error)}. Use {path.name} itself.')
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    facts = [_read_manifest(manifest_of(path)) for path in (one, other)]
+    return one.is_file() and all(facts) and facts[0]['sha256'] == facts[1]['sha256']
 
 
 def note(path: Path, **facts) -> None:
@@ -203,22 +255,30 @@ def find(folder: str | Path) -> Path | None:
     """The checkpoint to go on from: the last one saved that is verified; says what it skips.
 
     A folder without any manifest was written before there were manifests: of its files the one that
-    the pointer names counts, or else the one with the highest number.
+    the pointer names counts, or else the one with the highest number. Where checkpoints lie in a
+    folder of their own (`CheckpointHook.out_dir`), the pointer leads there.
+
+    Returns:
+        None if there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none can be used.
     """
     from .checkpoint import read_checkpoint
 
-    folder = Path(folder)
+    folder = _home(Path(folder))
     known = manifests(folder, resumable=True)
-    pointed = _pointed(folder)
-    chosen = None
+    pointed, chosen, refused = _pointed(folder), None, ''
     for path, _ in known:
         try:
             if not path.exists():
-                raise CheckpointError('the file is gone')
+                _warn(f'skipping {path.stem}: the file is gone')
+                continue
             verify(path)
             read_checkpoint(path)
         except CheckpointError as error:
             _warn(f'skipping {path.stem}: {error}')
+            refused = refused or str(error)
             continue
         chosen = path
         break
@@ -226,6 +286,7 @@ def find(folder: str | Path) -> Path | None:
     if known:
         for path in bare:
             _warn(f'skipping {path.stem}: incomplete (no manifest)')
+            refused = refused or f'{path.name} is incomplete (no manifest).'
     if chosen is None and bare and not known:
         ordered = [p for p in bare if p == pointed] + [p for p in bare if p != pointed]
         for path in ordered:
@@ -233,13 +294,28 @@ def find(folder: str | Path) -> Path | None:
                 read_checkpoint(path)
             except CheckpointError as error:
                 _warn(f'skipping {path.stem}: {error}')
+                refused = refused or str(error)
                 continue
             _warn(f'{path.name} has no manifest, as before there were any: it cannot be verified')
             chosen = path
             break
+    if chosen is None and refused:
+        raise CheckpointError(
+            f'nothing to resume in {folder}: there are checkpoints, and none can be used. '
+            f'{refused} Start anew in another folder with --work-dir.'
+        )
     if chosen and pointed and not pointed.exists():
         _warn(f'{POINTER} names {pointed.stem} which does not exist; using {chosen.stem}')
     return chosen
+
+
+def _home(folder: Path) -> Path:
+    """Where the checkpoints of a run lie: its folder, or else what its pointer leads to."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        other = Path((folder / POINTER).read_text(encoding='utf-8').strip()).parent
+        if other.is_absolute() and manifests(other) and not manifests(folder):
+            return other
+    return folder
 
 
 def _bare(folder: Path) -> list[Path]:
@@ -325,17 +401,31 @@ def _replace(path: Path, text: str) -> None:
     with open(part, 'w', encoding='utf-8') as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        _fsync(file.fileno())
     os.replace(part, path)
     _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in (*_CANNOT_SYNC, errno.EACCES, errno.EISDIR):
+            return  # a folder that cannot be opened, as on Windows
+        raise
+    try:
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    """Have the system write to the disk, where the file system knows how: FUSE and SMB may not."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def _remove_parts(path: Path) -> None:
