@@ -1,6 +1,7 @@
 """Score saved results without a model.
 
-coco        detections in COCO's results format: its twelve numbers, and the AP of every category
+coco        detections in COCO's results format: its twelve numbers, and the AP of every category;
+            those of infer.py, beside its images.json, are paired by file name
 cityscapes  label maps as PNG: IoU and iIoU of every class and category, and their means
 
 Example: python tools/evaluate.py coco --annotations instances_val2017.json --results boxes.json

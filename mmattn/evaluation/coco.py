@@ -22,6 +22,8 @@ from pycocotools import mask
 from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError, UsageError, WriteError
 
+from .by_name import by_name
+
 IOU_TYPES = dict(bbox='bbox', segm='segmentation')  # the field that each compares
 BACKENDS = 'auto', 'pycocotools', 'faster_coco_eval'
 NUMBERS = (
@@ -29,6 +31,7 @@ NUMBERS = (
     *('AR_1', 'AR_10', 'AR_100', 'AR_small', 'AR_medium', 'AR_large'),
 )
 _LONGEST_SIDE = 65535  # of an image: pixels fit in the 32 bits of an RLE's counts
+_MANY = 0.2  # of boxes that leave their image: more, and they are not what they should be
 _LARGEST = 1e10  # of a coordinate, area or score; nan and inf are not below it
 
 
@@ -59,7 +62,9 @@ def evaluate_coco(
     """Score results over all images of the annotations, those without a result included.
 
     Polygons and uncompressed RLE count as the masks they draw; areas of 'segm' are the masks',
-    whether or not a result has a box. Ids written as strings of digits are read as integers.
+    whether or not a result has a box. Ids written as strings of digits are read as integers. Ids of
+    tools/infer.py are its own: `images.json` beside its results says which images and categories
+    they are, and these are found in the annotations by name.
 
     Args:
         annotations: a COCO instances file.
@@ -76,11 +81,20 @@ def evaluate_coco(
         raise UsageError(f'{iou_type=}, allowed: {", ".join(IOU_TYPES)}.')
     name, coco, evaluator = _backend(backend)
     (truth, truth_file), (found, found_file) = _read(annotations), _read(results)
+    found, says = by_name(found, results, truth, annotations)
+    for text in says:
+        _say(text)
     images, categories, objects = _truth(truth, annotations, iou_type)
     detections = _detections(found, results, iou_type, images, categories)
     _say(f'scoring {len(detections)} results on {len(images)} images with {name}')
     if not detections:
         _say(f'warning: {results} has no results, so nothing is found.')
+    leaving = _leaving(detections, truth) if iou_type == 'bbox' else 0
+    if leaving > _MANY:
+        _say(
+            f'warning: {leaving:.0%} of the boxes in {results} leave their image; are they x1, y1, '
+            'x2, y2 instead of x, y, width, height?'
+        )
     with redirect_stdout(StringIO()):  # tables of their own
         pair = [_index(coco, images, categories, entries) for entries in (objects, detections)]
         run = evaluator(*pair, iou_type)
@@ -240,6 +254,17 @@ def _detections(
         return dict(made, score=_number(item, 'score'), area=area, iscrowd=0)
 
     return _entries(content, 'results', path, detection)
+
+
+def _leaving(detections: list[dict], truth: dict) -> float:
+    """The share of boxes that leave their image, of those whose image says its size."""
+    sizes = {i['id']: (i.get('width'), i.get('height')) for i in truth['images']}
+    known = [d for d in detections if all(map(_is_number, sizes[d['image_id']]))]
+    out = 0
+    for one in known:
+        (x, y, width, height), (right, lower) = one['bbox'], sizes[one['image_id']]
+        out += x < -1 or y < -1 or x + width > right + 1 or y + height > lower + 1
+    return out / len(known) if known else 0.0
 
 
 def _by_id(

@@ -29,11 +29,12 @@ class CocoMetric(DetCocoMetric):
             print_log(text, logger='current')
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        found = super().compute_metrics(results)
+        found = super().compute_metrics(results) if results else {}  # none of a part not reached
         for metric in () if self.format_only else self.metrics:
             if metric in ('bbox', 'segm') and f'{metric}_mAP' not in found:
                 text = f'no detection in {len(results)} images: every {metric} figure is 0'
-                print_log(text, logger='current', level=logging.WARNING)
+                if results:
+                    print_log(text, logger='current', level=logging.WARNING)
                 found |= {f'{metric}_{item}': 0.0 for item in self.metric_items or _ITEMS}
         return {name: float(value) for name, value in found.items()}
 

@@ -224,6 +224,26 @@ def test_annotation_ids_from_0_score_as_from_1(root, sets, found, tmp_path):
     )
 
 
+def test_a_training_is_validated_on_each_set_and_its_best_is_found(root, sets, found, tmp_path):
+    """The remedy that a refused training names, rehearsed too."""
+    files = CONCAT.format(files=['val.json', 'other.json'])
+    with pytest.raises(UsageError, match='both have the id 1') as info:
+        train(config(tmp_path / 'own.py', root, files), work_dir=tmp_path / 'work')
+    remedy = re.search(
+        r"val_evaluator = (dict.*\)\]\)); the figure .* is then ('.*')", str(info.value)
+    )
+    told = f"""{files}
+val_evaluator = {remedy[1]}
+default_hooks = dict(checkpoint=dict(save_best={remedy[2]}))
+"""
+    work = train(config(tmp_path / 'own.py', root, told), work_dir=tmp_path / 'work')
+    (log,) = work.glob('*/vis_data/scalars.json')
+    last = json.loads(log.read_text().splitlines()[-1])
+    for name in 'val', 'other':
+        assert last[f'{name}/coco/bbox_mAP'] == ap(sets[name], found)
+    assert (work / 'best.pth').exists()
+
+
 def test_a_training_is_refused_before_its_first_step(root, found, tmp_path):
     files = CONCAT.format(files=['val.json', 'other.json'])
     path = config(tmp_path / 'own.py', root, files)
