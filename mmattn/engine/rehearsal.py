@@ -235,7 +235,8 @@ def _check_monitors(double, metrics: dict) -> None:
             asked.append((f'param_scheduler[{index}].monitor', scheduler.monitor))
     for key, name in asked:
         if name != 'auto' and name not in metrics:
+            ending = [k for k in metrics if k.casefold().endswith(name.casefold())]
             raise UsageError(
                 f'config key {key}={name!r}: val_evaluator gives {", ".join(metrics)}.'
-                f'{nearest(name, metrics)}'
+                f'{f" Did you mean {ending[0]}?" if ending else nearest(name, metrics)}'
             )

@@ -1,0 +1,347 @@
+"""A rehearsal names what the config says wrong before the first step, and leaves nothing behind."""
+
+import re
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, METRICS
+
+from mmattn.engine import rehearsal as module
+from mmattn.engine.runner import test as evaluate
+from mmattn.engine.runner import train
+from mmattn.errors import UsageError
+from tests.conftest import ROOT
+from tests.engine.test_resume import EPOCHS
+
+CONFIG = ROOT / 'configs' / 'fcn_r18_street.py'
+HEAD = 'model.decode_head'
+POOLED = dict(  # a norm over a map of one pixel
+    _delete_=True, type='PSPHead', in_channels=64, in_index=3, channels=16, num_classes=19,
+    norm_cfg=dict(type='SyncBN', requires_grad=True),
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(tiny):
+    """Options of a run of two steps on a narrow network."""
+    return tiny | {
+        'model.backbone.base_channels': 8,
+        'model.backbone.stem_channels': 8,
+        f'{HEAD}.in_channels': 64,
+        f'{HEAD}.channels': 16,
+        'model.auxiliary_head.in_channels': 32,
+        'model.auxiliary_head.channels': 8,
+        'model.data_preprocessor.size': (64, 64),
+        'train_dataloader.dataset.pipeline.2.scale': (128, 64),
+        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'train_cfg.max_iters': 2,
+        'param_scheduler.0.end': 1,
+        'param_scheduler.1.begin': 1,
+        'param_scheduler.1.end': 2,
+    }
+
+
+def epochs(small: dict) -> dict:
+    """The same by epochs, without a schedule."""
+    options = {k: v for k, v in small.items() if not k.startswith(('train_cfg', 'param_sch'))}
+    return options | EPOCHS | {'param_scheduler': []}
+
+
+def end(folder, name='iter_2.pth') -> dict:
+    return torch.load(folder / name, weights_only=True)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def names(folder) -> list[str]:
+    """Files of a run, without what is named by the time."""
+    files = (str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
+    return sorted(re.sub(r'\d{8}_\d{6}|tfevents.*', '*', name) for name in files)
+
+
+# ---- nothing is left -------------------------------------------------------------------------------
+@pytest.mark.parametrize('kind', ['iterations', 'epochs'])
+def test_a_run_with_a_rehearsal_is_bit_for_bit_one_without(kind, small, tmp_path):
+    options, last = (
+        (small, 'iter_2.pth') if kind == 'iterations' else (epochs(small), 'iter_12.pth')
+    )
+    options = options | {f'{HEAD}.dropout_ratio': 0.5}  # which draws random numbers
+    train(CONFIG, work_dir=tmp_path / 'a', options=options, seed=1)
+    train(CONFIG, work_dir=tmp_path / 'b', options=options, seed=1, rehearsal=False)
+    a, b = (end(tmp_path / run, last) for run in 'ab')
+    hubs = [content.pop('message_hub')['runtime_info'] for content in (a, b)]
+    for key in 'iter', 'epoch', 'best_score', 'max_iters', 'loss', 'lr':
+        assert hubs[0].get(key) == hubs[1].get(key)
+    for content in a, b:
+        for key in 'time', 'experiment_name', 'cfg', 'command':
+            content['meta'].pop(key, None)
+    assert same(a, b)
+    assert names(tmp_path / 'a') == names(tmp_path / 'b')
+    lines = [next((tmp_path / run).rglob('scalars.json')).read_text() for run in 'ab']
+    lines = [re.sub(r'"(data_)?time": [^,}]*', '', text) for text in lines]
+    assert lines[0] == lines[1] and '"loss"' in lines[0]
+
+
+def test_activation_checkpointing_does_not_lead_back_to_the_network(small, tmp_path):
+    """Its wrapper holds the forward of the network that it was made for."""
+    options = small | {'activation_checkpointing': ['backbone.layer1']}
+    train(CONFIG, work_dir=tmp_path / 'a', options=options, seed=1)
+    train(CONFIG, work_dir=tmp_path / 'b', options=options, seed=1, rehearsal=False)
+    assert same(*(end(tmp_path / run)['state_dict'] for run in 'ab'))
+
+
+def test_hooks_of_others_are_not_rehearsed(small, tmp_path):
+    seen = []
+
+    @HOOKS.register_module(force=True)
+    class CountsSteps(Hook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            seen.append(runner.iter)
+
+    train(CONFIG, work_dir=tmp_path, options=small | {'custom_hooks': [dict(type='CountsSteps')]})
+    assert seen == [0, 1]
+
+
+# ---- what it finds ---------------------------------------------------------------------------------
+FAULTS = {
+    'name of the best': (
+        {'default_hooks.checkpoint.save_best': 'miou'},
+        r"default_hooks.checkpoint.save_best='miou': val_evaluator gives aAcc, mIoU, .*mean mIoU",
+        {'default_hooks.checkpoint.save_best': 'mIoU'},
+    ),
+    'another metric': (
+        {'val_evaluator.iou_metrics': ['mDice']},
+        r"save_best='mIoU': val_evaluator gives aAcc, mDice",
+        {'default_hooks.checkpoint.save_best': 'mDice'},
+    ),
+    'a prefix': (
+        {'val_evaluator.prefix': 'val'},
+        r"save_best='mIoU': val_evaluator gives val/aAcc, val/mIoU.*mean val/mIoU",
+        {'default_hooks.checkpoint.save_best': 'val/mIoU'},
+    ),
+    'what stops early': (
+        {'custom_hooks': [dict(type='EarlyStoppingHook', monitor='IoU.rood', rule='greater')]},
+        r"monitor \(EarlyStoppingHook\)='IoU.rood': val_evaluator gives .*mean IoU.road",
+        {'custom_hooks': [dict(type='EarlyStoppingHook', monitor='IoU.road', rule='greater')]},
+    ),
+    'weights of classes and ignored pixels': (
+        {f'{HEAD}.loss_decode.class_weight': [1.0] * 19},
+        r'IndexError: too many indices.*class_weight works with .*avg_non_ignore=False',
+        {f'{HEAD}.loss_decode.avg_non_ignore': False},
+    ),
+    'weights of too few classes': (
+        {f'{HEAD}.loss_decode.class_weight': [1.0, 2.0]},
+        r'decode_head.loss_decode.class_weight, which has 2 values',
+        {f'{HEAD}.loss_decode.class_weight': None},
+    ),
+    'padding without a size': (
+        {'model.data_preprocessor.size': None},
+        'fails in the first training step: AssertionError: only one of size and size_divisor',
+        {'model.data_preprocessor.size': (64, 64)},
+    ),
+    'a batch of one under a pooled norm': (
+        {HEAD: POOLED, 'train_dataloader.batch_size': 1},
+        r'Expected more than 1 value per channel.*set train_dataloader.batch_size=2',
+        {'train_dataloader.batch_size': 2},
+    ),
+    'an option of a metric': (
+        {'val_evaluator.iou_metrics': ['mFoo']},
+        "iou_metrics=.'mFoo'., allowed: mIoU",
+        {'val_evaluator.iou_metrics': ['mIoU']},
+    ),
+    'no such backend': (
+        {'visualizer.vis_backends': [dict(type='WandbVisBackend')]},
+        'cannot be built: .*pip install wandb',
+        {'visualizer.vis_backends': [dict(type='LocalVisBackend')]},
+    ),
+    'no such module': (
+        {'activation_checkpointing': ['backbone.layer9']},
+        "cannot be built: .*no attribute 'layer9'",
+        {'activation_checkpointing': ['backbone.layer1']},
+    ),
+    'a schedule that ends before it begins': (
+        {'param_scheduler.1.begin': 5},
+        r'param_scheduler\[1\] \(PolyLR\): end should be larger than begin.*2 steps',
+        {'param_scheduler.1.begin': 1},
+    ),
+    'a schedule by epochs': (
+        {'param_scheduler': [dict(type='ReduceOnPlateauLR', monitor='loss', by_epoch=False)]},
+        r'param_scheduler\[0\] \(ReduceOnPlateauLR\): Now ReduceOnPlateauLR only support by_epoch',
+        {'param_scheduler': []},
+    ),
+    'no interval': (
+        {'train_cfg.val_interval': 0},
+        'train_cfg.val_interval=0: allowed are 1 and more',
+        {'train_cfg.val_interval': 1},
+    ),
+    'no step': (
+        {'train_cfg.max_iters': 0},
+        'train_cfg.max_iters=0: allowed are 1 and more',
+        {'train_cfg.max_iters': 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_is_named_before_the_first_step_and_its_remedy_holds(name, small, tmp_path):
+    wrong, message, remedy = FAULTS[name]
+    with pytest.raises(UsageError, match=message):
+        train(CONFIG, work_dir=tmp_path, options=small | wrong)
+    assert not list(tmp_path.rglob('*.pth'))
+    train(CONFIG, work_dir=tmp_path, options=small | wrong | remedy)
+    assert (tmp_path / 'iter_2.pth').is_file()
+
+
+def test_a_last_batch_of_one_is_met_before_the_epoch_ends(small, tmp_path):
+    """Four images in batches of three."""
+    options = epochs(small) | {HEAD: POOLED, 'train_dataloader.batch_size': 3}
+    with pytest.raises(
+        UsageError, match='4 images in batches of 3 leave a last batch of one.*drop_'
+    ):
+        train(CONFIG, work_dir=tmp_path, options=options)
+    train(CONFIG, work_dir=tmp_path, options=options | {'train_dataloader.drop_last': True})
+
+
+def test_one_map_for_two_classes_wants_its_loss(small, tmp_path):
+    """`out_channels=1` with a loss over classes."""
+    options = small | {f'{HEAD}.out_channels': 1, f'{HEAD}.loss_decode.avg_non_ignore': False}
+    with pytest.raises(UsageError) as caught:
+        train(CONFIG, work_dir=tmp_path, options=options)
+    assert 'config' in str(caught.value)
+
+
+def test_a_metric_that_needs_a_whole_set_is_left(small, tmp_path, caplog):
+    @METRICS.register_module(force=True)
+    class NeedsTwo(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results += data_samples
+
+        def compute_metrics(self, results):
+            assert len(results) == 2, 'two images are needed'
+            return dict(mIoU=1.0)
+
+    options = small | {'val_evaluator': dict(_delete_=True, type='NeedsTwo')}
+    train(CONFIG, work_dir=tmp_path, options=options)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert 'the metrics are not rehearsed' in log and 'best_mIoU_iter_2' in log
+
+
+def test_a_detector_that_finds_nothing_yet_has_metrics(street, tmp_path):
+    from tests.test_configs import detector_options
+
+    path = ROOT / 'configs' / 'retinanet_r18_bccd.py'
+    options = detector_options(path, street, tmp_path) | {
+        'default_hooks.checkpoint.save_best': 'mAP'
+    }
+    with pytest.raises(
+        UsageError, match="save_best='mAP': val_evaluator gives .*mean coco/bbox_mAP"
+    ):
+        train(path, work_dir=tmp_path / 'run', options=options)
+
+
+def test_most_of_a_batch_being_padding_is_said(small, tmp_path):
+    crop = {'train_dataloader.dataset.pipeline.3.crop_size': (16, 16)}
+    train(CONFIG, work_dir=tmp_path, options=small | crop)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert '94 % of a training batch is padding: images of 16x16 are padded to 64x64' in log
+    train(CONFIG, work_dir=tmp_path / 'b', options=small)
+    assert 'padding' not in next((tmp_path / 'b').rglob('*.log')).read_text()
+
+
+def test_no_memory_for_it_is_no_error(small, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError('no memory')
+
+    monkeypatch.setattr(module, '_step', full)
+    train(CONFIG, work_dir=tmp_path, options=small)
+    assert 'ran out of memory and was left' in next(tmp_path.rglob('*.log')).read_text()
+
+
+def test_a_test_rehearses_one_image(small, tmp_path):
+    train(CONFIG, work_dir=tmp_path, options=small)
+    wrong = small | {'test_evaluator.iou_metrics': ['mFoo']}
+    with pytest.raises(UsageError, match='mFoo'):
+        evaluate(CONFIG, tmp_path / 'iter_2.pth', work_dir=tmp_path, options=wrong)
+    log = max((tmp_path / 'test').rglob('*.log')).read_text()
+    assert 'Iter(test)' not in log
+
+
+# ---- lengths ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    'plan, warning',
+    [
+        ((1, 1, 2, 4), 'the learning rate ends at step 2 of 4: from there on it stays 0'),
+        ((9, 9, 20, 4), 'still in warm-up when the run ends at step 4'),
+        ((1, 1, 20, 4), r'does not come down: the run ends at step 4, .* at step 20'),
+        ((1, 1, 4, 4), None),
+    ],
+)
+def test_a_schedule_of_another_length_is_said(plan, warning, small, tmp_path):
+    warm, begin, until, steps = plan
+    options = small | {
+        'param_scheduler.0.end': warm,
+        'param_scheduler.1.begin': begin,
+        'param_scheduler.1.end': until,
+        'train_cfg.max_iters': steps,
+        'train_cfg.val_interval': 99,
+    }
+    train(CONFIG, work_dir=tmp_path, options=options, validate=False)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert bool(re.search(warning, log)) if warning else 'the learning rate' not in log
+
+
+def rates(folder) -> dict[int, float]:
+    """Step -> learning rate, of all logs of a run."""
+    import json
+
+    lines = [json.loads(s) for f in folder.rglob('scalars.json') for s in f.open()]
+    return {line['step']: line['lr'] for line in lines if 'lr' in line}
+
+
+def test_a_longer_run_follows_the_schedule_of_its_config(small, tmp_path):
+    def run(folder, length, **changes):
+        end = {'param_scheduler.1.end': length, 'train_cfg.max_iters': length}
+        train(CONFIG, work_dir=folder, options=small | end, validate=False, **changes)
+
+    run(tmp_path / 'whole', 6)
+    run(tmp_path / 'longer', 3)
+    run(tmp_path / 'longer', 6, resume='latest', allow_config_change=True)
+    whole, longer = rates(tmp_path / 'whole'), rates(tmp_path / 'longer')
+    assert [longer[k] for k in (4, 5, 6)] == [whole[k] for k in (4, 5, 6)]
+    assert whole[4] > whole[5] > whole[6] and longer[3] != whole[3]
+
+
+@pytest.mark.parametrize('kind', ['iterations', 'epochs'])
+def test_fewer_images_than_a_batch_are_no_training(kind, small, tmp_path):
+    options = small if kind == 'iterations' else epochs(small)
+    options = options | {
+        'train_dataloader.batch_size': 8,
+        'train_dataloader.drop_last': True,
+        'train_dataloader.sampler': dict(_delete_=True, type='DefaultSampler', shuffle=True),
+    }
+    with pytest.raises(
+        UsageError, match='no batch: 4 images make none of batch_size=8 with drop_l'
+    ):
+        train(CONFIG, work_dir=tmp_path, options=options)
+    train(CONFIG, work_dir=tmp_path, options=options | {'train_dataloader.batch_size': 4})
+
+
+def test_a_batch_size_may_stand_in_the_batch_sampler(street, tmp_path):
+    from tests.test_configs import detector_options
+
+    path = ROOT / 'configs' / 'retinanet_r18_bccd.py'
+    options = detector_options(path, street, tmp_path)
+    options['train_dataloader.batch_sampler'] = dict(type='AspectRatioBatchSampler', batch_size=2)
+    options['train_dataloader.batch_size'] = None
+    train(path, work_dir=tmp_path / 'run', options=options, validate=False)
+    assert (tmp_path / 'run' / 'iter_1.pth').is_file()
