@@ -50,6 +50,15 @@ def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> N
         args.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
 
 
+def rehearsal_option(args: argparse.ArgumentParser) -> None:
+    """Add `--no-rehearsal`."""
+    args.add_argument(
+        '--no-rehearsal',
+        action='store_true',
+        help='begin at once, without a trial of one small step or of the test of one image',
+    )
+
+
 def image_options(args: argparse.ArgumentParser) -> None:
     """Add `--max-megapixels`, which holds for every image, label map and frame of a video."""
     args.add_argument(

@@ -6,7 +6,7 @@ Example: python tools/test.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_st
 
 import sys
 
-from mmattn.cli import config_options, parser, run
+from mmattn.cli import config_options, parser, rehearsal_option, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         action='store_true',
         help='do not look at the files of the data first: that refuses what you know is right',
     )
+    rehearsal_option(args)
     config_options(args)
     args = args.parse_args(argv)
 
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             launcher=args.launcher,
             tta=args.tta,
             skip_data_check=args.skip_data_check,
+            rehearsal=not args.no_rehearsal,
         )
         for name, value in metrics.items():
             print(f'{name:24s} {"absent" if value != value else value}')

@@ -5,7 +5,7 @@ Example: python tools/train.py configs/ccnet_r18_street.py
 
 import sys
 
-from mmattn.cli import config_options, parser, run
+from mmattn.cli import config_options, parser, rehearsal_option, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,15 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         '--allow-config-change', action='store_true', help='resume with another config, inexactly'
     )
     args.add_argument(
-        '--no-rehearsal',
-        action='store_true',
-        help='begin at once, without a trial of one small step and the validation of one image',
-    )
-    args.add_argument(
         '--skip-data-check',
         action='store_true',
         help='do not look at the files of the data first: that refuses what you know is right',
     )
+    rehearsal_option(args)
     config_options(args)
     args = args.parse_args(argv)
 

@@ -171,9 +171,11 @@ class Runner(EngineRunner):
 
     def load_or_resume(self) -> None:
         super().load_or_resume()
-        if self.rehearses:
+        if not self.rehearses:
+            return
+        if self._train_loop is not None:
             check_schedule(self)
-            rehearse(self)
+        rehearse(self)
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         plan = plan_of(self.param_schedulers) if isinstance(self.param_schedulers, list) else None
@@ -556,6 +558,7 @@ def test(
     launcher: str = 'none',
     tta: bool = False,
     skip_data_check: bool = False,
+    rehearsal: bool = True,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config.
 
@@ -573,6 +576,7 @@ def test(
         tta: average a segmentor over the scales and flips of the config's `tta_pipeline`, or of
             `mmattn.models.seg_tta.tta_pipeline`, by its `tta_model`, or `mmattn.SegTTAModel`.
         skip_data_check: do not look at the files of the data first.
+        rehearsal: try one image with its metrics and pictures first, see `rehearse`.
 
     Returns:
         the metrics, in percent; nan for a class that is absent, null in the JSON.
@@ -590,13 +594,14 @@ def test(
             listener.check_others = ranks.raise_if_over
         return _test(
             config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
-            skip_data_check,
+            skip_data_check, rehearsal,
         )  # fmt: skip
 
 
 def _test(
-    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta, skip_data_check
-) -> dict[str, float]:
+    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
+    skip_data_check, rehearsal,
+) -> dict[str, float]:  # fmt: skip
     options = parse_options(options)
     cfg = _prepare(config, options, launcher, work_dir, attention, checkpoint)
     work_dir = Path(cfg.work_dir)
@@ -623,6 +628,7 @@ def _test(
         check_loaders(cfg, 'test', skip=skip_data_check)
     runner = _build(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
+    runner.rehearses = rehearsal
     if not checkpoint:
         runner._init_model_weights()
     metrics = _run(runner.test)
