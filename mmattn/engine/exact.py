@@ -375,6 +375,8 @@ def loader_arguments(cfg: dict, seed: int | None) -> dict:
         )
     cfg = {k: v for k, v in cfg.items() if k != 'disable_subprocess_warning'}
     cfg['worker_init_fn'] = dict(type=start_worker, then=then)
+    if cfg.get('batch_sampler'):
+        cfg.setdefault('batch_size', None)  # a batch sampler may have it
     cfg.setdefault('generator', torch.Generator())
     return cfg
 

@@ -329,6 +329,11 @@ def test_a_batch_size_may_stand_in_the_batch_sampler(street, tmp_path):
     path = ROOT / 'configs' / 'retinanet_r18_bccd.py'
     options = detector_options(path, street, tmp_path)
     options['train_dataloader.batch_sampler'] = dict(type='AspectRatioBatchSampler', batch_size=2)
-    options['train_dataloader.batch_size'] = None
-    train(path, work_dir=tmp_path / 'run', options=options, validate=False)
+    del options['train_dataloader.batch_size']
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = '{path}'\n_kept = {{k: v for k, v in _base_.train_dataloader.items() "
+        "if k != 'batch_size'}\ntrain_dataloader = dict(_kept, _delete_=True)\ndel _kept\n"
+    )
+    train(child, work_dir=tmp_path / 'run', options=options, validate=False)
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
