@@ -119,13 +119,11 @@ def survey(
         found['class_weight'] = {
             key: dict(source=source, values=weights[key]) for key, source in _SOURCES.items()
         }
-        print(
-            'class weights of the training data, for loss_decode (with avg_non_ignore=False: '
-            'MMSegmentation fails on both)'
-        )
+        form, note = _weights_form(cfg)
+        print(f'class weights of the training data, {note}')
         for key, source in _SOURCES.items():
             values = ', '.join(f'{value:.4g}' for value in weights[key])
-            print(f'{source}:\n    class_weight=[{values}]')
+            print(f'{source}:\n    {form.format(f"class_weight=[{values}]")}')
     if json_path:
         _write(found, json_path)
     count = sum(len(part['problems']) for part in found['data_sets'])
@@ -134,6 +132,27 @@ def survey(
         raise DataError(f'{what} in the data of {config}, named above. Mend them before training.')
     print('no problem found')
     return found
+
+
+def _weights_form(cfg: dict) -> tuple[str, str]:
+    """How class weights go into this config, and where: avg_non_ignore=True fails on them."""
+    model, losses = cfg.get('model') or {}, []
+    for head in 'decode_head', 'auxiliary_head':
+        heads = model.get(head) or []
+        for one in [heads] if isinstance(heads, dict) else heads:
+            losses.append(one.get('loss_decode') or dict(type='CrossEntropyLoss'))
+    several = any(isinstance(loss, list | tuple) for loss in losses)
+    flat = [one for loss in losses for one in (loss if isinstance(loss, list | tuple) else [loss])]
+    softmax = [
+        loss
+        for loss in flat
+        if loss.get('type', '').endswith('CrossEntropyLoss') and not loss.get('use_sigmoid')
+    ]
+    if losses and not softmax:
+        return '{}', 'for CrossEntropyLoss without use_sigmoid, which no head of the config has'
+    if several:
+        return 'avg_non_ignore=False, {}', 'for the CrossEntropyLoss in loss_decode'
+    return 'loss_decode=dict(avg_non_ignore=False, {})', 'for decode_head and auxiliary_head'
 
 
 def _examine(same: list[tuple[str, dict]], pool: Executor, cfg: dict) -> tuple[dict, Census | None]:

@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 
 from mmattn.datasets import files, survey
 from mmattn.datasets.check import check_data
-from tests.conftest import ROOT
-from tests.test_tools import tool
+from tests.conftest import ROOT, tiny_options
+from tests.test_tools import flags, tool
 
 SEMANTIC, MASKS = (str(ROOT / f'configs/{n}_r18_street.py') for n in ('fcn', 'mask_rcnn'))
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -104,25 +104,52 @@ def test_class_weights_are_those_of_their_papers(sound, scenes):
     assert max(expected) == pytest.approx(50.4983, abs=1e-4)  # a class that never occurs
     for kind in balanced, inverse:
         short = ', '.join(f'{value:.4g}' for value in kind['values'])
-        assert f'{kind["source"]}:\n    class_weight=[{short}]\n' in stdout
+        pasted = f'loss_decode=dict(avg_non_ignore=False, class_weight=[{short}])'
+        assert f'{kind["source"]}:\n    {pasted}\n' in stdout
 
 
-def test_weights_can_be_pasted(sound, scenes):
+def test_weights_can_be_pasted(sound, scenes, tmp_path):
+    """As printed, into a config whose loss has avg_non_ignore=True; the loss is torch's own."""
+    import torch
+    from mmengine.config import Config
     from mmengine.registry import MODELS
 
+    line = next(x for x in sound[1].splitlines() if x.startswith('    loss_decode=')).strip()
+    config = tmp_path / 'pasted.py'
+    parts = f'decode_head=dict({line}), auxiliary_head=dict({line})'
+    config.write_text(f'_base_ = {SEMANTIC!r}\nmodel = dict({parts})\n')
+    written = Config.fromfile(config).model.decode_head.loss_decode
+    assert Config.fromfile(SEMANTIC).model.decode_head.loss_decode.avg_non_ignore is True
     init_default_scope('mmseg')
-    import torch
-
-    values = sound[3]['class_weight']['median_frequency']['values']
-    loss = MODELS.build(
-        dict(type='mmseg.CrossEntropyLoss', class_weight=values, avg_non_ignore=False)
-    )
     truth = torch.from_numpy(np.stack([*label_maps(scenes, 'train').values()])).long()
-    torch.manual_seed(0)
     scores = torch.randn(len(truth), 19, *truth.shape[1:])
-    made = loss(scores, truth, ignore_index=255)
-    right = torch.nn.functional.cross_entropy(scores, truth, torch.tensor(values), ignore_index=255)
-    torch.testing.assert_close(made, right)
+    made = MODELS.build(written)(scores, truth, ignore_index=255)
+    weight = torch.tensor(written.class_weight)
+    known = truth < 255
+    each = scores.log_softmax(1).permute(0, 2, 3, 1)[known].gather(1, truth[known][:, None])[:, 0]
+    right = -(weight[truth[known]] * each).sum() / weight[truth[known]].sum()
+    torch.testing.assert_close(made / written.loss_weight, right)
+    options = tiny_options(scenes) | {'train_cfg.max_iters': 1}
+    work = ['--work-dir', str(tmp_path / 'work'), '--no-validate', '--cfg-options']
+    assert tool('train')([str(config), *work[:-1], *flags(options)]) == 0
+
+
+@pytest.mark.parametrize(
+    'loss, form, note',
+    [
+        (dict(type='CrossEntropyLoss', use_sigmoid=True), '{}', 'which no head of the config has'),
+        (dict(type='DiceLoss'), '{}', 'which no head of the config has'),
+        (
+            [dict(type='CrossEntropyLoss'), dict(type='DiceLoss')],
+            'avg_non_ignore=False, {}',
+            'in l',
+        ),
+        (None, 'loss_decode=dict(avg_non_ignore=False, {})', 'for decode_head'),
+    ],
+)
+def test_weights_are_for_a_loss_that_takes_them(loss, form, note):
+    made = survey._weights_form(dict(model=dict(decode_head=dict(loss_decode=loss))))
+    assert made[0] == form and note in made[1]
 
 
 def test_each_set_is_read_once(street, tmp_path):
