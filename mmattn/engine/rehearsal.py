@@ -13,11 +13,12 @@ import time
 
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.structures import InstanceData
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mmattn.errors import UsageError
 
@@ -76,20 +77,21 @@ def _rehearse(double, runner) -> str:
         double.call_hook('before_train')
         double.call_hook('before_train_epoch')
     count = _step(double, runner)
-    done = f'a step on {count} image{"s" * (count > 1)}'
+    done = [f'a step on {count} image{"s" * (count > 1)}'] if count else []
     if double._val_loop is not None and _evaluate(double, runner, 'val'):
-        done += ' and the validation of one'
-    return done
+        done.append(f'the validation of one{"" if count else " image"}')
+    return ' and '.join(done) or 'what can be tried'
 
 
 # ---- the step ------------------------------------------------------------------------------------
 def _step(double, runner) -> int:
-    """One step on a small batch; returns of how many images."""
+    """One step on a small batch; returns of how many images, 0 if there is none to be had."""
     double.model.train()
     loader = double.train_dataloader
-    count = _batch_size(runner.train_dataloader, double.model)
     with part(double, 'train_dataloader'), scoped(0):
-        samples = _samples(loader.dataset, count)
+        samples = _samples(runner, loader.dataset, double.model)
+        if not samples:
+            return 0
         batch = loader.collate_fn(samples)
     with part(double, 'the hooks of the config'):
         double.call_hook('before_train_iter', batch_idx=0, data_batch=batch)
@@ -104,16 +106,23 @@ def _step(double, runner) -> int:
     return len(samples)
 
 
-def _batch_size(loader: DataLoader, model: nn.Module) -> int:
-    """The smallest batch of an epoch, at most two images; one where no norm looks at the batch."""
-    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
-    if not any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
-        return 1
-    return min(size, last_batch(loader) or size, 2)
+def _samples(runner, dataset, model: nn.Module) -> list:
+    """A few samples of the data set, rather some that have annotations.
 
-
-def _samples(dataset, count: int) -> list:
-    """The first samples of a data set, rather some that have annotations."""
+    A sampler that is not known may owe the network a batch of a certain mixture: its first one.
+    """
+    loader = runner.train_dataloader
+    if isinstance(dataset, IterableDataset):
+        return []
+    batches = getattr(runner.train_loop, 'batches', None)
+    if batches is None or not batches.exact:
+        try:
+            sampler = copy.deepcopy(loader.batch_sampler, {id(loader.dataset): dataset})
+            return [dataset[index] for index in next(iter(sampler))]
+        except TypeError as error:  # it holds what cannot be copied
+            runner.logger.info(f'no step is rehearsed: the sampler cannot be copied: {error}')
+            return []
+    count = _batch_size(loader, model)
     annotated, empty = [], []
     for index in range(min(_DRAWN, len(dataset))):
         sample = dataset[index]
@@ -121,6 +130,14 @@ def _samples(dataset, count: int) -> list:
         if len(annotated) == count:
             break
     return (annotated + empty)[:count]
+
+
+def _batch_size(loader: DataLoader, model: nn.Module) -> int:
+    """The smallest batch of an epoch, at most two images; one where no norm looks at the batch."""
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    if not any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        return 1
+    return min(size, last_batch(loader) or size, 2)
 
 
 def _is_annotated(sample) -> bool:
@@ -188,19 +205,17 @@ def _evaluate(double, runner, mode: str) -> bool:
 
 
 def _metrics(double, runner, evaluator, outputs: list, mode: str) -> dict | None:
-    """The metrics of one image; None if one of them needs more."""
+    """The metrics of one image; None if one of them may need more."""
+    others = [type(m).__name__ for m in evaluator.metrics if type(m).__name__ not in _OF_ONE_IMAGE]
+    if type(evaluator) is not Evaluator or others:
+        why = ', '.join(others) or type(evaluator).__name__
+        runner.logger.info(f'the metrics are not rehearsed: {why} may need a whole data set')
+        return None
     for metric in evaluator.metrics:
         if getattr(metric, '_coco_api', None):
             metric.img_ids = [sample.metainfo.get('img_id') for sample in outputs]
-    known = all(type(m).__name__ in _OF_ONE_IMAGE for m in evaluator.metrics)
-    try:
-        with part(double, f'{mode}_evaluator'):
-            return dict(evaluator.evaluate(len(outputs)))
-    except UsageError as error:
-        if known:
-            raise
-        runner.logger.info(f'the metrics are not rehearsed, as they may need more images: {error}')
-        return None
+    with part(double, f'{mode}_evaluator'):
+        return dict(evaluator.evaluate(len(outputs)))
 
 
 def _give_one_object(sample) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, METRICS
+from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS
+from torch.utils.data import Sampler
 
 from mmattn.engine import rehearsal as module
 from mmattn.engine.runner import test as evaluate
@@ -221,6 +222,35 @@ def test_a_metric_that_needs_a_whole_set_is_left(small, tmp_path, caplog):
     train(CONFIG, work_dir=tmp_path, options=options)
     log = next(tmp_path.rglob('*.log')).read_text()
     assert 'the metrics are not rehearsed' in log and 'best_mIoU_iter_2' in log
+
+
+@pytest.mark.parametrize('copies', [True, False])
+def test_a_sampler_of_its_own_gives_the_batch(copies, small, tmp_path):
+    """Which images may be together is its business; one that cannot be copied is let be."""
+
+    @DATA_SAMPLERS.register_module(force=True)
+    class Backwards(Sampler):
+        def __init__(self, dataset, seed=None):
+            self.dataset = dataset
+            self.held = None if copies else iter(())
+
+        def __iter__(self):
+            while True:
+                yield from (3, 2, 1, 0)
+
+        def __len__(self):
+            return 4
+
+        def __getstate__(self):
+            if self.held is None:
+                return self.__dict__
+            raise TypeError('a generator cannot be copied')
+
+    options = small | {'train_dataloader.sampler': dict(_delete_=True, type='Backwards')}
+    train(CONFIG, work_dir=tmp_path, options=options)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert ('a step on 2 images' in log) is copies
+    assert ('no step is rehearsed: the sampler cannot be copied' in log) is not copies
 
 
 def test_a_detector_that_finds_nothing_yet_has_metrics(street, tmp_path):
