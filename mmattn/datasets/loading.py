@@ -104,6 +104,7 @@ class ImageReader:
 
     Attributes:
         loader: the step that reads an image.
+        said: each step in words, with its arguments.
         left_out: steps that turned out to need annotations.
         rgb: whether its colours are in the order of the file; else they are BGR.
 
@@ -117,6 +118,7 @@ class ImageReader:
         if not steps:
             raise UsageError('the test pipeline has no step that reads an image.')
         self.steps = [_build(step) for step in steps]
+        self.said = [_said(step) for step in steps]
         self.left_out: list[Callable] = []
         names = [type(step).__name__.lower() for step in self.steps]
         self.first = next((i for i, n in enumerate(names) if n.startswith(('load', 'read'))), 0)
@@ -286,6 +288,13 @@ def _build(step: dict | Callable) -> Callable:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         name = step_class(step).__name__
         raise UsageError(f'pipeline: step {name} cannot be built: {why}') from error
+
+
+def _said(step: dict | Callable) -> str:
+    """A step as it would be called."""
+    arguments = step.items() if isinstance(step, dict) else ()
+    values = ', '.join(f'{key}={value!r}' for key, value in arguments if key != 'type')
+    return f'{step_class(step).__name__}({values})'
 
 
 def _asked_for(error: Exception) -> str:

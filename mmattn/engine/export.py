@@ -4,19 +4,22 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmattn.datasets.files import read_image
-from mmattn.errors import MmattnError, UsageError, WriteError
+from mmattn.datasets.loading import Loaded, check_file
+from mmattn.errors import DataError, MmattnError, UsageError, WriteError
+from mmattn.models.logits import predicted_logits
 from mmattn.ops import deform_conv
 from mmattn.zoo.index import resolve
 
+from .left_out import Against, against, as_read, left_out, noise, normalised
 from .predictor import Predictor
 from .runner import check_writable
 
@@ -37,7 +40,10 @@ class Exported:
         path: the file.
         inputs, outputs: names.
         differences: (H, W) -> the greatest difference of any output, over its largest value.
-        left_out: what of the network is not in the program, and why; '' if all is.
+        left_out: what of the network, and of what its config does, is not in the program, and why;
+            '' if all is.
+        fed: what the program takes, in words.
+        against: of a segmentor, the program beside what infer computes for each image.
     """
 
     path: Path
@@ -45,10 +51,26 @@ class Exported:
     outputs: list[str]
     differences: dict[tuple[int, int], float]
     left_out: str
+    fed: str = ''
+    against: list[Against] = field(default_factory=list)
+
+
+class _Input(NamedTuple):
+    """What a program is compared on.
+
+    Attributes:
+        image: (1, C, H, W) that the program takes.
+        loaded: the image; None of noise that only the network takes.
+        whole: whether `image` is the image as it is read.
+    """
+
+    image: Tensor
+    loaded: Loaded | None
+    whole: bool
 
 
 class _Whole(nn.Module):
-    """Pixels to what heads say: (N, 3, H, W) as read, BGR from 0 to 255, -> tensors."""
+    """Pixels to what heads say: (N, C, H, W) as the config reads them -> tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -59,15 +81,17 @@ class _Whole(nn.Module):
             or getattr(preprocessor, 'channel_conversion', False)
         )
         normal = getattr(preprocessor, '_enable_normalize', False)
-        mean = preprocessor.mean if normal else torch.zeros(3, 1, 1)
-        std = preprocessor.std if normal else torch.ones(3, 1, 1)
+        mean = preprocessor.mean if normal else torch.zeros(1, 1, 1)
+        std = preprocessor.std if normal else torch.ones(1, 1, 1)
         self.register_buffer('mean', mean.detach().clone())
         self.register_buffer('std', std.detach().clone())
 
+    def normalised(self, image: Tensor) -> Tensor:
+        image = image.flip(1) if self.flip and image.shape[1] == 3 else image
+        return (image - self.mean) / self.std
+
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        if self.flip:
-            image = image.flip(1)
-        maps = self.model.backbone((image - self.mean) / self.std)
+        maps = self.model.backbone(self.normalised(image))
         return self.model.neck(maps) if getattr(self.model, 'neck', None) is not None else maps
 
 
@@ -75,13 +99,15 @@ class Segmentor(_Whole):
     """-> logits (N, classes, H, W)."""
 
     names = ('logits',)
-    left_out = ''
+    left_out = ()
 
     def forward(self, image: Tensor) -> Tensor:
-        head = self.model.decode_head
-        logits = head(self.features(image))
+        logits = predicted_logits(self.model, self.normalised(image))
         return nn.functional.interpolate(
-            logits, size=image.shape[2:], mode='bilinear', align_corners=head.align_corners
+            logits,
+            size=image.shape[2:],
+            mode='bilinear',
+            align_corners=self.model.decode_head.align_corners,
         )
 
 
@@ -91,19 +117,19 @@ class Detector(_Whole):
     left_out = (
         'boxes, their selection and, of two-stage detectors, what follows the proposals: mmdet '
         'computes these with operators compiled by mmcv, which no exchange format has. mmdeploy '
-        'exports whole detectors.'
+        'exports whole detectors',
     )
 
-    def __init__(self, model: nn.Module, maps: int) -> None:
+    def __init__(self, model: nn.Module, maps: int, said: int, levels: int) -> None:
         super().__init__(model)
         self.head = getattr(model, 'rpn_head', None) or model.bbox_head
-        kinds = ('feature', 'score', 'delta')
-        self.names = tuple(f'{kind}{i}' for kind in kinds for i in range(maps))
+        kinds = [('feature', maps), ('score', levels), ('delta', levels)]
+        kinds += [(f'extra{"" if i == 3 else f"{i - 2}_"}', levels) for i in range(3, said + 1)]
+        self.names = tuple(f'{kind}{i}' for kind, count in kinds for i in range(count))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.features(image)
-        scores, deltas = self.head(maps)
-        return (*maps, *scores, *deltas)
+        return (*maps, *(m for part in self.head(maps) for m in part))
 
 
 def export(
@@ -118,22 +144,28 @@ def export(
 ) -> Exported:
     """Write a network as ONNX or as a program of torch.export, with dynamic N, H and W.
 
-    The input is `image`, (N, 3, H, W) float32 as OpenCV reads it, BGR from 0 to 255; normalisation
-    is part of the program. A segmentor gives `logits` (N, classes, H, W). A detector gives the maps
-    of backbone and neck, and what its first head says of each: `feature0`..., `score0`..., and
-    `delta0`....
+    The input is `image`, (N, C, H, W) float32 as the config's loader gives it, by default BGR from
+    0 to 255; normalisation is part of the program. A segmentor gives `logits` (N, classes, H, W). A
+    detector gives the maps of backbone and neck, and what its first head says of each:
+    `feature0`..., `score0`..., `delta0`..., and `extra0`... of heads that say more.
+
+    The program is compared with the network and, of a segmentor, with what `infer` computes of the
+    same image by the whole of the config: as the image is read, and with all that is not in the
+    program, such as sliding windows, done outside of it.
 
     Args:
         config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
         kind: 'onnx' or 'torch'.
         out: the file; None for `<config>.onnx` or `.pt2`.
-        images: that the program is compared with torch on; None for noise of two sizes.
+        images: that the program is compared on; None for noise of two sizes.
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
 
     Raises:
         UsageError: a format or a network that cannot be exported; says which part.
-        Differs: the program's outputs differ from the network's; the file is not written.
+        DataError: an image cannot be read.
+        Differs: the program's outputs differ from the network's, or from what the config computes
+            though nothing is left out; the file is not written.
         WriteError: the file cannot be written.
     """
     if kind not in FORMATS:
@@ -142,52 +174,125 @@ def export(
     if out.suffix != FORMATS[kind]:
         raise UsageError(f'--out {out}: the name of a {kind} file ends in {FORMATS[kind]}.')
     check_writable(out.parent, '--out')
-    pictures = [_batch(read_image(path)) for path in images or []]
+    for path in images or []:
+        check_file(path)
     predictor = Predictor.of(*resolve(config, checkpoint), options, attention, 'cpu')
     divisor = getattr(predictor.model.data_preprocessor, 'pad_size_divisor', 1)
-    pictures = [_padded(x, divisor) for x in pictures] or [
-        torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 255 for size in _SIZES
-    ]
+    inputs = _inputs(predictor, images, divisor)
     with torch.no_grad():
-        program = _program(predictor.model, pictures[0], config)
-        stride = max(-(-pictures[0].shape[2] // m.shape[2]) for m in program.features(pictures[0]))
-        for x in pictures:
+        program = _program(predictor.model, inputs[0].image, config)
+        maps = program.features(inputs[0].image)
+        stride = max(-(-inputs[0].image.shape[2] // m.shape[2]) for m in maps)
+        for x, *_ in inputs:
             if min(x.shape[2:]) < 2 * stride:
                 raise UsageError(
                     f'an image of {x.shape[3]}x{x.shape[2]} is too small to compare with: both '
                     f'sides of what the program takes are {2 * stride} and more.'
                 )
-        wanted = [_list(program(x)) for x in pictures]
+        wanted = [_list(program(x)) for x, *_ in inputs]
+        samples = [predictor.segments and one.loaded and predictor(one.loaded) for one in inputs]
         _gather_deformations(program)
         write = _onnx if kind == 'onnx' else _torch
-        data, run = write(program, pictures[0], _shapes(divisor, stride), config)
-        found = [_difference(y, run(x)) for x, y in zip(pictures, wanted, strict=True)]
-    worst = next((d for d in sorted(found, reverse=True) if not d <= _TOLERANCE), None)
-    if worst is not None:
-        raise Differs(
-            f'{config} as {kind} differs from torch by {worst:.1e} of the largest value, allowed '
-            f'are {_TOLERANCE:.0e}; {out} was not written.'
-        )
+        data, run = write(program, inputs[0].image, _shapes(divisor, stride), config)
+        found = [_difference(y, run(one.image)) for one, y in zip(inputs, wanted, strict=True)]
+        _refuse_differences(found, f'{config} as {kind} differs from torch', out)
+        missing = [*program.left_out, *left_out(predictor)]
+        compared = [
+            against(predictor, one.loaded, sample, one.image if one.whole else None, run)
+            for one, sample in zip(inputs, samples, strict=True)
+            if sample
+        ]
+    done = [one.outside for one in compared if one.outside is not None]
+    how = ', what is not in it done outside,' if missing else ''
+    _refuse_differences(done, f'{config} as {kind}{how} differs from what infer computes', out)
+    if not missing:
+        alone = [one.logits for one in compared]
+        _refuse_differences(alone, f'{config} as {kind} differs from what infer computes', out)
     try:
         data(out)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise WriteError(f'cannot write {out}: {reason}. Choose another --out.') from error
     differences: dict[tuple[int, int], float] = {}
-    for x, difference in zip(pictures, found, strict=True):
-        size = x.shape[2], x.shape[3]
+    for one, difference in zip(inputs, found, strict=True):
+        size = one.image.shape[2], one.image.shape[3]
         differences[size] = max(difference, differences.get(size, 0.0))
-    return Exported(out, ['image'], list(program.names), differences, program.left_out)
+    text = '; '.join(missing)
+    return Exported(
+        out, ['image'], list(program.names), differences, text, _fed(predictor), compared
+    )
+
+
+def _refuse_differences(found: list[float], what: str, out: Path) -> None:
+    worst = next((d for d in sorted(found, reverse=True) if not d <= _TOLERANCE), None)
+    if worst is not None:
+        raise Differs(
+            f'{what} by {worst:.1e} of the largest value, allowed are {_TOLERANCE:.0e}; {out} was '
+            'not written.'
+        )
+
+
+def _inputs(predictor: Predictor, images: list | None, divisor: int) -> list[_Input]:
+    """Images, or noise of two sizes, as a program takes them.
+
+    A segmentor's program is fed with the image as it is read; a detector's, whose boxes are not in
+    it, with what the steps of the config and its padding make of it.
+    """
+    preprocessor, found = predictor.model.data_preprocessor, []
+    for image in images or [noise(predictor, size) for size in _SIZES]:
+        try:
+            loaded = predictor.load(image)
+            prepared = predictor.prepare(loaded)
+        except DataError:
+            if images:
+                raise
+            x = torch.as_tensor(image, dtype=torch.float32)  # steps that want a file
+            x = x[..., None] if x.dim() == 2 else x
+            found.append(_Input(x.permute(2, 0, 1)[None], None, False))
+            continue
+        x = _batch(loaded.image)
+        whole = predictor.segments and x.shape[1] == predictor.channels
+        if not images and not predictor.segments:
+            x = as_read(normalised(predictor, x[0]), preprocessor)
+        elif not whole:
+            x = as_read(normalised(predictor, prepared), preprocessor)
+        found.append(_Input(_padded(x, divisor), loaded, whole))
+    return found
+
+
+def _fed(predictor: Predictor) -> str:
+    """What a program takes, in words."""
+    name = type(predictor.reader.loader).__name__
+    if predictor.reader.gives == ('uint8', 3):
+        order = f'BGR from 0 to 255, as {name} reads it'
+    else:
+        order = f'as {predictor.reader.said[predictor.reader.first]} reads it'
+    return f'(N, {predictor.channels}, H, W) float32, {order}'
 
 
 def _program(model: nn.Module, image: Tensor, config: str | Path) -> nn.Module:
     if hasattr(model, 'decode_head'):
         if isinstance(model.decode_head, nn.ModuleList):
-            raise UsageError(f'{config}: cascades of decode heads are not exported.')
+            raise UsageError(
+                f'{config}: cascades of decode heads, here '
+                f'{", ".join(type(head).__name__ for head in model.decode_head)}, are not exported.'
+            )
         return Segmentor(model).eval()
-    if getattr(model, 'rpn_head', None) is None and not hasattr(model, 'bbox_head'):
+    head = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
+    if head is None or not hasattr(model, 'backbone'):
         raise UsageError(f'{config}: {type(model).__name__} has no head that is known here.')
-    return Detector(model, len(_Whole(model).features(image))).eval()
+    maps = _Whole(model).features(image)
+    try:
+        said = head(maps)
+        sound = all(isinstance(m, Tensor) and m.dim() == 4 for part in said for m in part)
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError):
+        sound = False
+    if not sound or len(said) < 2 or {len(part) for part in said} != {len(said[0])}:
+        raise UsageError(
+            f'{config}: {type(head).__name__} does not give maps of scores and boxes for each map '
+            'of the backbone, so it is not exported.'
+        )
+    return Detector(model, len(maps), len(said), len(said[0])).eval()
 
 
 def _gather_deformations(program: nn.Module) -> None:
@@ -207,7 +312,8 @@ def _deformed(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _batch(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    image = image[..., None] if image.ndim == 2 else image
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
 
 
 def _padded(x: Tensor, divisor: int) -> Tensor:
@@ -300,8 +406,18 @@ def _quiet() -> Iterator[None]:
 def describe(found: Exported) -> str:
     """What was written, in lines."""
     lines = [f'{found.path}: image -> {", ".join(found.outputs)}']
+    if found.fed:
+        lines.append(f'  image: {found.fed}')
     for (height, width), difference in found.differences.items():
         lines.append(f'  {width}x{height}: greatest difference to torch {difference:.1e}')
     if found.left_out:
         lines.append(f'  not in it: {found.left_out}')
+    for one in found.against:
+        line = f'  {one.size[1]}x{one.size[0]} beside infer:'
+        if one.logits == one.logits:
+            line += f' {one.logits:.1e} of the largest logit, {100 * one.labels:.1f} % other labels'
+        if found.left_out:
+            rest = 'not compared' if one.outside is None else f'{one.outside:.1e}'
+            line += f'; with what is not in it done outside: {rest}'
+        lines.append(line.replace(':;', ':'))
     return '\n'.join(lines)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.errors import UsageError
+from mmattn.models.logits import predicted_logits
 
 
 class Scores(nn.Module):
-    """An image to one number a class, (N, 3, H, W), normalised -> (N, classes).
+    """An image to one number a class, (N, C, H, W), normalised -> (N, classes).
 
     Of a segmentor, the mean logit of the class over the places that are labelled with it, or over
     all if none is; of a one-stage detector, its highest logit anywhere; of a two-stage detector,
@@ -35,16 +36,20 @@ class Scores(nn.Module):
         self.model, self.boxes = model, boxes
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.model.extract_feat(x)
         if hasattr(self.model, 'decode_head'):
-            logits = self.model.decode_head(maps).flatten(2)  # (N, K, P)
+            logits = predicted_logits(self.model, x).flatten(2)  # (N, K, P)
+            if logits.shape[1] == 1:  # of two classes told apart by a sigmoid
+                logits = torch.cat([-logits, logits], 1)
             classes = torch.arange(logits.shape[1], device=x.device)[:, None]
             own = logits.argmax(1, keepdim=True) == classes
             own = own | ~own.any(2, keepdim=True)
             return (logits * own).sum(2) / own.sum(2)
+        maps = self.model.extract_feat(x)
         if hasattr(self.model, 'roi_head'):
             rois = torch.cat([self.boxes.new_zeros(len(self.boxes), 1), self.boxes], 1)
-            logits = self.model.roi_head._bbox_forward(maps, rois)['cls_score']
+            heads = self.model.roi_head
+            last = (heads.num_stages - 1,) if hasattr(heads, 'num_stages') else ()
+            logits = heads._bbox_forward(*last, maps, rois)['cls_score']
             return logits[:, :-1].amax(0, keepdim=True)  # without the background
         head = self.model.bbox_head
         levels = [t.unflatten(1, (-1, head.cls_out_channels)) for t in head(maps)[0]]
@@ -62,7 +67,7 @@ def grad_cam(
 
     Args:
         model: a detector or segmentor in eval mode.
-        x: (1, 3, H, W), normalised.
+        x: (1, C, H, W), normalised.
         layer: path of a module that gives one map, such as 'backbone.layer4'.
         category: index of the class; None for the one with the highest score.
         boxes: of `Scores`.
@@ -89,9 +94,17 @@ def grad_cam(
             'grad-cam'
         ) from error
     scores = Scores(model, boxes)
-    if category is None:
+    try:
         with torch.no_grad():
-            category = int(scores(x).argmax())
+            surest = int(scores(x).argmax())
+    except (AttributeError, TypeError, IndexError, ValueError) as error:
+        heads = (getattr(model, name, None) for name in ('decode_head', 'roi_head', 'bbox_head'))
+        head = next((type(head).__name__ for head in heads if head is not None), 'no head')
+        raise UsageError(
+            f'--grad-cam: {type(model).__name__} with {head} gives no score a class that a map '
+            'could explain.'
+        ) from error
+    category = surest if category is None else category
     try:
         with GradCAM(model=scores, target_layers=[modules[layer]]) as cam:
             found = cam(input_tensor=x, targets=[ClassifierOutputTarget(category)])
