@@ -177,8 +177,8 @@ class LabelMaps:
                 results = self.loading.run(self._samples[index])
                 shape = getattr(results.get('img'), 'shape', None)
                 labels = label_map_of(results)
-                if labels is None:  # of a kind that is not judged here
-                    return Looked([], None)
+                if labels is None:
+                    return Looked(self._unlike(results, label), None)
                 own = labels.shape
                 pixels, faults = files.count_labels(labels, label)
         except files.Unfit as unfit:
@@ -192,6 +192,14 @@ class LabelMaps:
         if pixels is not None:
             faults += files.wrong_labels(pixels, self.table, label)
         return Looked(faults, pixels)
+
+    def _unlike(self, results: dict, label: str) -> list[Fault]:
+        """The fault of labels that are no (H, W); steps of one's own may want them so."""
+        found = results.get('gt_seg_map')
+        if self.loading.own or found is None:
+            return []
+        shape = getattr(found, 'shape', '?')
+        return [Fault('format', f'label map {label} is read as {shape}, not height and width')]
 
     def judge(self, pixels: np.ndarray) -> tuple[list[Fault], list[str]]:
         """What all label maps together say against the config.

@@ -27,6 +27,7 @@ class Loading:
     Attributes:
         image: how a stock step decodes images; None if another step reads them.
         label: how a stock step decodes label maps; None if other steps take part.
+        own: whether steps take part that are not of the stock packages.
 
     Raises:
         UsageError: a step is not registered, or cannot be built.
@@ -38,6 +39,7 @@ class Loading:
         own = [step for step, kind in zip(steps, kinds) if not _is_stock(kind)]
         self.image = _of_images(steps, kinds)
         self.label = None if own else _of_labels(steps, kinds)
+        self.own = bool(own)
         self._pipeline = pipeline
         self._steps = [s for s, kind in zip(steps, kinds) if s in own or _loads(kind)]
         self._built: list[Callable] | None = None
