@@ -90,7 +90,13 @@ def load_config(
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error
-    if attention and not cfg.get('attention'):  # the config that a run wrote down has it already
+    own = cfg.get('attention')  # of the config that a run wrote down
+    if own and isinstance(attention, str) and attention != own['names']:
+        raise UsageError(
+            f'--attention {attention}: config {path} has {own["names"]} already. Leave --attention '
+            'out, or name the config without it.'
+        )
+    if attention and not own:
         if isinstance(attention, str):
             add_attention(cfg, attention)
         else:

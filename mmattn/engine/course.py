@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import torch
 from mmengine.config import Config
 
 from mmattn.errors import UsageError
@@ -27,16 +28,37 @@ _SHOWN = 8  # changes named in an error
 
 
 def course_of(cfg: Config) -> dict[str, str]:
-    """Dotted key -> value of everything that decides what a step computes."""
+    """Dotted key -> value of everything that decides what a step computes.
+
+    It is the same for a config and for the one that its run wrote down.
+    """
     found: dict[str, str] = {}
     for part in _PARTS:
         _flatten(cfg.get(part), part, found)
-    kind = cfg.train_cfg.get('type') or ('Epoch' if cfg.train_cfg.get('by_epoch') else 'Iter')
-    found['train_cfg.type'] = kind
-    for hook in cfg.get('custom_hooks') or []:
-        if hook['type'].endswith('EMAHook'):
+    loop = cfg.train_cfg.get('type') or ('Epoch' if cfg.train_cfg.get('by_epoch') else 'Iter')
+    found['train_cfg.type'] = _name(loop)
+    hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
+    for hook in hooks:
+        if isinstance(hook, dict) and _name(hook['type']).endswith('EMAHook'):
             _flatten(hook, 'custom_hooks.EMAHook', found)
+    return _as_built(found, torch.cuda.is_available() and cfg.get('launcher', 'none') != 'none')
+
+
+def _name(kind: str | type) -> str:
+    return kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__qualname__}'
+
+
+def _as_built(course: dict[str, str], synced: bool) -> dict[str, str]:
+    """What a config says in several ways, in one; with what a run on this machine makes of it."""
+    found = {k: v for k, v in course.items() if (k, v) != ('randomness', 'None')}
+    loop = found.get('train_cfg.type', '')
+    found['train_cfg.type'] = loop.split('.')[-1].removesuffix('BasedTrainLoop')
+    if not synced:  # see `_fit_norm`
+        found = {k: repr('BN') if v in _SYNCED else v for k, v in found.items()}
     return found
+
+
+_SYNCED = {repr('SyncBN'), repr('MMSyncBN')}
 
 
 def _flatten(value, where: str, found: dict[str, str]) -> None:
@@ -47,6 +69,8 @@ def _flatten(value, where: str, found: dict[str, str]) -> None:
     elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
             _flatten(item, f'{where}.{index}', found)
+    elif hasattr(value, '__qualname__'):  # a class, which a config that is written down names
+        found[where] = repr(_name(value))
     else:
         found[where] = repr(list(value) if isinstance(value, tuple) else value)
 
@@ -92,7 +116,11 @@ def check_same(
         why.append(f'ranks {old} -> {world}')
     if 'course' not in meta:
         return [*why, 'the checkpoint does not say what config it is of']
-    differ = changes(meta['course'], course)
+    before = _as_built(meta['course'], any(v in _SYNCED for v in course.values()))
+    if 'seed' in meta:  # that was drawn where the config has none, and is drawn no more
+        before.setdefault('randomness.seed', repr(meta['seed']))
+        course = {'randomness.seed': repr(meta['seed']), **course}
+    differ = changes(before, course)
     if differ and not config:
         more = f' and {len(differ) - _SHOWN} more' if len(differ) > _SHOWN else ''
         raise UsageError(

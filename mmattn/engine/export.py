@@ -176,7 +176,7 @@ def export(
     check_writable(out.parent, '--out')
     for path in images or []:
         check_file(path)
-    predictor = Predictor.of(*resolve(config, checkpoint), options, attention, 'cpu')
+    predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, 'cpu')
     divisor = getattr(predictor.model.data_preprocessor, 'pad_size_divisor', 1)
     inputs = _inputs(predictor, images, divisor)
     with torch.no_grad():

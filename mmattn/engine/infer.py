@@ -111,7 +111,7 @@ def infer(
     out_dir = Path(out_dir)
     paths = find_sources(str(source), out_dir)
     check_writable(out_dir, '--out-dir')
-    predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
+    predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
     done, inside = Inferred(), 0.0
     kind = _Labels if predictor.segments else _Detections
     outputs = Outputs(out_dir, kind.outputs(paths))

@@ -1,6 +1,7 @@
 """The main jobs as functions: train a config, test a checkpoint. The loop itself is mmengine's."""
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from mmattn.datasets.check import build, check_classes, check_loaders
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 from mmattn.plugins import report
 from mmattn.zoo.catalogue import registered_blocks
+from mmattn.zoo.index import resolve
 
 from .checkpoint import block_forms, fetch, load_weights, read_checkpoint, sha256, start_from
 from .classes import check_checkpoint_classes, check_same_classes
@@ -50,7 +52,7 @@ from .exact import (
 )
 from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
 from .hooks import adopted
-from .plain import plain, plain_part
+from .plain import plain, plain_part, without_tensors
 from .pretrained import pretrained_reported
 from .ranks import Ranks, meet
 from .rehearsal import rehearse
@@ -101,6 +103,17 @@ class Runner(EngineRunner):
     def global_batch(self) -> int:
         loader = self.train_dataloader
         return (loader.batch_size or loader.batch_sampler.batch_size) * self.world_size
+
+    def dump_config(self) -> None:
+        """Write the config as it runs into the work dir, to begin or to resume the run with."""
+        cfg = self.cfg
+        if cfg.get('resume'):  # of this start alone
+            self.cfg = copy.deepcopy(cfg)
+            self.cfg.resume, self.cfg.load_from = False, None
+        try:
+            super().dump_config()
+        finally:
+            self.cfg = cfg
 
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
         super().register_hooks(default_hooks, custom_hooks)
@@ -488,6 +501,12 @@ def _train(
         if found is None:
             print_log(f'no checkpoint in {folder}, starting at 0')
     cfg = _prepare(config, options, launcher, work_dir, attention, found)
+    if cfg.get('resume') and not resume and not init_from:  # as a config of the packages may say
+        return _train(
+            config, work_dir, cfg.get('load_from') or 'auto', init_from, attention, amp,
+            auto_scale_lr, options, launcher, seed, validate, allowed, rehearsal, skip_data_check,
+            hooks, listener, ranks,
+        )  # fmt: skip
     check_lengths(cfg)
     batch = batch_size_of(cfg.train_dataloader)
     meta = read_checkpoint(found).get('meta', {}) if found else {}
@@ -501,8 +520,9 @@ def _train(
     if not validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     work_dir = Path(cfg.work_dir)
+    cfg.resume = bool(found)
     if found:
-        cfg.resume, cfg.load_from = True, str(found)
+        cfg.load_from = str(found)
     if init_from:
         cfg.load_from = str(init_from)
     course = course_of(cfg)
@@ -564,7 +584,8 @@ def test(
 
     Args:
         config: its path.
-        checkpoint: a `.pth` or `.safetensors` file; None evaluates the network as it starts.
+        checkpoint: a `.pth` or `.safetensors` file, or what `mmattn.zoo.load_model` takes; None
+            evaluates the network as it starts.
         work_dir: where log and `metrics/<checkpoint>.json` go (with `tta`, `<checkpoint>_tta`),
             default `work_dirs/<config name>`.
         out: a `.pkl` to dump all predictions into, or a folder: for label maps as PNG (see
@@ -584,6 +605,8 @@ def test(
     Raises:
         MmattnError: of the kind that fits.
     """
+    if checkpoint is not None:
+        config, checkpoint = resolve(config, checkpoint, attention)
     with (
         listening(training=False) as listener,
         _together(
@@ -693,7 +716,8 @@ def build_network(
 
 def dataset_meta(cfg: Config) -> dict:
     """Classes, palette and whatever else the test data of a config say about themselves."""
-    return build(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
+    found = build(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
+    return without_tensors(plain_part(found, 'metainfo'))
 
 
 def hardware() -> str:

@@ -76,7 +76,7 @@ def view_attention(
     check_file(image)
     out_dir = Path(out_dir)
     check_writable(out_dir, '--out-dir')
-    predictor = Predictor.of(*resolve(config, checkpoint), options, attention, device)
+    predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
     if predictor.segments and predictor.model.test_cfg.get('mode') == 'slide':
         predictor.model.test_cfg['mode'] = 'whole'  # windows would each have maps of their own
     if category and category not in predictor.classes:

@@ -11,8 +11,10 @@ from mmengine.config import Config
 from safetensors.torch import save
 
 from mmattn.engine.checkpoint import block_forms, load_weights, read_checkpoint, sha256
-from mmattn.engine.config import load_config
+from mmattn.engine.config import dataset_leaves, load_config
+from mmattn.engine.plain import plain_part, without_tensors
 from mmattn.engine.runner import build_model, dataset_meta, run_name
+from mmattn.engine.saving import facts_of
 from mmattn.errors import CheckpointError, UsageError, WriteError
 from mmattn.visualization.curves import read_scalars
 
@@ -131,8 +133,9 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
 def _names(cfg: Config, meta: dict) -> dict:
     """Class names and colours, from the checkpoint or else from the data of the config."""
     known = {**dataset_meta(cfg), **meta.get('dataset_meta', {})}
-    plain = {k: known[k] for k in ('classes', 'palette', 'licence') if known.get(k)}
-    return json.loads(json.dumps(plain))  # tuples and lists alike: the same bytes every time
+    known = without_tensors(plain_part(known, 'dataset_meta'))
+    found = {k: known[k] for k in ('classes', 'palette', 'licence') if known.get(k)}
+    return json.loads(json.dumps(found))  # tuples and lists alike: the same bytes every time
 
 
 def _measured(checkpoint: Path, stem: str) -> str:
@@ -149,9 +152,11 @@ def _measured(checkpoint: Path, stem: str) -> str:
                 )
                 return (
                     f'| metric | value |\n|---|---|\n{rows}\n\n'
-                    f'By `{record["command"]}` on {record["hardware"]}, torch {record["torch"]}.'
+                    f'By `{_without_machine(record["command"])}` on {record["hardware"]}, '
+                    f'torch {record["torch"]}.'
                 )
-    found = re.search(r'(\d+)$', checkpoint.resolve().stem)
+    named = facts_of(checkpoint).get('copy_of')  # best.pth where there are no links
+    found = re.search(r'(\d+)$', Path(named).stem if named else checkpoint.resolve().stem)
     scalars = read_scalars(checkpoint.resolve().parent)
     for metric in 'mIoU', 'coco/bbox_mAP':
         if found and int(found.group()) in scalars.get(metric, {}):
@@ -171,9 +176,8 @@ def _card(
 ) -> str:
     blocks = meta.get('attention', {}).get('names')
     command = f'configs/{config}.py' + (f' --attention {blocks}' if blocks else '')
-    data = cfg.train_dataloader['dataset']
-    data = data['datasets'][0] if 'datasets' in data else data
-    shown = Config({k: v for k, v in cfg.to_dict().items() if k not in _PRIVATE})
+    leaves = dict.fromkeys(map(_source, dataset_leaves(cfg.train_dataloader['dataset'])))
+    shown = Config(_portable({k: v for k, v in cfg.to_dict().items() if k not in _PRIVATE}))
     files = '\n'.join(
         f'| `{p.name}` | {p.stat().st_size / 1e6:.1f} MB | `{sha256(p)}` |' for p in paths.values()
     )
@@ -194,13 +198,13 @@ Trained with mmattn, config `{command}`, iteration {meta.get('iter', 'unknown')}
 
 ## Data
 
-`{data['type']}` at `{data.get('data_root')}`, {len(names['classes'])} classes:
+{'; '.join(leaves)}; {len(names['classes'])} classes:
 {', '.join(names['classes'])}.
 {licence}
 ## Command
 
 ```
-{meta.get('command') or 'not recorded'}
+{_without_machine(meta.get('command') or 'not recorded')}
 ```
 
 Seed {meta.get('seed', 'not recorded')}.
@@ -211,6 +215,31 @@ Seed {meta.get('seed', 'not recorded')}.
 {shown.pretty_text.strip()}
 ```
 """
+
+
+def _source(leaf: dict) -> str:
+    """A data set and where it lies, in words."""
+    kind = leaf['type'] if isinstance(leaf['type'], str) else leaf['type'].__name__
+    places = [leaf.get('data_root'), leaf.get('ann_file')]
+    shown = [f'`{_portable(place)}`' for place in places if place]
+    return f'`{kind}`' + (f' at {", ".join(shown)}' if shown else '')
+
+
+def _portable(value):
+    """The same structure with paths as one would type them, and none of this machine."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_portable(item) for item in value)
+    return _without_machine(value) if isinstance(value, str) else value
+
+
+def _without_machine(text: str) -> str:
+    """A text without folders of this machine: paths from where one stands, or the names alone."""
+    for folder in Path.cwd(), Path.home():
+        if folder != Path(folder.anchor):
+            text = text.replace(f'{folder}/', '').replace(str(folder), folder.name)
+    return re.sub(r'(?<![\w./:-])/(?:[\w.@+ -]+/)*([\w.@+-]+)', r'\1', text)  # no part of a URL
 
 
 _PRIVATE = ('work_dir', 'experiment_name', 'load_from', 'resume', 'launcher')  # of one run
