@@ -73,8 +73,10 @@ def read_checkpoint(path: str | Path, *, structure: bool = False) -> dict:
             f'checkpoint {path} is refused: {wrong}. Ask its author for weights that '
             'tools/publish.py wrote.'
         )
-    if 'meta' in content:  # mmengine evaluates the Python that older files have here
-        content['meta'].pop('config', None)
+    if 'meta' in content:
+        config = content['meta'].pop('config', None)  # Python in older files: mmengine evaluates it
+        if isinstance(config, str) and re.fullmatch(r'[\w.-]+', config):
+            content['meta']['config_name'] = config  # of published ones
     return content
 
 

@@ -16,6 +16,7 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
 from itertools import count
@@ -34,6 +35,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from mmattn.errors import DataError, MmattnError, WriteError
+
+from .plain import plain_part
 
 _SHOWN = 12  # samples named in an error
 
@@ -144,11 +147,15 @@ class Positions(Sampler):
 class _From(BatchSampler):
     """A batch sampler from some batch on, such as one by aspect ratio: a function of what it saw.
 
-    The batches before are composed again, without loading an image.
+    The batches before are composed again, without loading an image. Every epoch begins with what
+    the sampler held at first: the loop takes no more batches than there are, so one that keeps
+    samples in buckets does not come to where it would empty them.
     """
 
     def __init__(self, inner: BatchSampler) -> None:
         self.inner, self.first = inner, 0
+        held = {k: v for k, v in vars(inner).items() if isinstance(v, list | dict | set | deque)}
+        self.held = plain_part(held, '')
         self.pending: deque[int] = deque()
 
     @property
@@ -161,6 +168,7 @@ class _From(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         self.pending.clear()
+        vars(self.inner).update(deepcopy(self.held))
         for number, batch in enumerate(self.inner):
             self.sampler.pending.clear()
             if number >= self.first:

@@ -654,7 +654,7 @@ def _test(
     runner.rehearses = rehearsal
     if not checkpoint:
         runner._init_model_weights()
-    metrics = _run(runner.test)
+    metrics = plain(_run(runner.test), 'metrics')  # of any evaluator: numbers of NumPy, too
     if _is_main() and checkpoint:
         record = dict(
             config=Path(config).name,

@@ -213,7 +213,7 @@ def _is_of(path: Path, name: str, kind: str) -> bool:
         meta = read_checkpoint(path).get('meta', {})
     except CheckpointError:
         return False
-    return meta.get('config') == name and bool(meta.get('attention'))
+    return meta.get('config_name') == name and bool(meta.get('attention'))
 
 
 def _check_hash(path: Path, digits: str | None) -> None:
