@@ -13,6 +13,7 @@ from mmattn.errors import UsageError
 
 from .config import dataset_leaves
 from .config_keys import find_class
+from .hooks import ComparisonHook
 from .outputs import check_outputs, picture_names
 
 _DUMPS = ('.pkl', '.pickle')
@@ -111,6 +112,9 @@ def prepare_evaluation(runner: Runner, part: str) -> None:
     dataset = loop.dataloader.dataset
     chosen = '--out' if part == 'test' else f'{part}_evaluator'
     score_what_is_tested(dataset, loop.evaluator, part)
+    for hook in runner.hooks if part == 'test' else ():
+        if isinstance(hook, ComparisonHook):
+            hook.prepare(dataset)
     for metric in loop.evaluator.metrics:
         folder = getattr(metric, 'output_dir', None)
         prefix = getattr(metric, 'outfile_prefix', None)

@@ -184,10 +184,15 @@ class ComparisonHook(Hook):
         self.names: dict[str, Path] = {}
         self.sources: dict[str, _Source] = {}
 
-    def before_test(self, runner: Runner) -> None:
-        dataset = runner.test_dataloader.dataset
+    def prepare(self, dataset) -> None:
+        """Name the pictures of a data set, and see that none is written over a source."""
         self.names = picture_names(dataset)
         check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
+
+    def before_test(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        if not self.names:
+            self.prepare(dataset)
         for leaf in leaves(dataset):
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
             reader, meta = ImageReader(steps) if steps else None, leaf.metainfo
