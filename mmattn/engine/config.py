@@ -1,10 +1,9 @@
 """Reading a config and refusing what nobody would read or what cannot fit, before anything runs."""
 
-import argparse
-import ast
 import contextlib
 import inspect
 import io
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -12,23 +11,20 @@ from importlib import import_module
 from pathlib import Path
 
 import yaml
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.fileio import load
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.registry import MODELS
 
 from . import safe_files  # noqa: F401, nothing below reads a file before it is safe
-from .config_keys import (
-    FUNCTIONS,
-    REGISTRIES,
-    RUNNER_KEYS,
-    UNREGISTERED,
-    check_keys,
-    find_class,
-    nearest,
-)
+from .config_files import ConfigFile, listed, read_config, shown
+from .config_keys import FUNCTIONS, UNREGISTERED, check_keys, find_class, nearest
+from .config_options import merge_options, parse_options
+from .config_types import REGISTRIES, name_types, unnamed
+from .runner_keys import RUNNER_KEYS, check_runner_keys
 
 _DATA = ('.json', '.yaml', '.yml')  # configs that are data; those in Python are code
 _SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmattn')
@@ -81,8 +77,10 @@ def load_config(
         if not code:
             _check_chain(path)
         # text that is put in while reading could become another parent
-        cfg = Config.fromfile(path, code, code, code)
+        cfg, file = read_config(path, code, code, code)
         object.__setattr__(cfg, '__class__', _Config)  # with all that fromfile found
+        object.__setattr__(cfg, '_file', file)
+        name_types(cfg)
     except UsageError:
         raise
     except yaml.YAMLError as error:
@@ -104,12 +102,21 @@ def load_config(
             cfg.attention = attention
             apply_attention(cfg)
     options = deepcopy(options or {})  # merging takes `_delete_` out
-    options = {key: _as_before(cfg, key, value) for key, value in options.items()}
-    try:
-        cfg.merge_from_dict(options)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UsageError(f'--cfg-options does not fit {path}: {error.args[0]}') from error
+    if options:
+        merge_options(cfg, options, lambda part: _class_of(cfg, part))
+        name_types(cfg)
     return cfg
+
+
+def _class_of(cfg: Config, part: dict) -> type | None:
+    kind = part.get('type')
+    scope = part.get('_scope_') or _use_scope(cfg)
+    return find_class(kind, scope) if isinstance(kind, str) and _is_name(kind) else None
+
+
+def _is_name(kind: str) -> bool:
+    """Whether a type can be looked up without an import of what nobody asked for."""
+    return '.' not in kind or kind.split('.')[0] in _SCOPES
 
 
 def _check_chain(path: Path) -> None:
@@ -192,39 +199,6 @@ def _is_known(name, where: str, scope: str) -> bool:
     return any(found is known for node in nodes for known in node.module_dict.values())
 
 
-def _as_before(cfg: Config, key: str, value):
-    """A list given on the command line becomes a tuple where the config has one: classes insist."""
-    old = cfg
-    for part in key.split('.'):
-        try:
-            old = old[int(part)] if isinstance(old, list | tuple) else old[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return value
-    return tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
-
-
-def parse_options(options: dict | Iterable[str] | None) -> dict:
-    """What `--cfg-options` gave, `key=value` strings, as mmengine's own `DictAction` reads them.
-
-    Raises:
-        UsageError: not of the form key=value.
-    """
-    if not options or isinstance(options, dict):
-        return options or {}
-    for pair in options:
-        if not pair.partition('=')[1]:
-            raise UsageError(f'--cfg-options {pair}: write key=value.')
-    reader = argparse.ArgumentParser()
-    reader.add_argument('--options', nargs='+', action=DictAction)
-    try:
-        return reader.parse_args(['--options', *options]).options
-    except (AssertionError, RecursionError) as error:  # of unbalanced or other brackets
-        raise UsageError(
-            f'--cfg-options {" ".join(options)}: values are numbers, words, [a,b] and (a,b). Write '
-            'what is more than that in a config file.'
-        ) from error
-
-
 def add_attention(cfg: Config, names: str) -> None:
     """Put blocks into the network of a config, each where its authors have it.
 
@@ -257,20 +231,21 @@ def add_attention(cfg: Config, names: str) -> None:
 
 def apply_attention(cfg: Config) -> None:
     """Put what stands in `cfg.attention` into the network."""
-    from mmattn.models.plugged import Plugged
-
     _backbone(cfg).update(cfg.attention['backbone'])
     plugins = cfg.attention['plugins']
     if not plugins:
         return
-    kind = cfg.model.type.split('.')[-1]
-    found = MODELS.get(kind)
-    if not (inspect.isclass(found) and issubclass(found, Plugged)):
+    from mmattn.models.plugged import plugged_type
+
+    scope = cfg.model.get('_scope_') or _use_scope(cfg)
+    network = find_class(cfg.model.type, scope)
+    name = plugged_type(network) if inspect.isclass(network) else None
+    if name is None:
         raise UsageError(
             f'--attention: {cfg.model.type} is no detector of mmdet and no segmentor of mmseg, so '
             'it takes no plugins. Derive its class from mmattn.models.plugged.Plugged, too.'
         )
-    cfg.model.type = f'mmattn.{kind}'
+    cfg.model.type = name or cfg.model.type
     cfg.model.plugins = [*cfg.model.get('plugins', []), *plugins]
 
 
@@ -305,15 +280,18 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
     Raises:
         UsageError: names the key, where it stands, and the nearest key that is read.
     """
-    unread = set(cfg.keys()) - RUNNER_KEYS - ({'custom_imports'} - set(options))
-    variables = _variables(Path(cfg.filename)) if cfg.filename else set()
-    for name in sorted(unread - variables | {o for o in options if o in unread}):
-        hint = nearest(name, RUNNER_KEYS)
-        if name in variables:
-            hint = ' It is a variable of the file, used up when that was read; set what uses it.'
-        raise UsageError(f'config key {name} is read by nobody.{hint}')
+    given, carried = set(options), {}
+    file: ConfigFile | None = cfg.__dict__.get('_file')
+    unread = set(cfg.keys()) - RUNNER_KEYS - ({'custom_imports'} - given)
+    variables = file.variables() if file else set()
+    for name in sorted(unread - variables | (given & unread)):
+        owner = file.owner(name) if file and name not in given else None
+        if not owner:
+            raise UsageError(_unread(cfg, file, name, name in variables))
+        carried[name] = owner
     for name in unread:  # the config that a run writes down can be read again
         cfg.pop(name)
+    check_runner_keys(cfg)
     scope = _use_scope(cfg)
     if Path(str(cfg.filename)).suffix in _DATA:
         wrong = _unregistered(cfg.to_dict(), scope)
@@ -321,8 +299,53 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
             raise UsageError(f'config key {wrong}; a config of data names nothing else.')
     if 'type' not in (cfg.get('model') or {}):
         raise UsageError(f'config {cfg.filename} has no model with a type.')
-    check_keys(cfg, scope)
-    _check_order(cfg.model)
+    known = set(cfg.get('unused_keys') or ())
+    unused = check_keys(cfg, scope, lambda key: key in known or bool(file and file.carries(key)))
+    if unused:
+        cfg.unused_keys = unused
+        carried |= {key: file.carries(key) or file.path for key in unused} if file else {}
+    _warn_of(cfg, carried)
+    _check_order(cfg.model, scope)
+
+
+def _unread(cfg: Config, file: ConfigFile | None, name: str, variable: bool) -> str:
+    """What to say of a name that no part of the config takes up."""
+    start = f'config key {name} is read by nobody'
+    parent = file.reader(name) if file else None
+    if not variable and not parent:
+        return f'{start}.{nearest(name, RUNNER_KEYS)}'
+    uses = [use for use in file.uses(name) if _holds(cfg, use)]
+    remedy = f'et what uses it{": " if uses else ""}{listed(uses)}.'
+    if variable:
+        return f'{start}. It is a variable of the file, used up when that was read; s{remedy}'
+    return f'{start}: it is a variable of {shown(parent)}, used up when that was read. S{remedy}'
+
+
+def _holds(cfg: Config, key: str) -> bool:
+    """Whether a dotted key is one of the config that is read."""
+    value = cfg if key.split('.')[0] in RUNNER_KEYS else {}
+    for part in key.split('.'):
+        try:
+            value = value[int(part)] if isinstance(value, list | tuple) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return False
+    return True
+
+
+def _warn_of(cfg: Config, carried: dict[str, Path]) -> None:
+    """Say which keys come with a package and change nothing, and what a file cannot hold."""
+    for path in dict.fromkeys(carried.values()):
+        keys = [key for key, owner in carried.items() if owner == path]
+        many = 'keys' if len(keys) > 1 else 'key'
+        text = f'config {many} {listed(keys)} of {shown(path)}: nothing reads'
+        print_log(f'{text} {"them" if len(keys) > 1 else "it"}', 'current', logging.WARNING)
+    for key in unnamed(cfg._cfg_dict):
+        print_log(
+            f'config key {key} is a class or function: the config that a run writes down has but '
+            'its name there, so use the file itself to resume or test',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _use_scope(cfg: Config) -> str:
@@ -340,17 +363,33 @@ def _use_scope(cfg: Config) -> str:
     return scope
 
 
-def _check_order(model: dict) -> None:
-    """MMSegmentation's ResNet runs only the last of several plugins at one place."""
-    if model['type'].startswith('mmattn.') or not model.get('decode_head'):
+def _check_order(model: dict, scope: str) -> None:
+    """Networks of mmdet and mmseg do not put every plugin of a backbone where it is written."""
+    backbone = model.get('backbone') or {}
+    plugins = backbone.get('plugins')
+    scope = model.get('_scope_') or scope
+    network = find_class(model['type'], scope)
+    if not plugins or not inspect.isclass(network) or getattr(network, 'keeps_learning', False):
         return
-    places = [plugin.get('position') for plugin in model.get('backbone', {}).get('plugins') or []]
+    settings = getattr(find_class(backbone['type'], scope), 'arch_settings', {})
+    block = settings.get(backbone.get('depth'), [None])[0] if isinstance(settings, dict) else None
+    places = [plugin.get('position') for plugin in plugins]
     twice = next((place for place in places if places.count(place) > 1), None)
-    if twice:
-        raise UsageError(
-            f'config key model.backbone.plugins: of several at {twice}, {model["type"]} runs '
-            "only the last. Write type='mmattn.EncoderDecoder', which runs all, in this order."
-        )
+    if getattr(block, 'expansion', None) == 1:
+        why = f'{model["type"]} puts none into the basic blocks of a depth of {backbone["depth"]}'
+        what = 'does'
+    elif twice and model.get('decode_head'):
+        why = f'of several at {twice}, {model["type"]} runs only the last'
+        what = 'runs all, in this order'
+    else:
+        return
+    from mmattn.models.plugged import plugged_type
+
+    remedy = plugged_type(network)
+    raise UsageError(
+        f'config key model.backbone.plugins: {why}.'
+        + (f" Write type='{remedy}', which {what}." if remedy else '')
+    )
 
 
 def dataset_leaves(cfg: dict) -> Iterator[dict]:
@@ -361,35 +400,6 @@ def dataset_leaves(cfg: dict) -> Iterator[dict]:
     else:
         for part in inner:
             yield from dataset_leaves(part)
-
-
-def _variables(path: Path) -> set[str]:
-    """Top-level names of a config file and its parents that the files themselves read."""
-    if path.suffix in _DATA:
-        found = [_variables(path.parent / parent) for parent in _parents(load(path))]
-        return set().union(*found)
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    names = {
-        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
-    }
-    names |= {
-        n.attr
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == '_base_'
-    }
-    assigned = {
-        t.id: n.value
-        for n in tree.body
-        if isinstance(n, ast.Assign)
-        for t in n.targets
-        if isinstance(t, ast.Name)
-    }
-    # a variable that the leaf sets again is not read by the parent that used it
-    shadowed = set(assigned) - names - {'_base_'}
-    parents = ast.literal_eval(assigned['_base_']) if '_base_' in assigned else []
-    for parent in [parents] if isinstance(parents, str) else parents:
-        names |= _variables(path.parent / parent) - shadowed
-    return names
 
 
 def replace_type(cfg: ConfigDict, old: str, new: str) -> int:

@@ -40,6 +40,7 @@ from .checkpoint import block_forms, fetch, load_weights, read_checkpoint, sha25
 from .classes import check_checkpoint_classes, check_same_classes
 from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
 from .config_keys import nearest
+from .config_options import command_line
 from .course import check_same, course_of, digest
 from .evaluators import fit_evaluator, folder_of, prepare_evaluation, write_to
 from .exact import (
@@ -64,6 +65,7 @@ from .run_length import (
     follow_plan,
     plan_of,
 )
+from .runner_keys import check_modules
 from .saving import facts_of, find, manifests, note, point_to, remove, write_checkpoint
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -114,6 +116,10 @@ class Runner(EngineRunner):
             super().dump_config()
         finally:
             self.cfg = cfg
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        check_modules(self.cfg, model)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
         super().register_hooks(default_hooks, custom_hooks)
@@ -845,6 +851,7 @@ def _fit_norm(cfg: Config) -> int:
     """SyncBN wants several GPUs; elsewhere plain BN, of the same weights, takes its place."""
     if torch.cuda.is_available() and cfg.launcher != 'none':
         return 0
+    cfg.pop('sync_bn', None)
     return sum(replace_type(cfg.model, name, 'BN') for name in ('SyncBN', 'MMSyncBN'))
 
 
@@ -1024,8 +1031,7 @@ def _relative(path: str | Path) -> str:
 
 
 def _flags(options: dict) -> str:
-    shown = {k: _relative(v) if isinstance(v, str | Path) else v for k, v in options.items()}
-    given = ' '.join(f'{k}={v}'.replace(' ', '') for k, v in shown.items())
+    given = command_line(options, _relative)
     return f' --cfg-options {given}' if given else ''
 
 

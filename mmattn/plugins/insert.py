@@ -3,13 +3,14 @@
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from inspect import signature
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NoReturn
 
+from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from mmattn.blocks import AttentionBlock
@@ -64,6 +65,10 @@ def insert(model: nn.Module, plugins: Sequence[dict]) -> list[str]:
 
     Several at one place apply in the order in which they are written; replacements come first.
 
+    A block is an attribute of the module that it stands behind, such as `se`: its `_abbr_` with
+    the `postfix`. Where the network has another attribute of that name which is no module, such as
+    timm's `self.se = None`, it is the first free one of `se_2`, `se_3`, ...
+
     Args:
         model: any network; residual positions are looked for in modules named layer1, layer2, ...
         plugins: see above; not changed.
@@ -72,13 +77,49 @@ def insert(model: nn.Module, plugins: Sequence[dict]) -> list[str]:
         the paths of the blocks, below which their state-dict keys are.
 
     Raises:
-        ValueError: a plugin that cannot be understood, built or placed. The model is unchanged if
-            one could not be understood, and may else hold those before it.
+        ValueError: a plugin that cannot be understood, built or placed. The model is unchanged.
         NotOneMap: when the network runs, a plugin behind a module that returns a tuple, say.
     """
     entries = [_Entry(model, plugin, number) for number, plugin in enumerate(plugins)]
     entries.sort(key=lambda entry: entry.place != 'replace')
-    return [path for entry in entries for path in entry.put()]
+    with ExitStack() as undo:
+        for entry in entries:
+            entry.undo = undo.callback
+        paths = [path for entry in entries for path in entry.put()]
+        undo.pop_all()
+    return paths
+
+
+def find_block(kind: str, network: type | None = None) -> type[nn.Module] | None:
+    """The block of a name: mmattn's, or else what a config of the network would find by it.
+
+    Args:
+        kind: a registered name, with its scope or without.
+        network: a class, in whose own registry, or that of whose package, is looked next; then in
+            that of the default scope.
+    """
+    if kind in ('DCN', 'DCNv2'):
+        with suppress(ImportError):  # registers them
+            import mmcv.ops  # noqa: F401
+    with MODELS.parent.switch_scope_and_registry(None) as current:
+        hosts = [MODELS, *_hosts(network), current]
+    return next((found for host in hosts if (found := host.get(kind)) is not None), None)
+
+
+def _hosts(network: type | None) -> Iterator[Registry]:
+    if hasattr(network, 'host'):
+        yield network.host
+    for base in getattr(network, '__mro__', ()):
+        package = base.__module__.partition('.')[0]
+        if package in MODELS.parent.children:
+            yield MODELS.parent.children[package]
+
+
+def _known_blocks() -> set[str]:
+    nodes = MODELS.parent.children.values()
+    return {f'{n.scope}.{name}' for n in nodes for name in n.module_dict} | {
+        *MODELS.parent.module_dict
+    }
 
 
 def plugged(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -162,6 +203,7 @@ class _Entry:
 
     def __init__(self, model: nn.Module, plugin: dict, number: int) -> None:
         self.model, self.number = model, number
+        self.undo: Callable = lambda function, *args: None
         cfg = plugin.get('cfg') if isinstance(plugin, dict) else None
         if not isinstance(cfg, dict) or not isinstance(cfg.get('type'), str | type):
             raise ValueError(f'plugins[{number}]={plugin!r}: write dict(cfg=dict(type=...), ...)')
@@ -192,19 +234,15 @@ class _Entry:
             )
 
     def fail(self, reason: str) -> NoReturn:
-        raise ValueError(f'{self.what}: {reason}.')
+        raise ValueError(f'{self.what}: {reason}{"" if reason.endswith("?") else "."}')
 
     def find(self) -> type[nn.Module]:
         kind = self.cfg.pop('type')
         if not isinstance(kind, str):
             return kind
-        if kind in ('DCN', 'DCNv2'):
-            with suppress(ImportError):  # registers them
-                import mmcv.ops  # noqa: F401
-        found = MODELS.get(kind)
+        found = find_block(kind, type(self.model))
         if found is None:
-            known = {f'mmattn.{name}' for name in MODELS.module_dict} | {*MODELS.parent.module_dict}
-            self.fail(f'no such type is registered.{_near(kind, known)}')
+            self.fail(f'no such type is registered.{_near(kind, _known_blocks())}')
         return found
 
     # ---- places ----
@@ -321,8 +359,10 @@ class _Entry:
         last = next(reversed(hooks.values()), None)
         if not (isinstance(last, _Apply) and last.host is owner):
             last = _Apply(owner, place)
-            (module.register_forward_pre_hook if before else module.register_forward_hook)(last)
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            self.undo(register(last).remove)
         last.names.append(name.rsplit('.', 1)[-1])
+        self.undo(last.names.pop)
         return name
 
     def replace(self, path: str) -> str:
@@ -347,6 +387,7 @@ class _Entry:
         new.plugin = Plugin(self.number, f'instead of {path}', self.learn, inherits)
         new.register_load_state_dict_pre_hook(_inherit)
         self.model.set_submodule(path, new)
+        self.undo(self.model.set_submodule, path, old)
         return path
 
     def inherit(self, new: nn.Module, old: nn.Module) -> tuple[tuple[str, str, float], ...]:
@@ -390,7 +431,7 @@ class _Entry:
 
     def add(self, host: str, block: nn.Module, place: str) -> str:
         owner = self.model.get_submodule(host)
-        name = f'{_abbreviation(self.cls)}{self.cfg.get("postfix", "")}'
+        name = _attribute(owner, f'{_abbreviation(self.cls)}{self.cfg.get("postfix", "")}')
         if hasattr(owner, name):
             self.fail(
                 f'{host} has a {name} already. Tell them apart: postfix in cfg, '
@@ -403,6 +444,7 @@ class _Entry:
         block.plugin = Plugin(self.number, place, self.learn)
         block.train(owner.training)
         owner.add_module(name, block)
+        self.undo(delattr, owner, name)
         return f'{host}.{name}'
 
 
@@ -414,6 +456,14 @@ def _abbreviation(cls: type[nn.Module]) -> str:
     """The attribute name of a plugin, as MMCV makes it: `_abbr_`, or the class in snake case."""
     words = re.sub(r'([A-Z]+)([A-Z][a-z])', r'\1_\2', cls.__name__)
     return getattr(cls, '_abbr_', re.sub(r'([a-z\d])([A-Z])', r'\1_\2', words).lower())
+
+
+def _attribute(owner: nn.Module, name: str) -> str:
+    """The name, or the next, under which no attribute stands that is no module."""
+    names = chain([name], (f'{name}_{number}' for number in count(2)))
+    return next(
+        n for n in names if not hasattr(owner, n) or isinstance(getattr(owner, n), nn.Module)
+    )
 
 
 def _last_conv(block: nn.Module) -> int:
@@ -439,5 +489,8 @@ def _out_channels(module: nn.Module) -> int | None:
 
 
 def _near(name: str, known: set[str]) -> str:
+    same = sorted(one for one in known if one.rpartition('.')[2] == name.rpartition('.')[2])
+    if same:
+        return f' Did you mean {" or ".join(same[:2])}?'
     near = difflib.get_close_matches(name, sorted(known), n=2, cutoff=0.5)
     return f' Did you mean {" or ".join(near)}?' if near else ''
