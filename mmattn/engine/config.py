@@ -17,12 +17,11 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
 from mmattn.errors import CheckpointError, UsageError
-from mmattn.registry import MODELS
 
 from . import safe_files  # noqa: F401, nothing below reads a file before it is safe
 from .config_files import ConfigFile, listed, read_config, shown
 from .config_keys import FUNCTIONS, UNREGISTERED, check_keys, find_class, nearest
-from .config_options import merge_options, parse_options
+from .config_options import merge_options
 from .config_types import REGISTRIES, name_types, unnamed
 from .runner_keys import RUNNER_KEYS, check_runner_keys
 

@@ -1,4 +1,4 @@
-"""The files of a config as mmengine reads them: its parents, whose a key is, what reads a variable."""
+"""The files of a config as mmengine reads them: parents, whose a key is, who reads a variable."""
 
 import ast
 import contextlib

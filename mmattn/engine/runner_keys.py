@@ -1,4 +1,4 @@
-"""The top-level keys of a config that mmengine's runner reads, found in its source, and their values."""
+"""The top-level keys that mmengine's runner reads, found in its source, and their values."""
 
 import ast
 import functools

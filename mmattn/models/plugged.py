@@ -24,7 +24,6 @@ from mmattn.registry import MODELS
 
 from .slide_inference import SegmentorInference
 
-
 _HOSTS = ((DET_MODELS, BaseDetector), (SEG_MODELS, BaseSegmentor))
 
 
