@@ -22,6 +22,7 @@ from . import safe_files  # noqa: F401, nothing below reads a file before it is 
 from .config_files import ConfigFile, listed, read_config, shown
 from .config_keys import FUNCTIONS, UNREGISTERED, check_keys, find_class, nearest
 from .config_options import merge_options
+from .config_options import parse_options as parse_options
 from .config_types import REGISTRIES, name_types, unnamed
 from .runner_keys import RUNNER_KEYS, check_runner_keys
 
@@ -32,8 +33,20 @@ _HERE = Path(__file__).parents[1]
 _HOMES = (_HERE.parent / 'configs', _HERE / '.mim' / 'configs')  # of mmattn's own configs
 
 
+class MissingKey(UsageError, AttributeError):
+    """The config has not what a tool needs of it."""
+
+
 class _Config(Config):
     """A config whose text is formatted once: mmengine asks for it eleven times in a run."""
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in RUNNER_KEYS:
+                raise
+            raise MissingKey(f'config {self.filename} has no {name}. Add it.') from error
 
     @property
     def pretty_text(self) -> str:

@@ -788,6 +788,8 @@ def _prepare(
     if 'visualizer' in cfg:
         cfg.visualizer['name'] = cfg.experiment_name
     cfg.launcher = launcher
+    cfg.setdefault('resume', False)
+    cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # as mmengine has them
     _use_launcher(cfg, launcher)
     return cfg
 
