@@ -57,8 +57,17 @@ def main(argv: list[str] | None = None) -> int:
             prepare(args.name)(root)
             if elsewhere:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.symlink_to(root.resolve())
-                print(f'{out} -> {root}')
+                try:
+                    out.symlink_to(root.resolve())
+                    print(f'{out} -> {root}')
+                except (OSError, NotImplementedError) as error:  # exFAT, SMB, Google Drive
+                    loaders = 'train_dataloader', 'val_dataloader', 'test_dataloader'
+                    roots = ' '.join(f'{x}.dataset.data_root={root.resolve()}' for x in loaders)
+                    print(
+                        f'{out} cannot be a link to {root} ({error}). Train with '
+                        f'--cfg-options {roots}'
+                    )
+                    out = root
         else:
             prepare(args.name)(root, out)
         print(f'done: {out} is ready')

@@ -117,7 +117,11 @@ def build(leaf: dict):
     """
     _check_names(leaf)
     try:
-        return DATASETS.build(dict(leaf, lazy_init=True, pipeline=[]))
+        dataset = DATASETS.build(dict(leaf, lazy_init=True, pipeline=[]))
+        facts = getattr(dataset, '_metainfo', None)
+        if isinstance(facts, dict):  # arrays have no truth value
+            facts.update({k: v.tolist() for k, v in facts.items() if isinstance(v, np.ndarray)})
+        return dataset
     except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as error:
         text = str(error).strip() or f'{type(error).__name__} without a word'
         raise DataError(

@@ -63,6 +63,8 @@ def plain(value, where: str = ''):
         return _of_mapping(value, where)
     if isinstance(value, Set):  # views of a dict's keys, too
         items = [plain(item, where) for item in value]
+        if type(value) is set and all(type(item) in _SAME for item in value):
+            return value
         return set(items) if isinstance(value, set | frozenset) else items
     if isinstance(value, (tuple, *_LISTS)):
         items = [plain(item, f'{where}.{i}') for i, item in enumerate(value)]

@@ -267,6 +267,7 @@ class Runner(EngineRunner):
             resumable=save_optimizer,
             temporary=meta.pop('temporary', False),
         )
+        path.parent.mkdir(parents=True, exist_ok=True)
         content = self._content(meta, save_optimizer, save_param_scheduler)
         if save_optimizer:
             content['rng'] = rows
@@ -332,7 +333,7 @@ class Runner(EngineRunner):
         Raises:
             NotPlain: a hook puts it there.
         """
-        if self.rank:
+        if self.rank or getattr(self, 'real', None):  # a stand-in has said nothing of its own
             return
         left: list[str] = []
         content = self._content(dict(epoch=self.epoch, iter=self.iter), left=left)
