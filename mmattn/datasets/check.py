@@ -66,7 +66,8 @@ def check_data(cfg: dict, where: str, evaluator: dict | list | None = None) -> N
         DataError: names the file and what to do.
         UsageError: the config contradicts itself.
     """
-    for leaf in dataset_leaves(cfg):
+    leaves, learnt = list(dataset_leaves(cfg)), []
+    for leaf in leaves:
         for step in leaf.get('pipeline', []):
             if step.get('ignore_empty'):  # mmengine draws another one
                 raise UsageError(
@@ -77,11 +78,19 @@ def check_data(cfg: dict, where: str, evaluator: dict | list | None = None) -> N
         if has_label_maps(dataset):
             warnings = _check_label_maps(LabelMaps(dataset, leaf, where))
         elif hasattr(dataset, 'COCOAPI'):
-            warnings = check_coco(dataset, leaf, where, evaluator)
+            warnings = check_coco(dataset, leaf, where, evaluator, part=len(leaves) > 1)
+            if where.startswith('train') and len(leaves) > 1:
+                found = count_held(leaf, Path(dataset.ann_file), learns_masks(leaf))
+                learnt.append(found.images and found.boxes)
         else:
             continue
         for warning in warnings:
             print_log(printable(warning), logger='current', level=logging.WARNING)
+    if len(learnt) == len(leaves) and not any(learnt):
+        raise DataError(
+            f'nothing to learn from: the {len(leaves)} data sets of {where} hold no box. Look at '
+            'them with: python tools/check_data.py CONFIG'
+        )
 
 
 def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
@@ -94,7 +103,8 @@ def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
         UsageError: a head has another number of classes than the data.
     """
     for leaf in dataset_leaves(cfg):
-        meta = build(leaf).metainfo
+        dataset = build(leaf)
+        meta = dataset.metainfo
         classes = meta.get('classes')
         if classes is None:
             continue
@@ -102,6 +112,11 @@ def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
             len(meta[k]) for k in ('classes', 'thing_classes', 'stuff_classes') if meta.get(k)
         }
         for key, count in heads.items():
+            if count == 2 and len(classes) == 1 and has_label_maps(dataset):
+                raise UsageError(
+                    f'config key {key}=2 does not fit the data: {leaf["type"]} of {where} has 1 '
+                    f"class. Name both: metainfo=dict(classes=('background', {classes[0]!r}))."
+                )
             if count not in counts and 'semantic_head' not in key:
                 raise UsageError(
                     f'config key {key}={count} does not fit the data: {leaf["type"]} of {where} '
@@ -143,8 +158,10 @@ def has_label_maps(dataset) -> bool:
     return 'seg_map_path' in getattr(dataset, 'data_prefix', {})
 
 
-def check_coco(dataset, leaf: dict, where: str, evaluator=None) -> list[str]:
+def check_coco(dataset, leaf: dict, where: str, evaluator=None, *, part: bool = False) -> list[str]:
     """Check a data set of mmdet as its config reads it; returns warnings.
+
+    As a `part` of several it may hold no box.
 
     A file that a class of its own reads is judged by what that class holds of it.
 
@@ -180,6 +197,7 @@ def check_coco(dataset, leaf: dict, where: str, evaluator=None) -> list[str]:
             segmentations=masks,
             poly2mask=options.get('poly2mask', True),
             train=train,
+            part=part,
             where=where,
             loading=Loading(leaf.get('pipeline', [])),
         )
@@ -187,7 +205,7 @@ def check_coco(dataset, leaf: dict, where: str, evaluator=None) -> list[str]:
         raise DataError(f'{file} ({where}) does not exist. Set ann_file and data_root.')
     elif isinstance(dataset, CocoPanopticDataset):
         panoptic.check_panoptic(dataset, where)
-    if train:
+    if train and not part:
         found = count_held(leaf, file, masks)
         panoptic_data = isinstance(dataset, CocoPanopticDataset)  # stuff has no boxes
         if not found.images or not (found.boxes or panoptic_data):

@@ -48,6 +48,7 @@ def check_coco(
     poly2mask: bool = True,
     train: bool = False,
     lenient: bool = False,
+    part: bool = False,
     where: str = '',
     loading: Loading | None = None,
 ) -> list[str]:
@@ -62,6 +63,7 @@ def check_coco(
         poly2mask: that of mmdet's `LoadAnnotations`.
         train: whether the set is trained on, not scored.
         lenient: what the loader drops is a warning, however much it is.
+        part: whether it is trained on with other sets, so that it may hold no object.
         where: the key of the data set in the config, for the messages.
         loading: how the config loads an image; by default as `LoadImageFromFile` does.
 
@@ -88,6 +90,7 @@ def check_coco(
         poly2mask=poly2mask,
         train=train,
         lenient=lenient,
+        part=part,
     )
     data = file.read_bytes()
     digest = hashlib.sha256(data)
@@ -164,6 +167,7 @@ def _check(
     poly2mask: bool,
     train: bool,
     lenient: bool,
+    part: bool,
 ) -> list[str]:
     warnings = []
 
@@ -206,10 +210,12 @@ def _check(
         )
     rows = [place[a['image_id']] for a in annotations]
     sizes = np.array([(i['width'], i['height']) for i in images], np.float64)[rows]
-    kept = _check_boxes(annotations, sizes, doubt, warnings)
+    # mmdet trains with 0 for null, pycocotools fails on it
+    crowds = (0, 1, None) if train else (0, 1)
+    kept = _check_boxes(annotations, sizes, doubt, warnings, crowds)
     reasons = held.reasons(annotations, kept.tolist(), chosen)
     if not reasons[held.LEARNT]:
-        if train:
+        if train and not part:
             raise DataError(
                 f'no training image left: {len(images)} images, {len(images)} without a box of the '
                 f'{len(chosen)} classes to learn from ({held.listed(reasons)}). '
@@ -238,7 +244,7 @@ def why_dropped(coco: dict, classes: tuple[str, ...] | None) -> Counter:
     place = {image['id']: (image['width'], image['height']) for image in images}
     annotations = [a for a in annotations if a['image_id'] in place]
     sizes = np.array([place[a['image_id']] for a in annotations], np.float64)
-    kept = _check_boxes(annotations, sizes, lambda *_, **__: None, [])
+    kept = _check_boxes(annotations, sizes, lambda *_, **__: None, [], (0, 1, None))
     return held.reasons(annotations, kept.tolist(), names)
 
 
@@ -344,7 +350,11 @@ def floats(values: list) -> np.ndarray:
 
 
 def _check_boxes(
-    annotations: list[dict], sizes: np.ndarray, doubt: Callable[[str], None], warnings: list[str]
+    annotations: list[dict],
+    sizes: np.ndarray,
+    doubt: Callable[[str], None],
+    warnings: list[str],
+    crowds: tuple = (0, 1),
 ) -> np.ndarray:
     """Which boxes mmdet keeps; `sizes` are width and height (N, 2) of their images."""
     boxes = [a['bbox'] for a in annotations]
@@ -353,7 +363,7 @@ def _check_boxes(
             raise DataError(
                 f'annotation {annotation["id"]}: bbox is {show(box)}, expected [x, y, w, h].'
             )
-        if annotation.get('iscrowd', 0) not in (0, 1):
+        if annotation.get('iscrowd', 0) not in crowds:
             crowd = show(annotation['iscrowd'])
             raise DataError(f'annotation {annotation["id"]}: iscrowd is {crowd}, allowed 0, 1.')
     values = floats(list(chain.from_iterable(boxes)))

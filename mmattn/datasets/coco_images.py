@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from reprlib import repr as show
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -47,6 +48,10 @@ def remedy(kind: str, texts: Iterable[str], file: str | Path, loading: Loading) 
     """What to do about the faults of a kind; `texts` are what they say."""
     if kind == 'backslash':
         return f"Write '/' for each: {mending.with_slashes(file)}"
+    if kind == 'quoted':
+        return f'Write the names as they are: {mending.unquoted(file)}'
+    if kind == 'above':
+        return 'The file names have the last folder of data_prefix.img already: leave it out there.'
     if kind == 'large':
         return files.remedy_of_large(texts)
     if kind == 'exif':
@@ -79,7 +84,7 @@ def file_problem(image: dict, folder: Path, loading: Loading) -> Fault | None:
         if '\\' in name and os.path.isfile(other):
             text = f'file_name {name!r} of image {ident} has backslashes, but {other} is there'
             return Fault('backslash', text)
-        return Fault('missing', f'{what} is missing')
+        return _elsewhere(name, folder) or Fault('missing', f'{what} is missing')
     except UnidentifiedImageError:
         shape = _shape(loading, path)
         if shape is None:
@@ -106,6 +111,20 @@ def file_problem(image: dict, folder: Path, loading: Loading) -> Fault | None:
     if fault and turned and loading.image and read[::-1] == (image['width'], image['height']):
         return Fault('exif', fault.text)
     return fault
+
+
+def _elsewhere(name: str, folder: Path) -> Fault | None:
+    """The fault of a file that is there under a name that is written another way."""
+    other = os.path.join(folder, unquote(name))
+    if unquote(name) != name and os.path.isfile(other):
+        return Fault(
+            'quoted', f'file_name {name!r} is quoted as in an address, but {other} is there'
+        )
+    above = os.path.join(os.path.dirname(os.path.abspath(folder)), name)
+    if os.path.isfile(above):
+        text = f'{os.path.join(folder, name)} is missing, but {above} is there'
+        return Fault('above', text)
+    return None
 
 
 def _shape(loading: Loading, path: str) -> tuple[int, ...] | None:

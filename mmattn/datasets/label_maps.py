@@ -169,13 +169,12 @@ class LabelMaps:
         if fault:
             return Looked([fault], None)
         try:
+            results = self.loading.run(self._samples[index])
+            shape = getattr(results.get('img'), 'shape', None)
             if self.raw:  # the image alone needs another reader
-                shape = self.loading.shape(image)
                 size, pixels = files.read_labels(label, self.loading.label)
                 own, faults = size[::-1], []
             else:
-                results = self.loading.run(self._samples[index])
-                shape = getattr(results.get('img'), 'shape', None)
                 labels = label_map_of(results)
                 if labels is None:
                     return Looked(self._unlike(results, label), None)
@@ -194,9 +193,9 @@ class LabelMaps:
         return Looked(faults, pixels)
 
     def _unlike(self, results: dict, label: str) -> list[Fault]:
-        """The fault of labels that are no (H, W); steps of one's own may want them so."""
+        """The fault of labels that are no (H, W), unless another loader than usual made them."""
         found = results.get('gt_seg_map')
-        if self.loading.own or found is None:
+        if self.loading.own or not self.loading.flat or found is None:
             return []
         shape = getattr(found, 'shape', '?')
         return [Fault('format', f'label map {label} is read as {shape}, not height and width')]
@@ -291,7 +290,7 @@ class LabelMaps:
         if kind == 'thin':
             return 'Leave it and its image out.'
         if kind == 'steps':
-            return 'Correct the step, or the file.'
+            return 'Correct the step, or the file.' if self.loading.own else 'Replace the file.'
         if kind in ('file', 'unknown', 'cut', 'damaged', 'size', 'missing'):
             return 'Replace the file.'
         if kind not in ('labels', 'format'):

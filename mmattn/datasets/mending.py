@@ -11,6 +11,10 @@ _EDIT = (
     "import json, sys; f, *n = sys.argv[1:]; d = json.load(open(f)); {}; json.dump(d, open(f, 'w'))"
 )
 _SLASHES = "[i.update(file_name=i['file_name'].replace(chr(92), '/')) for i in d['images']]"
+_UNQUOTED = (
+    'from urllib.parse import unquote; '
+    "[i.update(file_name=unquote(i['file_name'])) for i in d['images']]"
+)
 _ORDER = "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in n else len(n))"
 
 
@@ -26,6 +30,11 @@ def without_mark(file: str | Path) -> str:
 def with_slashes(file: str | Path) -> str:
     """Writes / for each backslash in the file names of a COCO file."""
     return _command(_EDIT.format(_SLASHES), file)
+
+
+def unquoted(file: str | Path) -> str:
+    """Writes %20 and the like in the file names of a COCO file as the letters that they are."""
+    return _command(_EDIT.format(_UNQUOTED), file)
 
 
 def in_order(file: str | Path, names: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from mmattn.errors import DataError, MmattnError
 
 from .files import IMAGES, LABELS, Decoding
-from .loading import ImageReader, _build, step_class
+from .loading import ImageReader, _build, _why, step_class
 
 _STOCK = ('mmcv', 'mmdet', 'mmseg', 'mmattn', 'mmengine')
 _DECODERS = ('cv2', 'pillow')  # what they make of a file is known from its header
@@ -28,6 +28,7 @@ class Loading:
         image: how a stock step decodes images; None if another step reads them.
         label: how a stock step decodes label maps; None if other steps take part.
         own: whether steps take part that are not of the stock packages.
+        flat: whether MMSegmentation's `LoadAnnotations` does, of whose labels a loss wants (H, W).
 
     Raises:
         UsageError: a step is not registered, or cannot be built.
@@ -39,7 +40,7 @@ class Loading:
         own = [step for step, kind in zip(steps, kinds) if not _is_stock(kind)]
         self.image = _of_images(steps, kinds)
         self.label = None if own else _of_labels(steps, kinds)
-        self.own = bool(own)
+        self.own, self.flat = bool(own), _is_flat(kinds)
         self._pipeline = pipeline
         self._steps = [s for s, kind in zip(steps, kinds) if s in own or _loads(kind)]
         self._built: list[Callable] | None = None
@@ -63,12 +64,8 @@ class Loading:
             except Exception as error:  # a step of one's own raises anything
                 if loaded:  # no loader: it may need what was left out
                     break
-                why = str(error).strip().splitlines()
-                said = f': {why[0]}' if why else ''
-                name = type(step).__name__
-                raise DataError(
-                    f'{what}: {name} fails on it: {type(error).__name__}{said}'
-                ) from error
+                why = _why(step, error, 'img' in results)
+                raise DataError(f'{what} {why}') from error
             if results is None:  # none of it is learnt from
                 raise DataError(f'{what}: {type(step).__name__} gives none')
         return results
@@ -121,6 +118,12 @@ def _of_labels(steps: list, kinds: list[type]) -> Decoding | None:
             backend = built.get('imdecode_backend', 'pillow')
             return Decoding(backend, 'unchanged', True) if backend in _DECODERS else None
     return None if any(_loads(k) and _reads_labels(k) for k in kinds) else LABELS
+
+
+def _is_flat(kinds: list[type]) -> bool:
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    return LoadAnnotations in kinds
 
 
 def _flat(steps: Sequence) -> Iterator:

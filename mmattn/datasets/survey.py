@@ -225,7 +225,8 @@ def _examine_coco(
     }.values():
         try:
             evaluator = cfg.get(loader.replace('_dataloader', '_evaluator'))
-            part['warnings'] += check.check_coco(dataset, leaf, loader, evaluator)
+            several = len(list(dataset_leaves(cfg[loader]['dataset']))) > 1
+            part['warnings'] += check.check_coco(dataset, leaf, loader, evaluator, part=several)
         except DataError as error:
             errors.append(str(error))
     part['problems'] += errors

@@ -377,6 +377,13 @@ def test_number_of_classes(broken):
         check_classes(leaf, {'model.decode_head.num_classes': 7}, 'train_dataloader')
 
 
+def test_two_outputs_for_one_class_want_the_other_named(plain):
+    leaf = plain([[0, 1]], [[1, 1]], classes='ab') | dict(metainfo=dict(classes=('disc',)))
+    with pytest.raises(UsageError, match=r"Name both: metainfo=dict.classes=.'background', 'disc'"):
+        check_classes(leaf, {'model.decode_head.num_classes': 2}, 'train_dataloader')
+    check_classes(leaf, {'model.decode_head.num_classes': 1}, 'train_dataloader')
+
+
 def test_panoptic_data_have_heads_of_things_and_of_stuff():
     data = dict(
         type='mmdet.CocoPanopticDataset', data_prefix=dict(img='a/', seg='b/'), ann_file='c'

@@ -177,6 +177,24 @@ def test_a_step_behind_the_loader_has_the_last_word(own, tmp_path):
     assert np.array_equal(counted(leaf), np.bincount(truth, minlength=256))
 
 
+class _TwoPictures:
+    """Loads an image of a pair as change detection has it, by keys that a path alone lacks."""
+
+    def __call__(self, results):
+        results['img'] = np.dstack([np.asarray(Image.open(results['img_path']))] * 2)
+        results['img_shape'] = results['label_map'] or results['img'].shape[:2]
+        return results
+
+
+def test_a_loader_of_ones_own_has_the_whole_sample(own, tmp_path):
+    leaf = label_set(tmp_path)
+    leaf['pipeline'] = [own(_TwoPictures), dict(type='LoadAnnotations')]
+    check_data(leaf, TRAIN)
+    write_labels(tmp_path / 'mask/1.png', scene(1, height=20)[1], 'palette')
+    with pytest.raises(DataError, match='1.png is 32x20, its image 32x24'):
+        check_data(leaf, TRAIN)
+
+
 # ---- images --------------------------------------------------------------------------------------
 def test_images_of_other_kinds_pass_if_the_config_reads_them(tmp_path):
     tifffile = pytest.importorskip('tifffile')
@@ -192,7 +210,9 @@ def test_images_of_other_kinds_pass_if_the_config_reads_them(tmp_path):
     assert sample(leaf)[0].shape == (24, 32, 5)
     check_data(leaf, TRAIN)
     (tmp_path / 'img/2.tif').write_text('<html>')
-    with pytest.raises(DataError, match='2.tif cannot be read by LoadImageFromFile'):
+    with pytest.raises(
+        DataError, match='2.tif cannot be read by LoadImageFromFile: .*Replace the file'
+    ):
         check_data(leaf, TRAIN)
 
 
@@ -338,6 +358,28 @@ def test_a_set_of_which_the_loader_keeps_nothing_is_refused(change, options, why
     leaf.pop('indices', None)
     check_data(leaf, TRAIN)
     assert held.held(leaf).boxes == (1 if change else 2 if 'filter_cfg' in options else 6)
+
+
+def test_one_of_several_sets_may_hold_background_alone(tmp_path):
+    init_default_scope('mmdet')
+    some = box_set(tmp_path / 'some')
+    none = box_set(tmp_path / 'none', change=lambda content: content['annotations'].clear())
+    both = dict(type='ConcatDataset', datasets=[some, none])
+    check_data(both, TRAIN)
+    assert sum(len(d['instances']) for d in DATASETS.build(deepcopy(both))) == 6
+    with pytest.raises(DataError, match='no training image left: 3 images, 3 without a box'):
+        check_data(none, TRAIN)
+    with pytest.raises(DataError, match='the 2 data sets of train_dataloader hold no box'):
+        check_data(dict(type='ConcatDataset', datasets=[none, none]), TRAIN)
+
+
+def test_null_is_no_crowd_to_mmdet_and_a_crash_to_scoring(tmp_path):
+    init_default_scope('mmdet')
+    leaf = box_set(tmp_path, change=lambda c: [a.update(iscrowd=None) for a in c['annotations']])
+    check_data(leaf, TRAIN)
+    assert held.held(leaf).boxes == 6
+    with pytest.raises(DataError, match='iscrowd is None, allowed 0, 1'):
+        check_data(leaf, 'val_dataloader')
 
 
 @pytest.mark.parametrize('flag', FLAGS)

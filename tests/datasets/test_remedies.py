@@ -282,6 +282,27 @@ def backslashes(root):
     return leaf, f'has backslashes, but {root}/img/sub/1.png is there', command_in
 
 
+def quoted(root):
+    def change(content):
+        for image in content['images']:
+            image['file_name'] = 'my%20' + image['file_name']
+
+    leaf = box_set(root, change=change)
+    for number in 1, 2, 3:
+        (root / f'img/{number}.png').rename(root / f'img/my {number}.png')
+    return leaf, f'is quoted as in an address, but {root}/img/my 1.png is there', command_in
+
+
+def folder_twice(root):
+    def change(content):
+        for image in content['images']:
+            image['file_name'] = 'img/' + image['file_name']
+
+    leaf = box_set(root, change=change)
+    advice = 'The file names have the last folder of data_prefix.img already: leave it out there.'
+    return leaf, advice, lambda _: leaf.update(data_prefix=dict(img=''))
+
+
 def order(root):
     leaf = box_set(root, change=lambda content: content['categories'].reverse())
     return leaf, 'Put the categories of the file in the order of the config: python -c', command_in
@@ -374,7 +395,7 @@ def panoptic_for_instances(root):
 
 
 BOXES = [
-    byte_order_mark, backslashes, order, orientation, crowds, ignored, too_small, no_index,
+    byte_order_mark, backslashes, quoted, folder_twice, order, orientation, crowds, ignored, too_small, no_index,
     of_another_class, run_length, without_masks, panoptic_for_instances,
 ]  # fmt: skip
 
