@@ -96,6 +96,11 @@ class Runner(EngineRunner):
         super().__init__(*args, **kwargs)
 
     @property
+    def trains(self) -> bool:
+        """Whether its training loop is built; a test leaves that of its config alone."""
+        return isinstance(self._train_loop, BaseLoop)
+
+    @property
     def data_seed(self) -> int:
         """The seed that all processes share."""
         own = self._randomness_cfg.get('diff_rank_seed', False)
@@ -192,7 +197,7 @@ class Runner(EngineRunner):
         super().load_or_resume()
         if not self.rehearses:
             return
-        if self._train_loop is not None:
+        if self.trains:
             check_schedule(self)
         rehearse(self)
 

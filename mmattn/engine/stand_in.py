@@ -13,6 +13,7 @@ import torch
 from mmengine.hooks import CheckpointHook, LoggerHook, ProfilerHook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as EngineRunner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.utils import ManagerMixin
@@ -33,7 +34,7 @@ def copy_network(runner) -> nn.Module | None:
     A test changes nothing in the network, so it is its own.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    if runner._train_loop is None:
+    if not runner.trains:
         return model
     try:
         copied = copy.deepcopy(model)
@@ -72,12 +73,12 @@ def stand_in(runner, network: nn.Module, folder: str):
     keys = ['default_hooks', 'custom_hooks', 'launcher', 'env_cfg', 'log_processor', 'visualizer']
     keys += ['default_scope', 'experiment_name']
     given = dict(log_level='WARNING')
-    training = runner._train_loop is not None
+    training = runner.trains
     if training:
         keys += ['train_cfg', 'optim_wrapper', 'param_scheduler']
         given['train_dataloader'] = _loader(runner.train_dataloader)
     mode = 'val' if training else 'test'
-    evaluating = getattr(runner, f'_{mode}_loop') is not None
+    evaluating = isinstance(getattr(runner, f'_{mode}_loop'), BaseLoop)
     if evaluating:
         loop = getattr(runner, f'{mode}_loop')
         keys.append(f'{mode}_cfg')

@@ -5,7 +5,6 @@ formulas score; the pixels are counted here, as its own loop ends the process at
 calls a function that NumPy is dropping, and sorts every image.
 """
 
-import json
 import sys
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from mmattn.datasets.files import open_image
-from mmattn.errors import DataError, UsageError, WriteError
+from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 
 from .iou import confusion
+from .scores_file import check_target, write_scores
 
 _IDS = 34  # label ids are 0..33
 _LAST_TRAIN_ID = 18
@@ -104,16 +104,9 @@ def report(
         DataError, UsageError: as `evaluate_cityscapes`.
         WriteError: the file cannot be written.
     """
+    check_target(json_path, (annotations, predictions))
     scores = evaluate_cityscapes(annotations, predictions)
-    if json_path:
-        try:
-            Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-            Path(json_path).write_text(json.dumps(asdict(scores), indent=1) + '\n')
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise WriteError(
-                f'cannot write to {json_path}: {reason}. Choose another file with --json.'
-            ) from error
+    write_scores(json_path, asdict(scores))
     for kind, part in ('classes', scores.per_class), ('categories', scores.per_category):
         print(f'{kind:<24s} {"IoU":<10s} iIoU')
         for key, value in part.items():

@@ -20,9 +20,10 @@ from typing import Any
 from pycocotools import mask
 
 from mmattn.datasets.rle import run_lengths
-from mmattn.errors import DataError, UsageError, WriteError
+from mmattn.errors import DataError, UsageError
 
 from .by_name import by_name
+from .scores_file import check_target, write_scores
 
 IOU_TYPES = dict(bbox='bbox', segm='segmentation')  # the field that each compares
 BACKENDS = 'auto', 'pycocotools', 'faster_coco_eval'
@@ -129,16 +130,9 @@ def report(
         DataError, UsageError: as `evaluate_coco`.
         WriteError: the file cannot be written.
     """
+    check_target(json_path, (annotations, results, Path(results).with_name('images.json')))
     scores = evaluate_coco(annotations, results, iou_type=iou_type, backend=backend)
-    if json_path:
-        try:
-            Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-            Path(json_path).write_text(json.dumps(asdict(scores), indent=1) + '\n')
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise WriteError(
-                f'cannot write to {json_path}: {reason}. Choose another file with --json.'
-            ) from error
+    write_scores(json_path, asdict(scores))
     for part in scores.numbers, scores.per_class:
         for label, value in part.items():
             print(f'{label:<24s} {value:.6f}' if value >= 0 else f'{label:<24s} -1')

@@ -13,10 +13,11 @@ from pathlib import Path
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric as DetCocoMetric
-from mmdet.evaluation import MultiDatasetsEvaluator
-from mmengine.evaluator import Evaluator
+from mmdet.evaluation import CocoPanopticMetric, MultiDatasetsEvaluator
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import print_log
 
+from mmattn.engine.classes import classes_of
 from mmattn.engine.outputs import leaves
 from mmattn.errors import UsageError
 
@@ -27,7 +28,8 @@ def score_what_is_tested(dataset, evaluator: Evaluator, part: str) -> None:
     """Have COCO's metrics of an evaluator score the images of a data set.
 
     Files whose images have ids of their own are joined; where images are left out (`indices`, a
-    filter), the others are scored. Other metrics are left as they are.
+    filter), the others are scored. Metrics that take the truth from the samples are left
+    as they are.
 
     Args:
         dataset: built, wrappers included.
@@ -39,7 +41,7 @@ def score_what_is_tested(dataset, evaluator: Evaluator, part: str) -> None:
             file of the metric.
     """
     for metric, own in _pairs(dataset, evaluator, part):
-        if isinstance(metric, DetCocoMetric) and hasattr(own, 'get_data_info'):
+        if hasattr(metric, '_coco_api') and hasattr(own, 'get_data_info'):
             _fit(metric, own, part)
 
 
@@ -60,16 +62,16 @@ def _pairs(dataset, evaluator, part: str) -> Iterator[tuple]:
     yield from zip(evaluator.metrics, parts)
 
 
-def _fit(metric: DetCocoMetric, dataset, part: str) -> None:
+def _fit(metric: BaseMetric, dataset, part: str) -> None:
     index = getattr(metric, '_lvis_api', None) or getattr(metric, '_coco_api', None)
     if index is not None and isinstance(index, COCO):
         renumber(index)
     if index is not None and _is_whole(metric, dataset, len(index.imgs)):
         return
-    tested = [dataset.get_data_info(i) for i in range(len(dataset))]
-    if any('img_id' not in info for info in tested):
-        return
-    tested = [(info['img_id'], info.get('img_path')) for info in tested]
+    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+    tested = [(info.get('img_id'), info.get('img_path')) for info in infos]
+    if any(ident is None for ident, _ in tested):
+        return  # such as of videos
     _check_once(tested, dataset, metric, part)
     own = [*leaves(dataset)]
     if (
@@ -84,12 +86,21 @@ def _fit(metric: DetCocoMetric, dataset, part: str) -> None:
     if index is None:
         return  # truth is taken from the samples themselves
     _check_known(tested, index, metric, part)
-    if len(tested) < len(index.imgs):
+    if type(metric) in (CocoMetric, DetCocoMetric):
+        _check_order(dataset, index, metric, part)
+    if len(tested) == len(index.imgs):
+        return
+    if isinstance(metric, DetCocoMetric):
         metric.img_ids = [ident for ident, _ in tested]
         print_log(
             f'{part}: {len(tested)} of the {len(index.imgs)} annotated images are tested, and '
             'these alone are scored',
             logger='current',
+        )
+    elif not isinstance(metric, CocoPanopticMetric) or metric.outfile_prefix:
+        raise UsageError(
+            f'{part}_dataloader yields {len(tested)} of the {len(index.imgs)} images that '
+            f'{type(metric).__name__} scores. Test all of them: leave out `indices` and filters.'
         )
 
 
@@ -171,6 +182,21 @@ def _check_known(tested: list[tuple], index, metric, part: str) -> None:
             f'{len(tested)} that are tested, e.g. {path}, which is image {ident}, are others in '
             f'{file}, where {ident} is {there}. Leave {part}_evaluator.ann_file out: the files of '
             'the data sets are taken.'
+        )
+
+
+def _check_order(dataset, index: COCO, metric, part: str) -> None:
+    """The metric numbers classes in the order of its own file."""
+    classes = classes_of(dataset.metainfo)
+    if classes is None:
+        return
+    ids = index.get_cat_ids(cat_names=classes)
+    own = tuple(category['name'] for category in index.load_cats(ids))
+    if own != classes:
+        raise UsageError(
+            f'classes of {part}_dataloader and {part}_evaluator: the data have {classes}, '
+            f'{getattr(metric, "ann_file", None) or "the annotation file"} {own}. Leave '
+            f'{part}_evaluator.ann_file out: the files of the data sets are taken.'
         )
 
 

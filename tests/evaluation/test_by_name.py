@@ -8,8 +8,8 @@ import torch
 
 from mmattn.engine.infer import infer
 from mmattn.engine.runner import build_network
-from mmattn.errors import DataError
-from mmattn.evaluation.coco import evaluate_coco
+from mmattn.errors import DataError, UsageError, WriteError
+from mmattn.evaluation.coco import evaluate_coco, report
 from tests.squares import CLASSES, average_precision, by_heart, config, recite, save, squares
 
 
@@ -154,3 +154,17 @@ def test_corners_instead_of_sizes_are_noticed(case, capsys):
     score(root)
     assert 'leave their image; are they x1, y1, x2, y2' in capsys.readouterr().err
     assert json.loads((root / 'out' / 'results.json').read_text()) == corners
+
+
+def test_scores_are_not_written_over_what_is_scored(case):
+    root, *_ = case
+    files = ['val.json', 'out/results.json', 'out/images.json']
+    before = {name: (root / name).read_bytes() for name in files}
+    for name in files:
+        with pytest.raises(UsageError, match=f'--json .*{name} is .*{name}, which is read'):
+            report(root / 'val.json', root / 'out/results.json', json_path=root / name)
+    assert {name: (root / name).read_bytes() for name in files} == before
+    with pytest.raises(WriteError, match='cannot write to .*val.json/new.json'):
+        report(root / 'none.json', root / 'none.json', json_path=root / 'val.json' / 'new.json')
+    report(root / 'val.json', root / 'out/results.json', json_path=root / 'new' / 'scores.json')
+    assert json.loads((root / 'new' / 'scores.json').read_text())['numbers']['AP'] > 0

@@ -69,6 +69,14 @@ def test_a_set_alone(root, sets, found, tmp_path):
     assert scored(root, tmp_path)['coco/bbox_mAP'] == ap(sets['val'], found) == 0.43
 
 
+def test_a_test_needs_no_other_data(root, sets, found, tmp_path):
+    """Nor does its rehearsal, which is of one test image."""
+    gone = {f'{part}_dataloader.dataset.ann_file': 'none.json' for part in ('train', 'val')}
+    assert scored(root, tmp_path, **gone)['coco/bbox_mAP'] == ap(sets['val'], found)
+    (log,) = (tmp_path / 'work').rglob('*.log')
+    assert 'rehearsal: a test of one image passed' in log.read_text()
+
+
 def test_sets_of_their_own_ids_are_scored_together(root, sets, found, tmp_path):
     """Although their categories have other ids."""
     files = CONCAT.format(files=['val.json', 'third.json'])
@@ -189,6 +197,11 @@ def test_a_file_of_other_images_is_refused_and_may_be_left_out(root, sets, found
         dict(sets['third'], annotations=moved, categories=sets['val']['categories']),
     )
     assert scored(root, tmp_path, apart + named)['coco/bbox_mAP'] == ap(sets['joined'], found)
+    save(root / 'joined.json', dict(sets['joined'], categories=sets['joined']['categories'][::-1]))
+    with pytest.raises(
+        UsageError, match=r"have \('red', 'green'\), .*joined.json \('green', 'red'\)"
+    ):
+        scored(root, tmp_path, apart + named)
     swapped = json.loads(json.dumps(sets['joined']))
     a, b = swapped['images'][0], swapped['images'][7]
     a['file_name'], b['file_name'] = b['file_name'], a['file_name']
