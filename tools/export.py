@@ -1,5 +1,6 @@
 """Write a trained network as ONNX or as a program of torch.export, with dynamic batch, height and
-width, after comparing it with torch: segmentors whole, of detectors backbone, neck and first head.
+width, after comparing it with torch and, of segmentors, with what infer.py computes: segmentors
+whole, of detectors backbone, neck and first head.
 
 Example: python tools/export.py configs/ccnet_r18_street.py best.pth --images photos/*.jpg
 """

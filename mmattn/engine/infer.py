@@ -189,9 +189,10 @@ class _Files:
 
     def add(self, frame: _Frame, sample) -> None:
         """Take over what was found in a frame."""
-        if not self.made_for_display and not is_plain(frame.image.image):
+        image = frame.image.image
+        gray = image.dtype == np.uint8 and image.ndim == 2
+        if not self.made_for_display and not gray and not is_plain(image):
             self.made_for_display = True
-            image = frame.image.image
             channels = image.shape[2] if image.ndim > 2 else 1
             warn(
                 f'{frame.source} has {channels} channel{"s" if channels > 1 else ""} of '

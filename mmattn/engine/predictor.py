@@ -41,6 +41,7 @@ class Predictor:
         segments: whether it labels pixels; otherwise it detects objects.
         reader: the steps of the pipeline.
         channels: of the images that the network takes.
+        suffix: of the images of the test data, where the config names it.
     """
 
     def __init__(self, model: nn.Module, cfg: Config) -> None:
@@ -51,6 +52,7 @@ class Predictor:
         self.channels = input_channels(model)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
+        self.suffix = leaf.get('img_suffix') or ''
         self.reader = ImageReader(leaf.get('pipeline') or [], _common(leaf, meta, self.segments))
 
     @classmethod

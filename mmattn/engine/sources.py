@@ -13,7 +13,7 @@ INDEX = 'sources.json'
 _FOREIGN = '--out-dir {}: {} is there and was not written by this tool. Choose another --out-dir.'
 
 
-def find_sources(source: str, out_dir: Path) -> dict[Path, Path]:
+def find_sources(source: str, out_dir: Path, suffix: str = '') -> dict[Path, Path]:
     """Image or video -> the name of its files below the folders of the output, without suffix.
 
     What an earlier run wrote into `out_dir` is not looked at.
@@ -21,15 +21,17 @@ def find_sources(source: str, out_dir: Path) -> dict[Path, Path]:
     Args:
         source: an image, a video, a folder of them, or a glob pattern.
         out_dir: the folder of the output.
+        suffix: of images in a folder, besides the usual ones.
 
     Raises:
         DataError: nothing there to look at.
     """
     root = Path(source)
     if root.is_dir():
-        known, own = IMAGES | VIDEOS, _Own(out_dir)
+        known, own = tuple(IMAGES | VIDEOS | ({suffix.lower()} - {''})), _Own(out_dir)
         inside = root.resolve() in out_dir.resolve().parents
-        paths = sorted(p for p in root.rglob('*') if p.suffix.lower() in known and p.is_file())
+        fitting = (p for p in root.rglob('*') if p.name.lower().endswith(known))
+        paths = sorted(p for p in fitting if p.is_file())
         paths = [p for p in paths if p.resolve() not in own]
         if inside:
             paths = [p for p in paths if out_dir.resolve() not in p.resolve().parents]

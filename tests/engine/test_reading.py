@@ -1,6 +1,7 @@
 """Files are read as the config says: the predictions of infer are those of the test data, to the bit."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -224,6 +225,67 @@ def test_a_video_for_a_network_of_gray_images(tmp_path):
     wanted = predictor(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)).pred_sem_seg.data[0].numpy()
     found = cv2.imread(str(tmp_path / 'out' / 'labels' / 'film' / '000001.png'), -1)
     assert np.array_equal(found, wanted)
+
+
+def test_a_folder_of_files_with_the_suffix_of_the_config(tmp_path):
+    (path, weights), _ = segmentor(tmp_path / 'data', 'bands')
+    text = path.read_text().replace("'.tif'", "'.npy'")
+    text = text.replace("type='LoadImageFromFile'", "type='LoadImageFromNpyFile'")
+    path.write_text(text)
+    folder = tmp_path / 'numbers'
+    folder.mkdir()
+    bands = scene(channels=5).astype(np.float32) / 255
+    np.save(folder / 'a.npy', bands)
+    done = infer(path, weights, folder, out_dir=tmp_path / 'out', device='cpu')
+    labels = cv2.imread(str(tmp_path / 'out' / 'labels' / 'a.png'), cv2.IMREAD_UNCHANGED)
+    wanted = Predictor.of(path, weights, device='cpu')(bands).pred_sem_seg.data[0].numpy()
+    assert done.images == 1 and np.array_equal(labels, wanted)
+
+
+def test_what_is_shown_of_deep_images_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmattn.engine.infer.warn', said.append)
+    for kind, text in dict(
+        deep='3 channels of float32: .* three', bands='5 channels', gray=''
+    ).items():
+        (config, weights), image = segmentor(tmp_path / kind, kind)
+        said.clear()
+        infer(config, weights, image.parent, out_dir=tmp_path / 'out' / kind, device='cpu')
+        assert bool(said) == bool(text) and re.search(text, ''.join(said))
+
+
+def test_more_classes_than_8_bits_hold(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmattn.engine.infer.warn', said.append)
+    (path, _), image = segmentor(tmp_path / 'data', 'turned')
+    text = path.read_text().replace('num_classes=3', 'num_classes=300')
+    text = re.sub(
+        r'metainfo=dict\(.*\]\]\)', "metainfo=dict(classes=[f'c{i}' for i in range(300)])", text
+    )
+    path.write_text(text)
+    model = awake(build_network(path)[0])
+    torch.nn.init.zeros_(model.decode_head.conv_seg.weight)
+    model.decode_head.conv_seg.bias.data[:] = torch.arange(300) % 290  # 289 wins
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'net.pth')
+    done = infer(path, tmp_path / 'net.pth', image.parent, out_dir=tmp_path / 'out')
+    labels = cv2.imread(str(tmp_path / 'out' / 'labels' / 'a.png'), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == np.uint16 and np.unique(labels).tolist() == [289]
+    assert said == ['300 classes: the label maps are PNGs of 16 bits.']
+    colour = Predictor.of(path, tmp_path / 'net.pth').palette[289]
+    assert (cv2.imread(str(done.pictures[0]))[-11, 5, ::-1] == colour).all()
+
+
+@pytest.mark.parametrize('size', [(1, 70), (70, 1), (1, 1)])
+def test_images_of_one_row_or_column(size, tmp_path):
+    """Are looked at or left out with a reason, and never end the run."""
+    for make in segmentor, detector:
+        (config, weights), image = make(tmp_path / make.__name__, 'gray')
+        cv2.imwrite(str(image), np.full(size, 90, np.uint8))
+        cv2.imwrite(str(image.with_name('z.png')), scene())
+        out = tmp_path / f'{make.__name__}_out'
+        done = infer(config, weights, image.parent, out_dir=out, score=0.0)
+        assert done.images == 2 and not done.failed
+        assert cv2.imread(str(done.pictures[0])).shape[1] >= 64
 
 
 def test_an_image_of_other_channels_is_named(tmp_path):
