@@ -109,9 +109,10 @@ def infer(
     if not 0 <= score <= 1:
         raise UsageError(f'--score {score}: allowed are 0 to 1.')
     out_dir = Path(out_dir)
-    paths = find_sources(str(source), out_dir)
-    check_writable(out_dir, '--out-dir')
+    paths = {} if Path(source).is_dir() else find_sources(str(source), out_dir)
     predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
+    paths = paths or find_sources(str(source), out_dir, predictor.suffix)
+    check_writable(out_dir, '--out-dir')
     done, inside = Inferred(), 0.0
     kind = _Labels if predictor.segments else _Detections
     outputs = Outputs(out_dir, kind.outputs(paths))
