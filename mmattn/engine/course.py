@@ -116,7 +116,8 @@ def check_same(
         why.append(f'ranks {old} -> {world}')
     if 'course' not in meta:
         return [*why, 'the checkpoint does not say what config it is of']
-    before = _as_built(meta['course'], any(v in _SYNCED for v in course.values()))
+    synced = torch.cuda.is_available() and world > 1
+    before, course = _as_built(meta['course'], synced), _as_built(course, synced)
     if 'seed' in meta:  # that was drawn where the config has none, and is drawn no more
         before.setdefault('randomness.seed', repr(meta['seed']))
         course = {'randomness.seed': repr(meta['seed']), **course}

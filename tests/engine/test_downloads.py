@@ -30,7 +30,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        size = dict(short=len(DATA) + 1, lies=1 << 40).get(re.split('[-.]', name)[0], len(DATA))
+        size = dict(short=len(DATA) + 1, half=2 * len(DATA), lies=1 << 40).get(
+            re.split('[-.]', name)[0], len(DATA)
+        )
         if not name.startswith('endless'):
             self.send_header('Content-Length', str(size))
         self.end_headers()
@@ -73,6 +75,7 @@ def test_what_came_is_kept_and_not_asked_for_again(server):
         ('a-00000000.pth', r'has sha256 \w{64}, expected 00000000...: it is not what was publ'),
         (f'short-{DIGITS}.pth', f'was cut short: {len(DATA)} of {len(DATA) + 1} bytes came'),
         ('short.pth', 'was cut short'),
+        ('half.pth', f'was cut short: {len(DATA)} of {2 * len(DATA)} bytes came'),
         ('lies.pth', 'has 1099511627776 bytes or more, allowed 4294967296'),
         ('none.pth', r'cannot be had: .*404.* name the file'),
     ],
