@@ -161,7 +161,7 @@ def _metrics(evaluator, cfg: Config) -> Iterator[tuple[int, dict, type]]:
     for index, metric in enumerate(_as_list(evaluator)):
         if not isinstance(metric, dict):
             continue  # built already
-        kind = metric['type']
+        kind = metric.get('type')
         if isinstance(kind, str):
             kind = find_class(kind, cfg.get('default_scope') or 'mmengine')
         if inspect.isclass(kind):

@@ -201,8 +201,10 @@ class ComparisonHook(Hook):
 
     def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs:
-            out = self.out_dir / self.names[str(sample.img_path)]
-            save_picture(out, self._picture(sample, self.sources[str(sample.img_path)]))
+            path = str(sample.img_path)  # a step of the pipeline may have named another file
+            name = self.names.get(path) or Path(f'{Path(path).stem}.png')
+            source = self.sources.get(path) or next(iter(self.sources.values()))
+            save_picture(self.out_dir / name, self._picture(sample, source))
 
     def _picture(self, sample: 'DetDataSample | SegDataSample', source: _Source) -> np.ndarray:
         if source.reader:

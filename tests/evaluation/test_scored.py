@@ -6,6 +6,7 @@ import time
 
 import pytest
 from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoPanopticMetric
 
 from mmattn.engine.runner import test as evaluate
 from mmattn.engine.runner import train
@@ -263,6 +264,25 @@ def test_a_training_is_refused_before_its_first_step(root, found, tmp_path):
     with pytest.raises(UsageError, match='images of val_dataloader: .* both have the id 1'):
         train(path, work_dir=tmp_path / 'work')
     assert not list((tmp_path / 'work').rglob('*.pth'))
+
+
+def test_metrics_that_score_all_images_of_their_file(root, sets):
+    """Panoptic quality is of each image, but its files are of all; others cannot be told which."""
+    index = type('Index', (), dict(imgs={i['id']: i for i in sets['val']['images']}))
+    evaluator = type('E', (), {})
+    folder = dict(img=str(root / 'images/'))
+    cut = CocoDataset(
+        ann_file=str(root / 'val.json'), data_prefix=folder, indices=2, pipeline=[], test_mode=True
+    )
+    for name, prefix, refused in ('Other', None, 1), ('Pan', 'out', 1), ('Pan', None, 0):
+        base = (CocoPanopticMetric,) if name == 'Pan' else ()
+        metric = object.__new__(type(name, base, {}))
+        metric._coco_api, metric.outfile_prefix, evaluator.metrics = index, prefix, [metric]
+        if refused:
+            with pytest.raises(UsageError, match=f'yields 2 of the 6 images that {name} scores'):
+                score_what_is_tested(cut, evaluator, 'test')
+        else:
+            score_what_is_tested(cut, evaluator, 'test')
 
 
 def test_a_large_set_is_compared_in_a_moment(tmp_path):
