@@ -93,6 +93,14 @@ def test_a_run_with_a_rehearsal_is_bit_for_bit_one_without(kind, small, tmp_path
     assert lines[0] == lines[1] and '"loss"' in lines[0]
 
 
+def test_activation_checkpointing_does_not_lead_back_to_the_network(small, tmp_path):
+    """Its wrapper holds the forward of the network that it was made for."""
+    options = small | {'activation_checkpointing': ['backbone.layer1']}
+    train(CONFIG, work_dir=tmp_path / 'a', options=options, seed=1)
+    train(CONFIG, work_dir=tmp_path / 'b', options=options, seed=1, rehearsal=False)
+    assert same(*(end(tmp_path / run)['state_dict'] for run in 'ab'))
+
+
 def test_hooks_of_others_are_not_rehearsed(small, tmp_path):
     seen = []
 
@@ -156,6 +164,11 @@ FAULTS = {
         {'visualizer.vis_backends': [dict(type='WandbVisBackend')]},
         'cannot be built: .*pip install wandb',
         {'visualizer.vis_backends': [dict(type='LocalVisBackend')]},
+    ),
+    'no such module': (
+        {'activation_checkpointing': ['backbone.layer9']},
+        "activation_checkpointing: EncoderDecoder has no module 'backbone.layer9'",
+        {'activation_checkpointing': ['backbone.layer1']},
     ),
     'a schedule that ends before it begins': (
         {'param_scheduler.1.begin': 5},
