@@ -124,7 +124,7 @@ def _file(name: str, source: str | Path, attention: str | None = None) -> Path:
                  for kind, files in kinds.items()}  # fmt: skip
         kinds = {kind: files for kind, files in kinds.items() if files}
         if not kinds:
-            known = f'{name}{f"_{_joined(attention)}" if attention else ""}'
+            known = '_'.join(filter(None, [name, _joined(attention or 'none')]))
             raise CheckpointError(
                 f'folder {source} has no weights of {known}: files are named '
                 f'{known}-<8 digits>.safetensors or .pth, as tools/publish.py names them.'

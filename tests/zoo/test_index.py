@@ -149,3 +149,108 @@ def test_the_index_has_the_form_that_openmim_reads():
             assert {'Task', 'Dataset', 'Metrics'} <= set(result)
     row = next(r for r in content['Models'] if r['Name'] == 'ccnet_r50_512x1024_40k_cityscapes')
     assert row['Weights'] == index.find_model(row['Name']).weights
+
+
+# ---- published runs with attention ---------------------------------------------------------------
+def published_as(folder, config, attention=None, kind='safetensors'):
+    """A file as publish.py writes it, of a tensor alone."""
+    import hashlib
+    import json
+    from io import BytesIO
+
+    from safetensors.torch import save
+
+    about = dict(config=config)
+    if attention:
+        about['attention'] = dict(names=attention, plugins=[], backbone={})
+    weights = {'w': torch.tensor([float(len(list(folder.iterdir())))])}
+    data = save(weights, metadata=dict(mmattn=json.dumps(about)))
+    if kind == 'pth':
+        buffer = BytesIO()
+        torch.save(dict(state_dict=weights, meta=about), buffer)
+        data = buffer.getvalue()
+    stem = '_'.join([config, *(attention or '').split(',')]).rstrip('_')
+    path = folder / f'{stem}-{hashlib.sha256(data).hexdigest()[:8]}.{kind}'
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'pth'])
+@pytest.mark.parametrize('attention', ['pam', 'se,gc'])
+def test_a_run_with_attention_is_found_by_the_name_of_its_config(tmp_path, kind, attention):
+    found = published_as(tmp_path, 'own', attention, kind)
+    published_as(tmp_path, 'other', attention, kind)
+    config = tmp_path / 'own.py'
+    for given in None, attention:
+        assert index.resolve(config, tmp_path, given) == (config, found)
+    with pytest.raises(
+        CheckpointError, match='has no weights of own_cbam: files are named own_cbam-'
+    ):
+        index.resolve(config, tmp_path, 'cbam')
+    with pytest.raises(CheckpointError, match='has no weights of own: '):
+        index.resolve(config, tmp_path, 'none')
+
+
+def test_the_plain_one_comes_first_and_of_several_one_is_to_be_named(tmp_path):
+    pam, gc = (published_as(tmp_path, 'own', x) for x in ('pam', 'gc'))
+    config = tmp_path / 'own.py'
+    with pytest.raises(
+        CheckpointError, match='different attention: .*Choose with --attention'
+    ) as e:
+        index.resolve(config, tmp_path, None)
+    assert pam.name in str(e.value) and gc.name in str(e.value)
+    assert index.resolve(config, tmp_path, 'gc')[1] == gc  # the remedy
+    plain = published_as(tmp_path, 'own')
+    assert index.resolve(config, tmp_path)[1] == plain
+    assert index.resolve(config, tmp_path, 'pam')[1] == pam
+
+
+def test_a_longer_name_is_another_model(tmp_path):
+    published_as(tmp_path, 'fcn_r18_street')  # of the index
+    published_as(tmp_path, 'fcn_r18_mine')  # of nobody's: its notes tell
+    published_as(tmp_path, 'fcn_r18_street', 'cbam')
+    with pytest.raises(CheckpointError, match='has no weights of fcn_r18: '):
+        index.resolve(tmp_path / 'fcn_r18.py', tmp_path)
+    mine = published_as(tmp_path, 'fcn_r18', 'se')
+    assert index.resolve(tmp_path / 'fcn_r18.py', tmp_path)[1] == mine
+
+
+def test_a_repository_with_attention(tmp_path, monkeypatch):
+    pam = published_as(tmp_path, 'own', 'pam')
+    files = [p.name for p in tmp_path.iterdir()]
+    hub = SimpleNamespace(
+        hf_hub_download=lambda repository, file: str(tmp_path / file),
+        list_repo_files=lambda repository: files,
+    )
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
+    errors = SimpleNamespace(HfHubHTTPError=type('HubError', (Exception,), {}))
+    monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
+    for given in None, 'pam':
+        assert index.resolve(tmp_path / 'own.py', 'hf://a/b', given)[1] == pam
+    files.append(published_as(tmp_path, 'own', 'gc').name)
+    with pytest.raises(CheckpointError, match=r'different attention.*Name one, hf://a/b/FILE\.'):
+        index.resolve(tmp_path / 'own.py', 'hf://a/b')
+    assert index.resolve(tmp_path / 'own.py', f'hf://a/b/{pam.name}')[1] == pam
+
+
+def test_a_card_names_every_data_set_and_no_path_of_this_machine(tmp_path, monkeypatch):
+    from mmengine.config import Config
+
+    from mmattn.zoo.publish import _card
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.pth').write_bytes(b'')
+    sets = [dict(type='X', data_root=f'{tmp_path}/set/one', ann_file='train.txt'),
+            dict(type='RepeatDataset', dataset=dict(type='Y', data_root='/srv/data/two/'))]  # fmt: skip
+    cfg = Config(dict(
+        train_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=sets)), work_dir='/x/y',
+        model=dict(init_cfg=dict(checkpoint='https://x.org/a/b.pth'), scale=(1, 2)),
+        test_evaluator=dict(ann_file=f'{tmp_path}/set/val.json'),
+    ))  # fmt: skip
+    meta = dict(command='python tools/train.py own.py --cfg-options a.b=[/srv/data/x.json,1]')
+    names = dict(classes=['a'])
+    card = _card('own', 'own', cfg, meta, names, tmp_path / 'a.pth', dict(a=tmp_path / 'a.pth'))
+    assert '`X` at `set/one`, `train.txt`; `Y` at `two/`; 1 classes:' in card
+    assert 'a.b=[x.json,1]' in card and "checkpoint='https://x.org/a/b.pth'" in card
+    assert str(tmp_path) not in card and '/srv' not in card and '/x/y' not in card
+    assert "ann_file='set/val.json'" in card and 'scale=(' in card
