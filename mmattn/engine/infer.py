@@ -22,7 +22,7 @@ from mmattn.visualization.video import VideoWriter
 from mmattn.zoo.index import resolve
 
 from .guard import warn
-from .predictor import Predictor
+from .predictor import CannotRun, Predictor
 from .runner import check_writable
 from .sources import Outputs, added, find_sources, is_video
 
@@ -113,7 +113,7 @@ def infer(
     predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
     paths = paths or find_sources(str(source), out_dir, predictor.suffix)
     check_writable(out_dir, '--out-dir')
-    done, inside = Inferred(), 0.0
+    done, inside, unfit = Inferred(), 0.0, None
     kind = _Labels if predictor.segments else _Detections
     outputs = Outputs(out_dir, kind.outputs(paths))
     if stale := outputs.stale():
@@ -148,13 +148,17 @@ def infer(
                 sample = predictor.predict(frame.prepared)
             except Exception as error:
                 known = explain(error)
-                if not known or known[0] not in (Exit.DATA, Exit.MEMORY):
+                if isinstance(error, CannotRun):
+                    unfit = unfit or error
+                elif not known or known[0] not in (Exit.DATA, Exit.MEMORY):
                     raise
                 done.failed[frame.source] = known[1]
                 continue
             inside += time.perf_counter() - began
             done.images += 1
             files.add(frame, sample)
+    if unfit and not done.images:
+        raise unfit
     done.pictures = files.pictures
     done.seconds = time.perf_counter() - start, inside
     return done

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmattn.datasets.loading import ImageReader, Loaded, to_display
-from mmattn.errors import DataError
+from mmattn.errors import DataError, UsageError, explain
 from mmattn.plugins.trial import input_channels
 from mmattn.visualization.objects import palette_of
 
@@ -20,6 +20,14 @@ from .runner import build_model, dataset_meta
 
 if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
+
+
+# What a network raises whose parts do not fit each other or the image.
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+class CannotRun(UsageError):
+    """A network fails on an image: the config is wrong, or the image is too small for it."""
 
 
 class Predictor:
@@ -102,8 +110,25 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, prepared: dict) -> 'BaseDataElement':
-        """-> a sample with `pred_sem_seg` or `pred_instances`, in the size of the image."""
-        return self.model.test_step(pseudo_collate([prepared]))[0]
+        """-> a sample with `pred_sem_seg` or `pred_instances`, in the size of the image.
+
+        Raises:
+            CannotRun: the network fails.
+        """
+        try:
+            return self.model.test_step(pseudo_collate([prepared]))[0]
+        except _FAILURES as error:
+            if explain(error):  # such as out of memory
+                raise
+            inputs = prepared['inputs']
+            size = (
+                'x'.join(map(str, reversed(inputs.shape[-2:]))) if hasattr(inputs, 'shape') else ''
+            )
+            why = (str(error).strip() or 'no reason given').splitlines()[0]
+            raise CannotRun(
+                f'{self.cfg.filename}: the network fails on an image of {size} as the config '
+                f'prepares it: {type(error).__name__}: {why}'
+            ) from error
 
     def __call__(self, image: np.ndarray | str | Path) -> 'BaseDataElement':
         return self.predict(self.prepare(image))

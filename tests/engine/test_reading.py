@@ -15,11 +15,11 @@ from PIL import Image
 from mmattn.engine.cases import awake
 from mmattn.engine.cost import measure_cost
 from mmattn.engine.infer import infer
-from mmattn.engine.predictor import Predictor
+from mmattn.engine.predictor import CannotRun, Predictor
 from mmattn.engine.runner import build_network
 from mmattn.engine.runner import test as run_test
 from mmattn.engine.view import view_attention
-from mmattn.errors import DataError
+from mmattn.errors import DataError, UsageError
 from tests.conftest import ROOT
 
 SIZE = (48, 72)
@@ -286,6 +286,18 @@ def test_images_of_one_row_or_column(size, tmp_path):
         done = infer(config, weights, image.parent, out_dir=out, score=0.0)
         assert done.images == 2 and not done.failed
         assert cv2.imread(str(done.pictures[0])).shape[1] >= 64
+
+
+def test_a_network_that_fails_is_one_sentence(tmp_path):
+    (config, weights), image = segmentor(tmp_path / 'data', 'turned')
+    options = {'model.decode_head.in_index': 0}
+    with pytest.raises(UsageError, match='net.py: the network fails on an image of 64x43 as .* 64'):
+        infer(config, weights, image.parent, out_dir=tmp_path / 'out', options=options)
+    predictor = Predictor.of(config, weights, device='cpu')
+    step = predictor.model.test_step
+    predictor.model.test_step = lambda data: step(data)[data['inputs'][0].shape[1] % 2]
+    with pytest.raises(CannotRun, match='list index out of range'):
+        predictor(image)
 
 
 def test_an_image_of_other_channels_is_named(tmp_path):
