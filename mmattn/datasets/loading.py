@@ -27,6 +27,7 @@ from . import files
 _ANNOTATIONS = ('annotation', 'proposal', 'label', 'segmap', 'gt')  # in names of loading steps
 _TRUTH = ('gt_', 'seg_map_path', 'instances', 'proposals', 'depth_map_path')  # keys of annotations
 _DECODERS = {'tifffile': 'tifffile', 'turbojpeg': 'PyTurboJPEG', 'pillow': 'Pillow'}
+_COMMON = {'.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp'}  # which Pillow or OpenCV know
 _GRAY = {'grayscale', 'grayscale_ignore_orientation'}
 _COLOUR = {'color', 'color_ignore_orientation'}
 
@@ -260,8 +261,11 @@ def check_file(path: str | Path) -> None:
     try:
         with files.open_image(path) as opened:
             end = files.END.get(opened.format)
-    except files.BROKEN:  # such as of five bands: the loader of the config may read it
+    except files.BROKEN as error:  # such as of five bands: the loader of the config may read it
         files.check_declared(f'image {path} declares', _tiff_pixels(path))
+        common = path.suffix.lower() in _COMMON and not cv2.haveImageReader(str(path))
+        if common:
+            raise DataError(f'image {path} cannot be read: it is damaged or no image.') from error
         return
     if end and end not in files.tail(str(path)):
         raise DataError(f'image {path} is cut short: its end is missing.')

@@ -109,10 +109,17 @@ def infer(
     if not 0 <= score <= 1:
         raise UsageError(f'--score {score}: allowed are 0 to 1.')
     out_dir = Path(out_dir)
-    paths = {} if Path(source).is_dir() else find_sources(str(source), out_dir)
+    try:
+        paths = find_sources(str(source), out_dir)
+        check_writable(out_dir, '--out-dir')
+    except DataError:
+        if not Path(source).is_dir():
+            raise
+        paths = {}
     predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
-    paths = paths or find_sources(str(source), out_dir, predictor.suffix)
-    check_writable(out_dir, '--out-dir')
+    if not paths or predictor.suffix:  # which the config names, such as .npy
+        paths = find_sources(str(source), out_dir, predictor.suffix)
+        check_writable(out_dir, '--out-dir')
     done, inside, unfit = Inferred(), 0.0, None
     kind = _Labels if predictor.segments else _Detections
     outputs = Outputs(out_dir, kind.outputs(paths))

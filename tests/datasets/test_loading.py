@@ -207,14 +207,14 @@ def test_arrays_of_the_right_kind_pass():
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     reader = ImageReader([dict(type='LoadImageFromFile'), *TRUTH])
     (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8nothing')
-    (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'text.tif').write_text('no image')
     _, whole = write(tmp_path, 'plain')
     (tmp_path / 'short.png').write_bytes(whole.read_bytes()[:-20])
     _, bands = write(tmp_path, 'bands')
     for name, why in {
         'none.png': 'none.png does not exist',
-        'broken.jpg': 'broken.jpg cannot be read by LoadImageFromFile: it is damaged or no image',
-        'text.png': 'text.png cannot be read by LoadImageFromFile: it is damaged',
+        'broken.jpg': 'broken.jpg cannot be read: it is damaged or no image',
+        'text.tif': 'text.tif cannot be read by LoadImageFromFile: it is damaged or no image',
         'short.png': 'short.png is cut short',
         '.': 'is a folder',
     }.items():
