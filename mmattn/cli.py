@@ -71,9 +71,12 @@ def image_options(args: argparse.ArgumentParser) -> None:
 
 
 def _megapixels(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text}: a number of megapixels, such as 200')
+        raise argparse.ArgumentTypeError(f'{text} is no number of megapixels, such as 200')
     return value
 
 

@@ -114,7 +114,7 @@ def survey(
             _print(part)
             if census is not None and same[0][0] == _LOADERS[0]:
                 train, classes = train + census, [row['name'] for row in part['classes']]
-    if classes:
+    if classes and train.pixels[: len(classes)].any():
         weights = train.class_weights(len(classes))
         found['class_weight'] = {
             key: dict(source=source, values=weights[key]) for key, source in _SOURCES.items()
