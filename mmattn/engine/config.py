@@ -97,6 +97,16 @@ def load_config(
         raise
     except yaml.YAMLError as error:
         raise UsageError(f'config {path} cannot be read: {_yaml_problem(error)}.') from error
+    except ImportError as error:
+        first: BaseException = error
+        while first.__cause__ or first.__context__:
+            first = first.__cause__ or first.__context__
+        if first is error or 'custom modules' not in str(error):
+            raise UsageError(f'config {path} cannot be read: {error}') from error
+        raise UsageError(
+            f'config {path} cannot be read: custom_imports: {first}. Install what is missing, or '
+            'put its folder into PYTHONPATH.'
+        ) from error
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error

@@ -51,9 +51,14 @@ class ConfigFile:
         return next((file.path for file in self.chain() if key in file.keys), None)
 
     def owner(self, name: str) -> Path | None:
-        """The file of an installed package that sets a top-level name last; None if it is not."""
+        """The file that sets a top-level name last, if nobody wrote it there: None if one did.
+
+        It came with an installed package, or mmengine wrote it, with all variables of its parents.
+        """
         sets = [f for f in self.chain() if name in {target for target, _ in f.source.assigned}]
-        return sets[0].path if sets and is_installed(sets[0].path) else None
+        if sets and (is_installed(sets[0].path) or sets[0].source.dumped):
+            return sets[0].path
+        return None
 
     def variables(self) -> set[str]:
         """Top-level names that the files themselves read.
@@ -81,6 +86,7 @@ class _Source:
         text = path.read_text(encoding='utf-8')
         self.read = set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
         self.assigned: list[tuple[str, ast.expr]] = []
+        self.dumped = False
         if path.suffix == '.py':
             self._parse(ast.parse(text))
         self.set_again = {name for name, _ in self.assigned} - self.read - {'_base_'}
@@ -89,10 +95,13 @@ class _Source:
         for node in ast.walk(tree):
             if (name := _variable(node)) and isinstance(node.ctx, ast.Load):
                 self.read.add(name)
-        for node in tree.body:
+        for node in tree.body:  # mmengine writes values alone, by name
             if isinstance(node, ast.Assign):
                 targets = [t.id for t in node.targets if isinstance(t, ast.Name)]
                 self.assigned += [(name, node.value) for name in targets]
+        names = [name for name, _ in self.assigned]
+        values_alone = self.read <= {'dict'} and len(names) == len(tree.body) > 1
+        self.dumped = values_alone and names == sorted(names) and '_base_' not in names
 
     def uses(self, name: str, seen: tuple[str, ...] = ()) -> list[str]:
         found = []
@@ -151,7 +160,7 @@ def _recorded(top: ConfigFile) -> Iterator[None]:
                 result = read(filename, *args, **kwargs)
             finally:
                 open_files.pop()
-            if is_installed(file.path):
+            if is_installed(file.path) and all(parent.keys for parent in file.parents):
                 file.keys = frozenset(_keys(result[0]))
             return result
 

@@ -116,9 +116,9 @@ class _Reader:
         else:
             cls = self.block(kind, where, scope) or find_class(kind, scope)
             taken = set().union(*map(_sources, around))
-            if inspect.isclass(cls) and cls.__module__ == _INITIALIZERS:
-                taken |= _read(_INITIALIZERS)[0]  # such as `override`
             allowed = _arguments(cls) if cls else None
+            if allowed is not None and cls.__module__ == _INITIALIZERS:
+                allowed = allowed | _read(_INITIALIZERS)[0]  # such as `override`
             if cls is None and kind not in taken:
                 hint = _hint(kind, scope)
                 raise UsageError(f"config key {where}.type: '{kind}' is not registered.{hint}")
