@@ -214,6 +214,9 @@ def plugged_type(network: type) -> str | None:
     return f'mmattn.{name}'
 
 
+_plug_the_others()
+
+
 def _below_backbone(plugin: dict) -> dict:
     if not isinstance(plugin, dict):
         return plugin  # which `insert` refuses
