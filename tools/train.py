@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             rehearsal=not args.no_rehearsal,
             skip_data_check=args.skip_data_check,
         )
-        print(f'done: checkpoints, logs and curves.png are in {work_dir}')
+        curves = ', logs and curves.png' if (work_dir / 'curves.png').exists() else ' and logs'
+        print(f'done: checkpoints{curves} are in {work_dir}')
 
     return run(task, args)
 

@@ -3,7 +3,6 @@
 Importing this also gives mmengine's own loader, which many networks call, these readers.
 """
 
-import argparse
 import difflib
 import hashlib
 import json
@@ -131,15 +130,19 @@ def _read(path: Path, structure: bool = False) -> dict:
                 notes = json.loads((file.metadata() or {}).get('mmattn', '{}'))
             return dict(state_dict=load_file(path), meta=notes)
         where = 'meta' if structure else 'cpu'  # torch reads no values for the first
-        # scripts put their arguments beside the weights: a class of plain attributes
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location=where, weights_only=True)
+        content = torch.load(path, map_location=where, weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r'GLOBAL (\S+)', str(error))
         if code:
+            remedy = 'Ask its author for safetensors.'
+            if code.group(1) == 'argparse.Namespace':  # of DETR's and torchvision's scripts
+                remedy = (
+                    'Save the weights without the arguments of the script, where it was '
+                    "trained: torch.save({'model': checkpoint['model']}, FILE)."
+                )
             raise CheckpointError(
                 f'checkpoint {path} holds more than tensors and plain values ({code.group(1)}): it '
-                'is refused, as loading it could execute code. Ask its author for safetensors.'
+                f'is refused, as loading it could execute code. {remedy}'
             ) from error
         raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
     except Exception as error:  # the readers raise many kinds, down to IndexError

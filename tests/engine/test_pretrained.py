@@ -18,7 +18,9 @@ from mmattn.engine.pretrained import pretrained_reported
 from mmattn.engine.runner import train
 from mmattn.errors import CheckpointError
 from tests.engine.killing import DETECTOR
-from tests.engine.test_start_from import still  # noqa: F401, a fixture
+from tests.engine.test_start_from import (
+    still,  # noqa: F401, a fixture
+)
 
 
 def swin_of_its_authors(dims=(8, 16, 32, 64)):
@@ -199,7 +201,7 @@ def test_weights_are_loaded_before_what_a_class_does_with_them(tmp_path):
     'content, taken',
     [
         (dict(model='a', optimizer=dict(state={}), epoch=3), 'model'),
-        (dict(model='a', model_ema='b', args=argparse.Namespace(lr=0.1)), 'model'),
+        (dict(model='a', model_ema='b', args=dict(lr=0.1)), 'model'),
         (dict(ema='a', epoch=3), 'ema'),
         (dict(model_state_dict='a', loss=0.5), 'model_state_dict'),
         (dict(state_dict='a', state_dict_ema='b'), 'state_dict'),
@@ -230,6 +232,16 @@ def test_weights_that_cannot_be_told_apart(tmp_path, names, why):
     torch.save({name: {'w': torch.ones(2)} for name in names}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=why):
         read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_the_arguments_of_a_script_are_no_plain_values(tmp_path):
+    content = dict(model={'w': torch.ones(2)}, args=argparse.Namespace(lr=0.1))
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'argparse\.Namespace\): it is refused') as error:
+        read_checkpoint(tmp_path / 'a.pth')
+    line = str(error.value).split('trained: ')[1].rstrip('.')  # the remedy, applied
+    exec(line, dict(torch=torch, checkpoint=content, FILE=tmp_path / 'b.pth'))
+    assert read_checkpoint(tmp_path / 'b.pth')['state_dict']['w'].tolist() == [1, 1]
 
 
 # ---- a backbone's file for --init-from -----------------------------------------------------------
@@ -270,7 +282,7 @@ def test_init_from_takes_weights_under_model(still, tmp_path):  # noqa: F811
     narrow = {'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8}
     options = still | narrow | {'model.neck.in_channels': [8, 16, 32, 64]}
     plain = ResNet(18, base_channels=8, stem_channels=8, norm_eval=False).state_dict()
-    torch.save(dict(model=plain, args=argparse.Namespace(lr=0.1)), tmp_path / 'resnet.pth')
+    torch.save(dict(model=plain, epoch=3), tmp_path / 'resnet.pth')
     train(
         DETECTOR, work_dir=tmp_path / 'run', validate=False, rehearsal=False, options=options,
         init_from=tmp_path / 'resnet.pth',

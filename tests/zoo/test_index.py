@@ -227,10 +227,13 @@ def test_a_repository_with_attention(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
     for given in None, 'pam':
         assert index.resolve(tmp_path / 'own.py', 'hf://a/b', given)[1] == pam
+    files.append('fcn_r18_street-01234567.pth')  # of the index: no fcn_r18 with `street` added
+    with pytest.raises(CheckpointError, match='hf://a/b has no weights of fcn_r18'):
+        index.resolve(tmp_path / 'fcn_r18.py', 'hf://a/b', None)
     files.append(published_as(tmp_path, 'own', 'gc').name)
     with pytest.raises(CheckpointError, match=r'different attention.*Name one, hf://a/b/FILE\.'):
-        index.resolve(tmp_path / 'own.py', 'hf://a/b')
-    assert index.resolve(tmp_path / 'own.py', f'hf://a/b/{pam.name}')[1] == pam
+        index.resolve(tmp_path / 'own.py', 'hf://a/b', None)
+    assert index.resolve(tmp_path / 'own.py', f'hf://a/b/{pam.name}', None)[1] == pam
 
 
 def test_a_card_names_every_data_set_and_no_path_of_this_machine(tmp_path, monkeypatch):
