@@ -27,12 +27,15 @@ _FEW = 0.05  # of them that may have another shape: a first layer for other imag
 
 
 @contextlib.contextmanager
-def pretrained_reported(model: nn.Module, read: Callable[[str], dict]) -> Iterator[None]:
+def pretrained_reported(
+    model: nn.Module, read: Callable[[str], dict], cfg: dict | None = None
+) -> Iterator[None]:
     """Within the block, modules that initialise say what they load, or raise what is wrong.
 
     Args:
         model: whose modules initialise.
         read: a checkpoint; of several processes the first fetches it.
+        cfg: what the model is built of; it says which key names the file.
 
     Raises:
         CheckpointError: a file is missing or refused, or does not fit; with the config's key.
@@ -42,7 +45,7 @@ def pretrained_reported(model: nn.Module, read: Callable[[str], dict]) -> Iterat
 
     def load(init: PretrainedInit, module: nn.Module) -> None:
         name = names.get(id(module), type(module).__name__)
-        with _named(name):
+        with _named(_keys(name, cfg)):
             weights = unwrapped(read(init.checkpoint)['state_dict'])
             if init.prefix:
                 start = init.prefix.rstrip('.') + '.'
@@ -59,7 +62,7 @@ def pretrained_reported(model: nn.Module, read: Callable[[str], dict]) -> Iterat
         stack.enter_context(_replaced(PretrainedInit, '__call__', load))
         for name, module in model.named_modules():
             if _source(module) and converts_itself(module):
-                _watch(stack, name, module)
+                _watch(stack, name, module, _keys(name, cfg))
         yield
     for module, weights in loaded:  # blocks below plain containers have begun anew meanwhile
         if any(block.plugin.inherits for _, block in plugged(module)):
@@ -98,7 +101,9 @@ def _inherit(module: nn.Module, weights: dict[str, Tensor]) -> None:
     module.load_state_dict({**own, **found})
 
 
-def _watch(stack: contextlib.ExitStack, name: str, module: nn.Module) -> None:
+def _watch(
+    stack: contextlib.ExitStack, name: str, module: nn.Module, keys: tuple[str, str]
+) -> None:
     """Have a class that reads its file itself say what it loads, and fail in one sentence."""
     source, own, before = _source(module), module.init_weights, module.load_state_dict
     seen = []
@@ -119,7 +124,7 @@ def _watch(stack: contextlib.ExitStack, name: str, module: nn.Module) -> None:
         return engine_load(target, weights, *args, **kwargs)
 
     def start() -> None:
-        with _named(name):
+        with _named(keys):
             try:
                 own()
             except (AssertionError, AttributeError, LookupError, RuntimeError, ValueError) as error:
@@ -156,18 +161,30 @@ def _say(name: str, said: str, converted: bool = False) -> None:
     print_log(f'{name}: {said}', logger='current', level=level)
 
 
+def _keys(name: str, cfg: dict | None) -> tuple[str, str]:
+    """The config's keys for other weights and for none: `init_cfg`, or `pretrained` as of old."""
+    part = cfg or {}
+    if name == 'backbone' and part.get('pretrained'):
+        return 'model.pretrained', 'model.pretrained'
+    for step in name.split('.'):
+        part = part.get(step) if isinstance(part, dict) else None
+    if isinstance(part, dict) and part.get('pretrained'):
+        return (f'model.{name}.pretrained',) * 2
+    return f'model.{name}.init_cfg.checkpoint', f'model.{name}.init_cfg'
+
+
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(keys: tuple[str, str]) -> Iterator[None]:
     """Add to an error which key of the config names the file."""
     try:
         yield
     except CheckpointError as error:
-        if 'init_cfg' in str(error):
+        if '--cfg-options model.' in str(error) and f'{keys[0]}=' in str(error):
             raise
         raise CheckpointError(
             f'{error} They are the pretrained weights of the config: choose others with '
-            f'--cfg-options model.{name}.init_cfg.checkpoint=FILE, or start from random '
-            f'ones with --cfg-options model.{name}.init_cfg=None'
+            f'--cfg-options {keys[0]}=FILE, or start from random ones with --cfg-options '
+            f'{keys[1]}=None'
         ) from error
 
 

@@ -415,7 +415,7 @@ class Runner(EngineRunner):
 
     def _init_model_weights(self) -> None:
         """Initialise as mmengine does, but read pretrained weights safely and say what fitted."""
-        with pretrained_reported(_network(self.model), _read_first):
+        with pretrained_reported(_network(self.model), _read_first, self.cfg.get('model')):
             super()._init_model_weights()
 
 
@@ -651,7 +651,8 @@ def _test(
         _use_tta(cfg)
     if out:
         write_to(cfg, out)
-    cfg.custom_hooks = [h for h in cfg.get('custom_hooks', []) if h['type'] != 'mmattn.CurvesHook']
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [h for h in hooks if h['type'] != 'mmattn.CurvesHook']
     if show_dir:
         cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
     check_writable(work_dir)

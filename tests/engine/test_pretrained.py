@@ -137,6 +137,29 @@ def test_what_is_missing_names_the_key_of_the_config(tmp_path):
             begun(make, tmp_path / 'none.pth')
 
 
+@pytest.mark.parametrize(
+    'cfg, key, none',
+    [
+        (dict(pretrained='a.pth', backbone={}), 'model.pretrained', 'model.pretrained'),
+        (
+            dict(pretrained=None, backbone=dict(pretrained='a.pth')),
+            'model.backbone.pretrained',
+            'model.backbone.pretrained',
+        ),
+        (dict(backbone={}), 'model.backbone.init_cfg.checkpoint', 'model.backbone.init_cfg'),
+    ],
+)
+def test_it_names_the_key_that_is_in_the_config(tmp_path, cfg, key, none):
+    """That None starts from random weights is what tests/engine/test_whole_course.py does."""
+    for make in vit, pvt, mit:
+        model = nn.Sequential()
+        model.backbone = make(init_cfg=ConfigDict(type='Pretrained', checkpoint='none.pth'))
+        message = rf'with --cfg-options {key}=FILE, or .* with --cfg-options {none}=None$'
+        reported = pretrained_reported(model, read_checkpoint, cfg)
+        with pytest.raises(CheckpointError, match=message), reported:
+            model.backbone.init_weights()
+
+
 def test_a_class_that_cannot_convert_a_file_says_so(tmp_path):
     torch.save(swin_of_its_authors(), tmp_path / 'a.pth')
 

@@ -196,6 +196,9 @@ def test_the_whole_course(street, tmp_path, name):
     infer(config, checkpoint, photo, out_dir=tmp_path / 'out', options=options, device='cpu')
     assert list((tmp_path / 'out').rglob(f'{photo.stem}*'))
     files = publish(tmp_path / 'stopped' / config.name, checkpoint, tmp_path / 'published')
+    if name == 'one stage':
+        assert (tmp_path / 'stopped' / 'last_checkpoint').read_text() == 'epoch_2.pth'
+        assert 'on the validation data, during training.' in files['card'].read_text()
     for weights in tmp_path / 'published', files['pth']:
         loaded = load_model(tmp_path / 'stopped' / config.name, weights, 'cpu')
         wanted = read_checkpoint(checkpoint)['state_dict']
