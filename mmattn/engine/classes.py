@@ -14,6 +14,7 @@ from mmattn.datasets.check import build
 from mmattn.errors import CheckpointError, UsageError
 
 from .config import dataset_leaves
+from .guard import warn
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _SHOWN = 12  # names of a list that are shown whole
@@ -36,13 +37,15 @@ def classes_of(meta: Any) -> tuple[str, ...] | None:
     return names if all(isinstance(name, str) for name in names) else None
 
 
-def check_same_classes(cfg: Config, heads: dict[str, int]) -> None:
+def check_same_classes(cfg: Config, heads: dict[str, int], renames: bool = False) -> None:
     """Refuse a config whose data sets have different classes, or the same in another order.
 
     Args:
         cfg: a whole config.
         heads: `num_classes` of the heads by config key. Where none has as many as the data, the
             network does not tell classes by these numbers (region proposals, prompts of text).
+        renames: data sets may have names of their own, such as in another language: nothing is
+            trained or scored.
 
     Raises:
         UsageError: shows both lists.
@@ -53,7 +56,7 @@ def check_same_classes(cfg: Config, heads: dict[str, int]) -> None:
             first = where, classes
             continue
         why = difference(classes, where, *reversed(first))
-        if why:
+        if why and not (renames and is_renamed(classes, first[1])):
             raise UsageError(
                 f'classes of {leaf["type"]} in {where}: {why}. Give all data sets of the config '
                 'the same metainfo.classes, in the same order.'
@@ -61,9 +64,15 @@ def check_same_classes(cfg: Config, heads: dict[str, int]) -> None:
 
 
 def check_checkpoint_classes(
-    cfg: Config, heads: dict[str, int], meta: dict, checkpoint: str | Path
+    cfg: Config, heads: dict[str, int], meta: dict, checkpoint: str | Path, renames: bool = False
 ) -> None:
     """Refuse a checkpoint of other classes than the config's, or of the same in another order.
+
+    Args:
+        cfg, heads: as in `check_same_classes`.
+        meta: of the checkpoint.
+        checkpoint: its path.
+        renames: names that are all new are said, and taken.
 
     Raises:
         CheckpointError: shows both lists.
@@ -73,8 +82,11 @@ def check_checkpoint_classes(
     if trained is None or told is None:
         return
     _, leaf, classes = told
-    why = difference(trained, 'the checkpoint', classes, f'{leaf["type"]} of the config')
-    if why:
+    its, other = 'the checkpoint', f'{leaf["type"]} of the config'
+    why = difference(trained, its, classes, other)
+    if why and renames and is_renamed(trained, classes):
+        warn(f'the classes are renamed: {_both(trained, its, classes, other)}')
+    elif why:
         raise CheckpointError(
             f'classes of checkpoint {checkpoint}: {why}. {_remedy(leaf, trained, classes)}'
         )
@@ -89,6 +101,13 @@ def difference(first: tuple[str, ...], its: str, second: tuple[str, ...], other:
         return None
     how = 'the same names in another order' if sorted(a) == sorted(b) else 'other names'
     return f'{how}: {_both(first, its, second, other)}'
+
+
+def is_renamed(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Whether lists of one length differ in names alone: none stands at another place."""
+    a, b = (_spelled(names) for names in (first, second))
+    moved = any(x != y and x in b for x, y in zip(a, b))
+    return len(a) == len(b) and not moved
 
 
 def _told(cfg: Config, heads: dict[str, int]) -> Iterator[tuple[str, dict, tuple[str, ...]]]:

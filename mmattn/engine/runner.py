@@ -703,7 +703,8 @@ def build_model(
     content = read_checkpoint(checkpoint)
     meta = content.get('meta', {})
     load_weights(model, content['state_dict'], checkpoint, meta.get('blocks'))
-    check_checkpoint_classes(cfg, dict(_class_counts(cfg.model, 'model')), meta, checkpoint)
+    heads = dict(_class_counts(cfg.model, 'model'))
+    check_checkpoint_classes(cfg, heads, meta, checkpoint, renames=True)
     model.cfg = cfg
     return model.to(device or get_device()).eval(), cfg
 
@@ -720,7 +721,8 @@ def build_network(
     """
     from mmengine.registry import MODELS
 
-    cfg = _prepare(config, parse_options(options), 'none', None, attention, checkpoint)
+    options = parse_options(options)
+    cfg = _prepare(config, options, 'none', None, attention, checkpoint, renames=True)
     _drop_pretrained(cfg.model)
     _fit_norm(cfg)
     with _building(cfg):
@@ -777,7 +779,7 @@ def _folder(config, cfg: Config, work_dir) -> Path:
 
 
 def _prepare(
-    config, options: dict, launcher: str, work_dir, attention=None, checkpoint=None
+    config, options: dict, launcher: str, work_dir, attention=None, checkpoint=None, renames=False
 ) -> Config:
     """Read and check a config, with the blocks of a checkpoint, and fit it to this machine."""
     cfg = load_config(config, options, _attention(attention, checkpoint))
@@ -786,7 +788,7 @@ def _prepare(
     for name in _LOADERS:
         if cfg.get(name):
             check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
-    check_same_classes(cfg, heads)
+    check_same_classes(cfg, heads, renames)
     for part in 'val', 'test':
         fit_evaluator(cfg, part)
     cfg.work_dir = str(_folder(config, cfg, work_dir))

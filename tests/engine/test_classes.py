@@ -142,6 +142,25 @@ def test_a_checkpoint_of_another_order_is_refused(root, truth, weights, found, t
             assert said in str(info.value)
 
 
+def test_names_of_its_own_are_no_other_order(root, truth, weights, found, tmp_path, monkeypatch):
+    """Names in another language are shown; a name that stands at another place is refused."""
+    said = []
+    monkeypatch.setattr('mmattn.engine.classes.warn', said.append)
+    path, key = config(tmp_path / 'own.py', root), 'test_dataloader.dataset.metainfo.classes'
+    good = weights('named.pth', dataset_meta=dict(classes=CLASSES))
+    _, cfg = build_model(path, good, {key: ('红色', 'Grün')}, device='cpu')
+    assert cfg.test_dataloader.dataset.metainfo.classes == ('红色', 'Grün')
+    assert said == [
+        "the classes are renamed: the checkpoint has ('red', 'green'), CocoDataset of the config "
+        "('红色', 'Grün')"
+    ]
+    for other in ('green', 'blue'), ('blue', 'red'), SWAPPED:
+        with pytest.raises((UsageError, CheckpointError), match='other names|another order'):
+            build_model(path, good, {key: other}, device='cpu')
+    with pytest.raises(UsageError, match='other names'):  # where it would be scored
+        evaluate(path, good, work_dir=tmp_path, options={key: ('红色', 'Grün')})
+
+
 @pytest.mark.parametrize(
     'meta',
     [
