@@ -66,7 +66,16 @@ from .run_length import (
     plan_of,
 )
 from .runner_keys import check_modules
-from .saving import facts_of, find, manifests, note, point_to, remove, write_checkpoint
+from .saving import (
+    check_empty_of_weights,
+    facts_of,
+    find,
+    manifests,
+    note,
+    point_to,
+    remove,
+    write_checkpoint,
+)
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -511,6 +520,7 @@ def _train(
                 'fresh.'
             )
         if found is None:
+            check_empty_of_weights(folder)
             print_log(f'no checkpoint in {folder}, starting at 0')
     cfg = _prepare(config, options, launcher, work_dir, attention, found)
     if cfg.get('resume') and not resume and not init_from:  # as a config of the packages may say

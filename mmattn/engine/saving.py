@@ -309,6 +309,22 @@ def find(folder: str | Path) -> Path | None:
     return chosen
 
 
+def check_empty_of_weights(folder: Path) -> None:
+    """Refuse to begin over weights that cannot be resumed; a best one alone was of a killed run.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    for path, facts in manifests(_home(Path(folder))):
+        alone = not facts.get('resumable', True) and not path.name.startswith('best')
+        if alone and path.exists():
+            raise CheckpointError(
+                f'nothing to resume in {folder}: {path.name} holds weights alone, not the state of '
+                f'the optimizer. Start from them with --init-from {path}, or anew in another '
+                'folder with --work-dir.'
+            )
+
+
 def _home(folder: Path) -> Path:
     """Where the checkpoints of a run lie: its folder, or else what its pointer leads to."""
     with contextlib.suppress(OSError, UnicodeDecodeError):

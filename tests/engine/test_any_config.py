@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 from collections import Counter, OrderedDict
 from enum import Enum
@@ -239,6 +240,18 @@ def test_auto_on_what_is_damaged_ends_with_4_and_removes_nothing(tiny, tmp_path)
     with pytest.raises(CheckpointError, match='none can be used') as error:
         once(run, tiny, resume='auto')
     assert error.value.code == 4 and (run / 'iter_2.pth').read_bytes() == b'<html>'
+
+
+def test_weights_alone_are_no_reason_to_begin_over_them(tiny, tmp_path):
+    run, options = tmp_path / 'run', tiny | {'default_hooks.checkpoint.save_optimizer': False}
+    assert not once(run, options, At('before_train_iter', 4), rehearsal=False)
+    before = (run / 'iter_2.pth').read_bytes()
+    message = r'iter_2.pth holds weights alone, .*--init-from (\S+), or anew in another folder'
+    with pytest.raises(CheckpointError, match=message) as error:
+        once(run, options, resume='auto')
+    assert (run / 'iter_2.pth').read_bytes() == before
+    weights = re.search(message, str(error.value))[1]  # the remedy
+    assert once(tmp_path / 'new', options, init_from=weights, rehearsal=False)
 
 
 def test_a_config_that_says_resume_resumes_as_the_flag_does(tiny, tmp_path):
