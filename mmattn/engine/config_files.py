@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -166,14 +166,30 @@ def _recorded(top: ConfigFile) -> Iterator[None]:
 
         return staticmethod(wrapped)
 
-    before = {name: vars(Config)[name] for name in _READERS}
+    before = {name: vars(Config)[name] for name in (*_READERS, '_get_cfg_path')}
     try:
-        for name, read in before.items():
-            setattr(Config, name, recording(read.__func__))
+        for name in _READERS:
+            setattr(Config, name, recording(before[name].__func__))
+        Config._get_cfg_path = staticmethod(functools.partial(_find, Config._get_cfg_path))
         yield
     finally:
         for name, read in before.items():
             setattr(Config, name, read)
+
+
+def _find(find: Callable, name: str, child: str) -> tuple[str, str | None]:
+    """A parent as mmengine finds it; of a package that is installed under another name, too."""
+    try:
+        return find(name, child)
+    except ModuleNotFoundError:  # mmengine asks for mmsegmentation, not for mmseg
+        package, _, path = name.partition('::')
+        spec = find_spec(package) if package.isidentifier() else None
+        home = Path(spec.origin).parent / '.mim' / 'configs' if spec and spec.origin else None
+        if home is None or not home.is_dir():
+            raise
+        if not (home / path).is_file():
+            raise FileNotFoundError(f'{package} has no config {path}') from None
+        return str(home / path), package
 
 
 def _keys(value: Any, where: str = '') -> Iterator[str]:
