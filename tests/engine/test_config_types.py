@@ -137,7 +137,10 @@ def test_parents_are_found_as_mmengine_finds_them(base, tmp_path):
 def test_parents_of_mmseg_are_found_whatever_its_package_is_called(tmp_path):
     name = 'ccnet/ccnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'
     (tmp_path / 'a.py').write_text(f"_base_ = 'mmseg::{name}'\n")
-    cfg, stock = checked(tmp_path / 'a.py').to_dict(), load_config(others(f'mmseg {name}')).to_dict()
+    cfg, stock = (
+        checked(tmp_path / 'a.py').to_dict(),
+        load_config(others(f'mmseg {name}')).to_dict(),
+    )
     assert cfg['model'].pop('_scope_') == 'mmseg' and cfg['model'] == stock['model']
     for wrong, said in ('mmseg::no/such.py', 'no/such.py'), ('nobody::a/b.py', 'nobody'):
         (tmp_path / 'b.py').write_text(f"_base_ = '{wrong}'\n")
