@@ -109,7 +109,7 @@ def test_colours_as_an_array(tiny, street, arrays, tmp_path, monkeypatch):
     infer(own, run / 'best.pth', photo, out_dir=tmp_path / 'out', device='cpu')
     assert list((tmp_path / 'out').rglob('*.png'))
     assert publish(own, run / 'best.pth', tmp_path / 'published')['card'].is_file()
-    assert once(run, options | {'train_cfg.max_iters': 3}, resume='latest')
+    assert once(run, options | {'train_cfg.max_iters': 3}, resume='latest', rehearsal=False)
     assert not [line for line in _log(run) if 'metainfo' in line]
 
 
@@ -123,7 +123,7 @@ def test_a_hook_that_saves_an_object_is_refused_before_the_first_step(tiny, tmp_
             checkpoint['own'] = dict(history=self)
 
     with pytest.raises(UsageError, match=r'own\.history of the checkpoint is .*Saves'):
-        once(tmp_path / 'run', tiny | SHORT, Saves())
+        once(tmp_path / 'run', tiny | SHORT, Saves(), rehearsal=False)
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
@@ -157,8 +157,7 @@ def test_mmengines_hook_and_those_derived_from_it_are_ours(derived):
 
 
 KINDS = {
-    'name': dict(type='CheckpointHook', by_epoch=False, interval=2, save_best='mIoU'),
-    'scope': dict(type='mmengine.CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1),
+    'name': dict(type='mmengine.CheckpointHook', by_epoch=False, interval=2, save_best='mIoU'),
     'derived': dict(type='MyCheckpointHook', by_epoch=False, interval=2),
     'weights alone': dict(type='CheckpointHook', by_epoch=False, interval=2, save_optimizer=False),
     'none': None,
@@ -190,7 +189,6 @@ def test_a_run_is_stopped_and_resumed_with_any_hook(tiny, whole, derived, tmp_pa
         left
         == {
             'name': {'iter_2.pth', 'iter_4.pth', 'best.pth', left_best(left)},
-            'scope': {'iter_4.pth'},
             'derived': {'mine_4.pth'},
             'weights alone': {'iter_2.pth', 'iter_3.pth', 'iter_4.pth'},
             'none': {'iter_3.pth'},
@@ -256,10 +254,11 @@ def test_weights_alone_are_no_reason_to_begin_over_them(tiny, tmp_path):
 
 def test_a_config_that_says_resume_resumes_as_the_flag_does(tiny, tmp_path):
     run, options = tmp_path / 'run', tiny | {'resume': True}
-    assert not once(run, options, At('before_train_iter', 4))  # nothing there: it begins
+    kill = At('before_train_iter', 4)
+    assert not once(run, options, kill, rehearsal=False)  # nothing there: it begins
     with pytest.raises(UsageError, match='config differs from the checkpoint: optim_wrapper'):
         once(run, options | {'optim_wrapper.optimizer.lr': 0.5})
-    assert once(run, options)
+    assert once(run, options, rehearsal=False)
     assert len(record(run)) == 5
 
 
@@ -315,7 +314,7 @@ def test_no_best_one_ends_no_training(tmp_path, no_links, monkeypatch):
 
 
 def test_a_training_with_a_best_one_on_such_a_disk(tiny, tmp_path, no_links):
-    assert once(tmp_path / 'run', tiny | SHORT)
+    assert once(tmp_path / 'run', tiny | SHORT, rehearsal=False)
     best = tmp_path / 'run' / 'best.pth'
     assert verify(best) and not best.is_symlink()
     assert facts_of(best)['copy_of'] == 'best_mIoU_iter_2.pth'
