@@ -374,6 +374,22 @@ def test_boxes_are_those_of_a_slow_count(things, tmp_path):
     assert found['class_weight'] is None and 'class_weight' not in stdout
 
 
+def test_what_the_loader_drops_is_counted_by_reason(things, tmp_path):
+    root, path = things
+    content = json.loads(path.read_text())
+    small = content['annotations'][0]
+    small['ignore'] = 1
+    path.write_text(json.dumps(content))
+    code, stdout, _, found = run(MASKS, root, out=tmp_path / 'out.json')
+    assert code == 0, stdout
+    part, total = found['data_sets'][0], len(content['annotations'])
+    kept = part['held']
+    assert kept['dropped']['with ignore=1'] == kept['dropped']['groups (iscrowd=1)'] == 1
+    assert kept['boxes'] == total - sum(kept['dropped'].values()) == part['boxes']
+    line = f'the loader keeps {kept["images"]} of 4 images, {kept["boxes"]} boxes; dropped or ignor'
+    assert line in stdout and '1 with ignore=1' in stdout and '1 groups (iscrowd=1)' in stdout
+
+
 def test_every_faulty_photograph_is_listed(things, tmp_path):
     root, _ = things
     photos = sorted((root / 'leftImg8bit/train').rglob('*.png'))

@@ -4,6 +4,7 @@ import json
 import logging
 from copy import deepcopy
 
+import cv2
 import numpy as np
 import pytest
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
@@ -213,6 +214,17 @@ def test_images_of_other_kinds_pass_if_the_config_reads_them(tmp_path):
     with pytest.raises(
         DataError, match='2.tif cannot be read by LoadImageFromFile: .*Replace the file'
     ):
+        check_data(leaf, TRAIN)
+
+
+def test_what_pillow_does_not_know_passes_if_opencv_does(tmp_path):
+    leaf = label_set(tmp_path) | dict(img_suffix='.hdr')
+    for number in range(4):
+        cv2.imwrite(str(tmp_path / f'img/{number}.hdr'), scene(number)[0].astype(np.float32) / 255)
+    assert sample(leaf)[0].shape == (24, 32, 3)
+    check_data(leaf, TRAIN)
+    (tmp_path / 'img/2.hdr').write_text('<html>')
+    with pytest.raises(DataError, match='2.hdr cannot be read: it is damaged or no image'):
         check_data(leaf, TRAIN)
 
 
