@@ -204,7 +204,13 @@ def check_coco(dataset, leaf: dict, where: str, evaluator=None, *, part: bool = 
     elif not file.is_file():
         raise DataError(f'{file} ({where}) does not exist. Set ann_file and data_root.')
     elif isinstance(dataset, CocoPanopticDataset):
-        panoptic.check_panoptic(dataset, where)
+        try:
+            panoptic.check_panoptic(dataset, where)
+        except (AttributeError, TypeError) as error:  # lists and objects where others belong
+            raise DataError(
+                f'{file} ({where}) is not of the form of COCO panoptic segments: {error}. Get it '
+                'again.'
+            ) from error
     if train and not part:
         found = count_held(leaf, file, masks)
         panoptic_data = isinstance(dataset, CocoPanopticDataset)  # stuff has no boxes

@@ -248,7 +248,10 @@ class LabelMaps:
             return [], []
         pictures = []
         for index, _ in self.turned[:64]:
-            labels = label_map_of(self.loading.run(self._samples[index]))
+            try:
+                labels = label_map_of(self.loading.run(self._samples[index]))
+            except MmattnError:  # it is named as damaged
+                continue
             if labels is not None:
                 pictures.append((self.pairs[index][0], labels))
         follow, turns_them = turns.follow(pictures), self.loading.image.turns

@@ -4,10 +4,12 @@ A picture that is turned by 180 degrees or mirrored keeps its size. Labels chang
 does: the borders in the label map lie on steeper places of the picture in the right orientation.
 """
 
+import contextlib
+
 import numpy as np
 from PIL import Image, ImageOps
 
-from .files import ORIENTATION
+from .files import BROKEN, ORIENTATION
 
 _SIDE = 512  # px, to which larger pictures are reduced
 _MOST = 64  # pictures that are looked at
@@ -20,7 +22,11 @@ def follow(pictures: list[tuple[str, np.ndarray]]) -> bool | None:
     Args:
         pictures: path of a picture with an orientation, and its label map as training reads it.
     """
-    ratios = [ratio for path, labels in pictures[:_MOST] if (ratio := _ratio(path, labels))]
+    ratios = []
+    for path, labels in pictures[:_MOST]:
+        with contextlib.suppress(*BROKEN):  # a damaged picture says nothing
+            ratios.append(_ratio(path, labels))
+    ratios = [ratio for ratio in ratios if ratio]
     if not ratios:
         return None
     mean = float(np.mean(ratios))

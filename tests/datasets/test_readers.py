@@ -280,6 +280,19 @@ def test_what_cannot_be_told_is_a_warning(tmp_path, said):
     assert len(said) == 1 and '4 images have an EXIF orientation' in said[0]
 
 
+def test_damage_among_turned_pictures_is_named(tmp_path):
+    leaf = label_set(tmp_path)
+    for path in (tmp_path / 'img').iterdir():
+        turn(path, 3)
+    (tmp_path / 'mask/1.png').write_text('<html>')
+    data = (tmp_path / 'img/2.png').read_bytes()
+    (tmp_path / 'img/2.png').write_bytes(data[: len(data) // 2])
+    with pytest.raises(
+        DataError, match='mask/1.png cannot be read: it is damaged or no image .and 2'
+    ):
+        check_data(leaf, TRAIN)
+
+
 def test_a_side_of_one_pixel_is_what_training_fails_on(tmp_path):
     leaf = label_set(tmp_path)
     Image.new('RGB', (32, 1)).save(tmp_path / 'img/1.png')
@@ -475,6 +488,12 @@ def test_panoptic_files_are_told_from_instances(tmp_path):
     (tmp_path / 'img/2.png').unlink()
     with pytest.raises(DataError, match=r'2.png is missing \(1 of 3\)'):
         check_data(segments, TRAIN)
+    content = json.loads((tmp_path / 'panoptic.json').read_text())
+    for broken in [1], 7, {}:
+        content['annotations'][0]['segments_info'] = broken
+        (tmp_path / 'panoptic.json').write_text(json.dumps(content))
+        with pytest.raises(DataError, match='panoptic.json'):
+            check_data(segments, TRAIN)
 
 
 # ---- how large -----------------------------------------------------------------------------------
