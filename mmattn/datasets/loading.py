@@ -105,7 +105,7 @@ class ImageReader:
 
     Attributes:
         loader: the step that reads an image.
-        said: each step in words, with its arguments.
+        descriptions: each step in words, with its arguments.
         left_out: steps that turned out to need annotations.
         rgb: whether its colours are in the order of the file; else they are BGR.
 
@@ -119,7 +119,7 @@ class ImageReader:
         if not steps:
             raise UsageError('the test pipeline has no step that reads an image.')
         self.steps = [_build(step) for step in steps]
-        self.said = [_said(step) for step in steps]
+        self.descriptions = [_description(step) for step in steps]
         self.left_out: list[Callable] = []
         names = [type(step).__name__.lower() for step in self.steps]
         self.first = next((i for i, n in enumerate(names) if n.startswith(('load', 'read'))), 0)
@@ -145,7 +145,7 @@ class ImageReader:
 
     def of_frame(self, frame: np.ndarray) -> Loaded:
         """The same of a frame of a video, (H, W, 3) uint8 BGR, as if it were a PNG."""
-        if self.gives == ('uint8', 3):
+        if self.image_format == ('uint8', 3):
             return self.of_array(frame)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'frame.png')
@@ -210,7 +210,7 @@ class ImageReader:
             )
 
     @property
-    def gives(self) -> tuple[str, int] | None:
+    def image_format(self) -> tuple[str, int] | None:
         """Type and channels of what the loader gives of any file; None where the file decides."""
         from mmcv.transforms import LoadImageFromFile
 
@@ -222,7 +222,7 @@ class ImageReader:
         return ('uint8', 3) if colour in _COLOUR else ('uint8', 1) if colour in _GRAY else None
 
     def _checked(self, image: np.ndarray) -> np.ndarray:
-        gives, name = self.gives, type(self.loader).__name__
+        gives, name = self.image_format, type(self.loader).__name__
         if not isinstance(image, np.ndarray):
             raise DataError(f'the image is a {type(image).__name__}: give an array or a path.')
         came = f'an array of {image.dtype} {_shape(image)}'
@@ -294,7 +294,7 @@ def _build(step: dict | Callable) -> Callable:
         raise UsageError(f'pipeline: step {name} cannot be built: {why}') from error
 
 
-def _said(step: dict | Callable) -> str:
+def _description(step: dict | Callable) -> str:
     """A step as it would be called."""
     arguments = step.items() if isinstance(step, dict) else ()
     values = ', '.join(f'{key}={value!r}' for key, value in arguments if key != 'type')

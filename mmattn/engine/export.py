@@ -19,7 +19,7 @@ from mmattn.models.logits import predicted_logits
 from mmattn.ops import deform_conv
 from mmattn.zoo.index import resolve
 
-from .left_out import Against, against, as_read, left_out, noise, normalised
+from .left_out import Comparison, as_read, compare_with_infer, left_out, noise, normalised
 from .predictor import Predictor
 from .runner import check_writable
 
@@ -42,8 +42,8 @@ class Exported:
         differences: (H, W) -> the greatest difference of any output, over its largest value.
         left_out: what of the network, and of what its config does, is not in the program, and why;
             '' if all is.
-        fed: what the program takes, in words.
-        against: of a segmentor, the program beside what infer computes for each image.
+        input_format: what the program takes, in words.
+        comparisons: of a segmentor, with what infer computes for each image.
     """
 
     path: Path
@@ -51,8 +51,8 @@ class Exported:
     outputs: list[str]
     differences: dict[tuple[int, int], float]
     left_out: str
-    fed: str = ''
-    against: list[Against] = field(default_factory=list)
+    input_format: str = ''
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 class _Input(NamedTuple):
@@ -120,11 +120,11 @@ class Detector(_Whole):
         'exports whole detectors',
     )
 
-    def __init__(self, model: nn.Module, maps: int, said: int, levels: int) -> None:
+    def __init__(self, model: nn.Module, maps: int, parts: int, levels: int) -> None:
         super().__init__(model)
         self.head = getattr(model, 'rpn_head', None) or model.bbox_head
         kinds = [('feature', maps), ('score', levels), ('delta', levels)]
-        kinds += [(f'extra{"" if i == 3 else f"{i - 2}_"}', levels) for i in range(3, said + 1)]
+        kinds += [(f'extra{"" if i == 3 else f"{i - 2}_"}', levels) for i in range(3, parts + 1)]
         self.names = tuple(f'{kind}{i}' for kind, count in kinds for i in range(count))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -198,11 +198,11 @@ def export(
         _refuse_differences(found, f'{config} as {kind} differs from torch', out)
         missing = [*program.left_out, *left_out(predictor)]
         compared = [
-            against(predictor, one.loaded, sample, one.image if one.whole else None, run)
+            compare_with_infer(predictor, one.loaded, sample, one.image if one.whole else None, run)
             for one, sample in zip(inputs, samples, strict=True)
             if sample
         ]
-    done = [one.outside for one in compared if one.outside is not None]
+    done = [one.complete for one in compared if one.complete is not None]
     how = ', what is not in it done outside,' if missing else ''
     _refuse_differences(done, f'{config} as {kind}{how} differs from what infer computes', out)
     if not missing:
@@ -219,7 +219,7 @@ def export(
         differences[size] = max(difference, differences.get(size, 0.0))
     text = '; '.join(missing)
     return Exported(
-        out, ['image'], list(program.names), differences, text, _fed(predictor), compared
+        out, ['image'], list(program.names), differences, text, _input_format(predictor), compared
     )
 
 
@@ -260,13 +260,13 @@ def _inputs(predictor: Predictor, images: list | None, divisor: int) -> list[_In
     return found
 
 
-def _fed(predictor: Predictor) -> str:
+def _input_format(predictor: Predictor) -> str:
     """What a program takes, in words."""
     name = type(predictor.reader.loader).__name__
-    if predictor.reader.gives == ('uint8', 3):
+    if predictor.reader.image_format == ('uint8', 3):
         order = f'BGR from 0 to 255, as {name} reads it'
     else:
-        order = f'as {predictor.reader.said[predictor.reader.first]} reads it'
+        order = f'as {predictor.reader.descriptions[predictor.reader.first]} reads it'
     return f'(N, {predictor.channels}, H, W) float32, {order}'
 
 
@@ -283,16 +283,16 @@ def _program(model: nn.Module, image: Tensor, config: str | Path) -> nn.Module:
         raise UsageError(f'{config}: {type(model).__name__} has no head that is known here.')
     maps = _Whole(model).features(image)
     try:
-        said = head(maps)
-        sound = all(isinstance(m, Tensor) and m.dim() == 4 for part in said for m in part)
+        outputs = head(maps)
+        sound = all(isinstance(m, Tensor) and m.dim() == 4 for part in outputs for m in part)
     except (TypeError, ValueError, AttributeError, IndexError, KeyError):
         sound = False
-    if not sound or len(said) < 2 or {len(part) for part in said} != {len(said[0])}:
+    if not sound or len(outputs) < 2 or {len(part) for part in outputs} != {len(outputs[0])}:
         raise UsageError(
             f'{config}: {type(head).__name__} does not give maps of scores and boxes for each map '
             'of the backbone, so it is not exported.'
         )
-    return Detector(model, len(maps), len(said), len(said[0])).eval()
+    return Detector(model, len(maps), len(outputs), len(outputs[0])).eval()
 
 
 def _gather_deformations(program: nn.Module) -> None:
@@ -406,18 +406,18 @@ def _quiet() -> Iterator[None]:
 def describe(found: Exported) -> str:
     """What was written, in lines."""
     lines = [f'{found.path}: image -> {", ".join(found.outputs)}']
-    if found.fed:
-        lines.append(f'  image: {found.fed}')
+    if found.input_format:
+        lines.append(f'  image: {found.input_format}')
     for (height, width), difference in found.differences.items():
         lines.append(f'  {width}x{height}: greatest difference to torch {difference:.1e}')
     if found.left_out:
         lines.append(f'  not in it: {found.left_out}')
-    for one in found.against:
-        line = f'  {one.size[1]}x{one.size[0]} beside infer:'
+    for one in found.comparisons:
+        line = f'  {one.size[1]}x{one.size[0]}: difference to infer'
         if one.logits == one.logits:
             line += f' {one.logits:.1e} of the largest logit, {100 * one.labels:.1f} % other labels'
         if found.left_out:
-            rest = 'not compared' if one.outside is None else f'{one.outside:.1e}'
+            rest = 'not compared' if one.complete is None else f'{one.complete:.1e}'
             line += f'; with what is not in it done outside: {rest}'
-        lines.append(line.replace(':;', ':'))
+        lines.append(line.replace('infer;', 'infer'))
     return '\n'.join(lines)

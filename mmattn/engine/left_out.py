@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 _KNOWN = (DetDataPreprocessor, ImgDataPreprocessor, SegDataPreProcessor)
 
 
-class Against(NamedTuple):
-    """The program beside what infer computes for an image.
+class Comparison(NamedTuple):
+    """How a program differs from what infer computes for an image.
 
     Attributes:
         size: H and W of the image as it is read.
         logits: greatest difference over the largest logit, the program fed with the image as read.
         labels: share of the pixels that it labels otherwise.
-        outside: the difference where all that is not in the program is done outside of it; None
+        complete: the difference where all that is not in the program is done outside of it; None
             where the program cannot take the pieces.
     """
 
     size: tuple[int, int]
     logits: float
     labels: float
-    outside: float | None
+    complete: float | None
 
 
 def left_out(predictor: Predictor) -> list[str]:
@@ -45,16 +45,18 @@ def left_out(predictor: Predictor) -> list[str]:
 
 def _steps(predictor: Predictor) -> Iterator[str]:
     reader = predictor.reader
-    for step, said in list(zip(reader.steps, reader.said, strict=True))[reader.first + 1 :]:
+    for step, description in list(zip(reader.steps, reader.descriptions, strict=True))[
+        reader.first + 1 :
+    ]:
         if not type(step).__name__.startswith(('Pack', 'ToTensor', 'Collect')):
-            yield said
+            yield description
 
 
 def _padding(predictor: Predictor) -> Iterator[str]:
     preprocessor = predictor.model.data_preprocessor
     kind = type(preprocessor)
     if kind.forward not in [one.forward for one in _KNOWN]:
-        yield f'what {kind.__name__} does beside normalising'
+        yield f'what {kind.__name__} does besides normalising'
     if isinstance(preprocessor, SegDataPreProcessor):
         cfg = preprocessor.test_cfg or {}
         divisor, size = cfg.get('size_divisor'), cfg.get('size')
@@ -96,13 +98,13 @@ def normalised(predictor: Predictor, inputs: Tensor | dict) -> Tensor:
     return predictor.model.data_preprocessor(data, False)['inputs']
 
 
-def against(
+def compare_with_infer(
     predictor: Predictor,
     loaded: Loaded,
     sample: 'BaseDataElement',
     image: Tensor | None,
     run: Callable[[Tensor], list[Tensor]],
-) -> Against:
+) -> Comparison:
     """Compare a segmentor's program with what infer computes.
 
     Args:
@@ -123,17 +125,17 @@ def against(
         share = (_labels(predictor, logits) != labels).float().mean().item()
     network = predictor.model
 
-    def outside(inputs: Tensor, _) -> Tensor:
+    def by_program(inputs: Tensor, _) -> Tensor:
         return run(as_read(inputs, network.data_preprocessor))[0]
 
-    network.encode_decode = outside
+    network.encode_decode = by_program
     try:
         rest = _difference(wanted, predictor.predict(prepared).seg_logits.data)
     except (RuntimeError, ValueError, AssertionError):  # pieces smaller than the program takes
         rest = None
     finally:
         del network.encode_decode
-    return Against(size, difference, share, rest)
+    return Comparison(size, difference, share, rest)
 
 
 def _labels(predictor: Predictor, logits: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def _difference(wanted: Tensor, found: Tensor) -> float:
 def noise(predictor: Predictor, size: tuple[int, int]) -> np.ndarray:
     """An image of noise of the kind that the config reads."""
     generator = np.random.default_rng(0)
-    kind, channels = predictor.reader.gives or ('float32', predictor.channels)
+    kind, channels = predictor.reader.image_format or ('float32', predictor.channels)
     shape = size if channels == 1 else (*size, channels)
     values = generator.integers(0, 256, shape)
     return values.astype(kind)

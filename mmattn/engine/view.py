@@ -167,6 +167,6 @@ def _shown(x: Tensor, predictor: Predictor) -> np.ndarray:
         or getattr(preprocessor, 'channel_conversion', False)
     ):
         x = x.flip(0)
-    if predictor.reader.gives:  # numbers from 0 to 255, and rounding
+    if predictor.reader.image_format:  # numbers from 0 to 255, and rounding
         x = x.clamp(0, 255).round().to(torch.uint8)
     return to_display(x.permute(1, 2, 0).cpu().numpy(), predictor.reader.rgb)

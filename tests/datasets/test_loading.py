@@ -220,6 +220,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(DataError, match=why):
             reader.load(tmp_path / name)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)  # which follows
     monkeypatch.setattr(files, 'MPX', 24 * 39 / 1e6)
     for path in whole, bands:
         with pytest.raises(DataError, match='declares more than .* megapixels'):

@@ -113,9 +113,11 @@ def test_every_head_is_exported_and_explained(name, photo, tmp_path):
     logits = run(found.path, photo)
     assert len(wanted.pred_sem_seg.data.unique()) > 1
     torch.testing.assert_close(logits, wanted.seg_logits.data, rtol=1e-4, atol=1e-4)
-    (beside,) = found.against
-    assert found.left_out == '' and beside.logits < 1e-4 and beside.labels < 1e-3
-    assert '96x64 beside infer:' in describe(found) and '(N, 3, H, W) float32' in describe(found)
+    (compared,) = found.comparisons
+    assert found.left_out == '' and compared.logits < 1e-4 and compared.labels < 1e-3
+    assert '96x64: difference to infer' in describe(found) and '(N, 3, H, W) float32' in describe(
+        found
+    )
     x = torch.randn(1, 3, 64, 96)
     own = predicted_logits(predictor.model, x)
     full = predictor.model.encode_decode(x, [dict(img_shape=(64, 96))])
@@ -155,12 +157,12 @@ def test_what_the_config_does_besides_is_said_with_its_figure(kind, photo, tmp_p
     assert found.left_out == text and f'not in it: {text}' in describe(found)
     wanted = Predictor.of(config, weights, device='cpu')(photo)
     logits, truth = run(found.path, photo), wanted.seg_logits.data
-    (beside,) = found.against
+    (compared,) = found.comparisons
     share = (logits.argmax(0) != wanted.pred_sem_seg.data[0]).float().mean().item()
-    assert beside.labels == pytest.approx(share) and 0 < share < 0.9
+    assert compared.labels == pytest.approx(share) and 0 < share < 0.9
     difference = ((logits - truth).abs().max() / truth.abs().max()).item()
-    assert beside.logits == pytest.approx(difference, rel=1e-3) and difference > 0.01
-    assert beside.outside < 1e-4
+    assert compared.logits == pytest.approx(difference, rel=1e-3) and difference > 0.01
+    assert compared.complete < 1e-4
     line = f'{difference:.1e} of the largest logit, {100 * share:.1f} % other labels; with what is'
     assert line in describe(found)
 
@@ -191,7 +193,7 @@ def test_noise_of_a_network_of_gray_images(tmp_path):
     weights = tmp_path / 'gray.pth'
     torch.save(dict(state_dict=awake(build_network(config)[0]).state_dict()), weights)
     found = export(config, weights, 'torch', out=tmp_path / 'net.pt2')
-    assert len(found.against) == 2 and max(one.logits for one in found.against) < 1e-4
+    assert len(found.comparisons) == 2 and max(one.logits for one in found.comparisons) < 1e-4
     assert "(N, 1, H, W) float32, as LoadImageFromFile(color_type='grayscale')" in describe(found)
 
 
