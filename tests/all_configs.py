@@ -57,7 +57,8 @@ def stock_error(path: Path) -> str | None:
         for name in 'val_evaluator', 'test_evaluator':
             found = cfg.get(name) or []
             for metric in found if isinstance(found, list) else [found]:
-                METRICS.build(metric)
+                with contextlib.suppress(FileNotFoundError):
+                    METRICS.build(metric)
         wrapper = cfg.get('optim_wrapper')
         if wrapper and 'constructor' not in wrapper:
             OPTIMIZERS.build(dict(wrapper.optimizer, params=model.parameters()))

@@ -119,6 +119,10 @@ class _Reader:
             allowed = _arguments(cls) if cls else None
             if allowed is not None and cls.__module__ == _INITIALIZERS:
                 allowed = allowed | _read(_INITIALIZERS)[0]  # such as `override`
+            named = f'{where}.type'
+            if cls is None and where.startswith('test_pipeline[') and self.carried(named):
+                self.unused.append(named)  # of a recipe of mmdet 2; training reads none of it
+                return
             if cls is None and kind not in taken:
                 hint = _hint(kind, scope)
                 raise UsageError(f"config key {where}.type: '{kind}' is not registered.{hint}")
