@@ -150,7 +150,10 @@ class Ranks:
             if self.rank == 0:
                 self._write(Exit.OK, 'done')
         except BaseException as error:
-            named = self._named(error)
+            try:
+                named = self._named(error)
+            except Terminated as ended:  # the launcher ends us while we ask who is there
+                named = self._named(ended)
             known = explain(named or error)
             code, text = known or (Exit.BUG, f'unexpected {type(error).__name__}: {error}')
             self._write(code, text)
