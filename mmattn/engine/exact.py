@@ -111,7 +111,13 @@ class Positioned(Dataset):
 
     def __getitem__(self, position: int) -> Any:
         with scoped(key(self.seed, 'sample', *divmod(position, self.size))):
-            return self.inner[self.index(position)]
+            try:
+                return self.inner[self.index(position)]
+            except Exception as error:
+                failure = _of_a_sample(error, self, position)
+                if failure is None:
+                    raise
+                raise failure from error
 
 
 class Positions(Sampler):
@@ -236,7 +242,13 @@ class Batches:
             if not self.exact:
                 for _ in range(self._at[1]):
                     next(self._iterator, None)
-        batch = next(self._iterator, None)
+        try:
+            batch = next(self._iterator, None)
+        except MmattnError as error:
+            text = str(error).strip()
+            if 'Original Traceback' not in text:
+                raise
+            raise type(error)(text.splitlines()[-1].split(': ', 1)[-1]) from error  # of a worker
         if batch is not None and self.exact:
             self._arrived(batch)
         return batch
@@ -298,6 +310,19 @@ def _name(dataset: Positioned, position: int) -> str:
     except AttributeError:  # a data set that is none of mmengine's
         return str(dataset.index(position))
     return str(info.get('img_id', info.get('img_path', info.get('sample_idx'))))
+
+
+def _of_a_sample(error: Exception, dataset: Positioned, position: int) -> DataError | None:
+    """What a step of the pipeline raised on a sample; None if that is said elsewhere."""
+    text = str(error).strip()
+    elsewhere = isinstance(error, MmattnError | MemoryError | OSError | torch.AcceleratorError)
+    if elsewhere or 'failed to load image' in text or "can't allocate memory" in text:
+        return None
+    why = text.splitlines()[-1].rstrip('.') if text else 'no message'
+    return DataError(
+        f'sample {_name(dataset, position)} cannot be loaded: {type(error).__name__}: {why}. Look '
+        'at it with tools/check_data.py, and at the steps of the pipeline.'
+    )
 
 
 def _shared_memory() -> str:

@@ -125,7 +125,7 @@ def _samples(runner, dataset, model: nn.Module) -> list:
     count = _batch_size(loader, model)
     annotated, empty = [], []
     for index in range(min(_DRAWN, len(dataset))):
-        sample = dataset[index]
+        sample = dataset.inner[dataset.index(index)]
         (annotated if _is_annotated(sample) else empty).append(sample)
         if len(annotated) == count:
             break

@@ -291,8 +291,8 @@ def test_what_does_not_decide_the_course_may_change():
 class Numbers(Dataset):
     """Index, and what three generators draw for it."""
 
-    def __init__(self, length=10, dies=None):
-        self.length, self.dies = length, dies
+    def __init__(self, length=10, dies=None, fails=None):
+        self.length, self.dies, self.fails = length, dies, fails
 
     def __len__(self):
         return self.length
@@ -304,6 +304,8 @@ class Numbers(Dataset):
     def __getitem__(self, index):
         if index == self.dies:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if index == self.fails:
+            raise IndexError('tuple index out of range')
         return dict(inputs=[index, random.random(), np.random.rand(), torch.rand(()).item()])
 
 
@@ -418,6 +420,14 @@ def test_a_worker_that_crashes_is_named_with_its_samples():
     known = stream.explained(error.value)
     assert isinstance(known, DataError) and '107' in str(known)
     assert str(known).startswith('a data worker died (SIGSEGV) while loading one of')
+    stream.close()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_sample_that_a_step_fails_on_is_named(workers):
+    stream = batches(workers=workers, dataset=Numbers(fails=7))
+    with pytest.raises(DataError, match='^sample 107 cannot be loaded: IndexError: tu'):
+        drawn(stream, 5)
     stream.close()
 
 
