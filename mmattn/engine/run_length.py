@@ -1,6 +1,7 @@
 """How long a run is, and whether its loader and learning rate schedule fit that length."""
 
 import contextlib
+import inspect
 import warnings
 
 from mmengine.config import Config
@@ -62,11 +63,18 @@ def check_batches(runner) -> None:
         )
 
 
+def states_of(schedulers: list) -> list[dict]:
+    """States of schedulers without their functions, which each has from its config."""
+    return [
+        {k: v for k, v in scheduler.state_dict().items() if not inspect.isroutine(v)}
+        for scheduler in schedulers
+    ]
+
+
 def plan_of(schedulers: list) -> list[dict]:
     """What the config says of schedulers, without where they are."""
     return [
-        {k: v for k, v in scheduler.state_dict().items() if k not in _PROGRESS}
-        for scheduler in schedulers
+        {k: v for k, v in state.items() if k not in _PROGRESS} for state in states_of(schedulers)
     ]
 
 

@@ -64,6 +64,7 @@ from .run_length import (
     check_schedule,
     follow_plan,
     plan_of,
+    states_of,
 )
 from .runner_keys import check_modules
 from .saving import (
@@ -338,7 +339,7 @@ class Runner(EngineRunner):
         if save_optimizer:
             content['optimizer'] = _on_cpu(self.optim_wrapper.state_dict())
         if save_param_scheduler and self.param_schedulers is not None:
-            content['param_schedulers'] = [s.state_dict() for s in self.param_schedulers]
+            content['param_schedulers'] = states_of(self.param_schedulers)
         return content
 
     def check_savable(self) -> None:

@@ -351,6 +351,28 @@ def test_a_longer_run_follows_the_schedule_of_its_config(small, tmp_path):
     assert whole[4] > whole[5] > whole[6] and longer[3] != whole[3]
 
 
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+def test_a_schedule_with_a_function_of_its_own_is_saved_and_resumed(strategy, small, tmp_path):
+    cycle = dict(
+        type='OneCycleLR', eta_max=0.02, total_steps=4, anneal_strategy=strategy, by_epoch=False
+    )
+    options = {k: v for k, v in small.items() if not k.startswith('param_scheduler')} | {
+        'param_scheduler': [cycle],
+        'train_cfg.max_iters': 4,
+        'default_hooks.checkpoint.interval': 2,
+        'default_hooks.checkpoint.max_keep_ckpts': 2,
+    }
+    train(CONFIG, work_dir=tmp_path / 'a', options=options, validate=False, seed=1)
+    start = tmp_path / 'a' / 'iter_2.pth'
+    train(CONFIG, work_dir=tmp_path / 'b', options=options, validate=False, resume=str(start))
+    whole, resumed = end(tmp_path / 'a', 'iter_4.pth'), end(tmp_path / 'b', 'iter_4.pth')
+    for part in 'state_dict', 'optimizer', 'param_schedulers':
+        assert same(whole[part], resumed[part]), part
+    whole, resumed = rates(tmp_path / 'a'), rates(tmp_path / 'b')
+    assert [resumed[k] for k in (3, 4)] == [whole[k] for k in (3, 4)]
+    assert whole[1] == pytest.approx(0.02 / 25) and whole[4] == pytest.approx(0.02 / 25 / 1e4)
+
+
 @pytest.mark.parametrize('kind', ['iterations', 'epochs'])
 def test_fewer_images_than_a_batch_are_no_training(kind, small, tmp_path):
     options = small if kind == 'iterations' else epochs(small)
