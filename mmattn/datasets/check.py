@@ -198,6 +198,7 @@ def check_coco(dataset, leaf: dict, where: str, evaluator=None, *, part: bool = 
             poly2mask=options.get('poly2mask', True),
             train=train,
             part=part,
+            scored=not unscored(evaluator),
             where=where,
             loading=Loading(leaf.get('pipeline', [])),
         )
@@ -246,6 +247,12 @@ def scores_masks(evaluator) -> bool:
     """Whether an evaluator, or one of several, compares masks."""
     several = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
     return any('segm' in (one.get('metric') or ()) for one in several if isinstance(one, dict))
+
+
+def unscored(evaluator) -> bool:
+    """Whether results are only written, as for the server of a benchmark."""
+    several = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return all(isinstance(one, dict) and bool(one.get('format_only')) for one in several)
 
 
 def _check_label_maps(maps: LabelMaps) -> list[str]:

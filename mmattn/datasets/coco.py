@@ -27,13 +27,14 @@ from mmattn.errors import DataError
 COUNTS = {'train': 118287, 'val': 5000}
 PACKAGES = 'train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org'
 
-_VERSION = 2  # of the check: a verdict of another version does not count
+_VERSION = 3  # of the check: a verdict of another version does not count
 _FAR = 5e6  # px; pycocotools takes up to 160 bytes for a pixel of an outline
 KEYS = {
     'images': {'id', 'file_name', 'width', 'height'},
     'annotations': {'id', 'image_id', 'category_id', 'bbox', 'area'},
     'categories': {'id', 'name'},
 }
+_IDS = dict(image_id='images', category_id='categories')  # and where they are defined
 _INTEGERS = {'id', 'image_id', 'category_id', 'width', 'height'}
 _CHUNK = 20000  # annotations whose polygons are looked at together
 
@@ -49,6 +50,7 @@ def check_coco(
     train: bool = False,
     lenient: bool = False,
     part: bool = False,
+    scored: bool = True,
     where: str = '',
     loading: Loading | None = None,
 ) -> list[str]:
@@ -64,6 +66,7 @@ def check_coco(
         train: whether the set is trained on, not scored.
         lenient: what the loader drops is a warning, however much it is.
         part: whether it is trained on with other sets, so that it may hold no object.
+        scored: whether its objects are scored; the file of a benchmark's test set has none.
         where: the key of the data set in the config, for the messages.
         loading: how the config loads an image; by default as `LoadImageFromFile` does.
 
@@ -91,6 +94,7 @@ def check_coco(
         train=train,
         lenient=lenient,
         part=part,
+        scored=scored or train,
     )
     data = file.read_bytes()
     digest = hashlib.sha256(data)
@@ -168,6 +172,7 @@ def _check(
     train: bool,
     lenient: bool,
     part: bool,
+    scored: bool,
 ) -> list[str]:
     warnings = []
 
@@ -177,6 +182,13 @@ def _check(
         warnings.append(text)
 
     check_instances(coco)
+    if 'annotations' not in coco and not train:
+        if scored:
+            raise DataError(
+                "'annotations' is missing, so there is nothing to score. Set ann_file to a file "
+                'that has them, or format_only=True and outfile_prefix in the evaluator.'
+            )
+        coco = dict(coco, annotations=[])
     images, annotations, categories = (read_entries(coco, kind) for kind in KEYS)
     if not images:
         raise DataError('it lists no image. Get it again.')
@@ -191,7 +203,7 @@ def _check(
         )
         annotations = [a for a in annotations if a['image_id'] in place]
     used = Counter(a['category_id'] for a in annotations)
-    undefined = sorted(used.keys() - {c['id'] for c in categories})
+    undefined = sorted(used.keys() - {c['id'] for c in categories}, key=str)
     if undefined:
         number = sum(used[i] for i in undefined)
         raise DataError(
@@ -199,7 +211,7 @@ def _check(
             'but not defined. Add them to categories.'
         )
     without = [a['id'] for a in annotations if 'iscrowd' not in a]
-    if without and not train:  # mmdet trains with 0 for it, pycocotools has no default
+    if without and scored and not train:  # mmdet trains with 0 for it, pycocotools has no default
         raise DataError(
             f"annotation {without[0]}: missing 'iscrowd', which scoring reads ({len(without)} such "
             'annotations). Add 0.'
@@ -265,8 +277,13 @@ def check_instances(coco: dict) -> None:
 
 
 def read_entries(coco: dict, kind: str) -> list[dict]:
-    """The list of one kind, each entry with its keys, integers where they belong, ids unique."""
-    entries, keys, integers = coco.get(kind), KEYS[kind], KEYS[kind] & _INTEGERS
+    """The list of one kind, each entry with its keys, integers where they belong, ids unique.
+
+    All ids of a kind may be texts, which mmdet trains on.
+    """
+    entries, keys = coco.get(kind), KEYS[kind]
+    texts = {k for k in ('id', *_IDS) if k in keys and _are_texts(coco.get(_IDS.get(k, kind)))}
+    integers = keys & _INTEGERS
     if type(entries) is not list:
         why = f'is {show(entries)}, expected a list' if kind in coco else 'is missing'
         raise DataError(f'{kind!r} {why}. Is this a file of COCO instances?')
@@ -278,6 +295,8 @@ def read_entries(coco: dict, kind: str) -> list[dict]:
             raise DataError(f'{kind}[{i}]{ident}: missing {min(keys - entry.keys())!r}. Add it.')
         for key in integers:
             value = entry[key]
+            if key in texts and type(value) is str:
+                continue
             # pycocotools keeps ids as float64
             if type(value) is not int or abs(value) >= 2**53:
                 raise DataError(
@@ -289,6 +308,15 @@ def read_entries(coco: dict, kind: str) -> list[dict]:
         ident, count = counts.most_common(1)[0]
         raise DataError(f'{kind}: id {ident} occurs {count} times. Give each its own.')
     return entries
+
+
+def _are_texts(entries) -> bool:
+    """Whether the id of each entry is a text."""
+    return (
+        type(entries) is list
+        and bool(entries)
+        and all(type(entry) is dict and type(entry.get('id')) is str for entry in entries)
+    )
 
 
 def _chosen(categories: list[dict], classes: tuple[str, ...] | None, file: Path) -> set[int]:

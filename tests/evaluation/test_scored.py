@@ -10,7 +10,7 @@ from mmdet.evaluation import CocoPanopticMetric
 
 from mmattn.engine.runner import test as evaluate
 from mmattn.engine.runner import train
-from mmattn.errors import UsageError
+from mmattn.errors import DataError, UsageError
 from mmattn.evaluation.coco_metric import CocoMetric
 from mmattn.evaluation.scored import score_what_is_tested
 from tests.squares import average_precision, by_heart, config, recite, save, squares
@@ -236,6 +236,72 @@ def test_annotation_ids_from_0_score_as_from_1(root, sets, found, tmp_path):
     assert (
         'zero.json: annotation ids count from 0. They are scored as if from 1.' in log.read_text()
     )
+
+
+def test_ids_may_be_texts(root, sets, found, tmp_path):
+    texts = json.loads(json.dumps(sets['val']))
+    for entry in texts['images'] + texts['annotations'] + texts['categories']:
+        entry['id'] = f'n{entry["id"]}'
+    for entry in texts['annotations']:
+        entry.update(image_id=f'n{entry["image_id"]}', category_id=f'n{entry["category_id"]}')
+    save(root / 'texts.json', texts)
+    for indices in None, 3:
+        options = {'test_dataloader.dataset.indices': indices} if indices else {}
+        metrics = scored(
+            root, tmp_path, **{'test_dataloader.dataset.ann_file': 'texts.json'}, **options
+        )
+        ids = {i['id'] for i in sets['val']['images'][:indices]}
+        assert metrics['coco/bbox_mAP'] == ap(sets['val'], found, ids)
+
+
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric'])
+def test_each_class_has_its_own_figure_whatever_its_id(root, sets, found, tmp_path, kind):
+    """The categories do not stand in the order of their ids."""
+    other = json.loads(json.dumps(sets['val']))
+    for entry in other['categories']:
+        entry['id'] = 3 - entry['id']
+    for entry in other['annotations']:
+        entry['category_id'] = 3 - entry['category_id']
+    save(root / 'turned.json', other)
+    metrics = scored(
+        root,
+        tmp_path,
+        **{
+            'test_dataloader.dataset.ann_file': 'turned.json',
+            'test_evaluator.classwise': True,
+            'test_evaluator.type': kind,
+            'test_evaluator.outfile_prefix': str(tmp_path / 'results'),
+        },
+    )
+    for label, name in enumerate(('red', 'green')):
+        own = dict(
+            sets['val'],
+            annotations=[a for a in sets['val']['annotations'] if a['category_id'] == label + 1],
+        )
+        rows = {file: [r for r in known if r[4] == label] for file, known in found.items()}
+        assert metrics[f'coco/{name}_precision'] == pytest.approx(ap(own, rows), abs=1e-3)
+    assert metrics['coco/bbox_mAP'] == ap(sets['val'], found)
+    results = json.loads((tmp_path / 'results.bbox.json').read_text())
+    labels = [row[4] for image in sets['val']['images'] for row in found[image['file_name']]]
+    assert [2 - row['category_id'] for row in results] == labels
+
+
+def test_a_test_set_without_annotations_is_written(root, sets, found, tmp_path):
+    """As COCO's test-dev: what is found goes to a server."""
+    bare = {k: v for k, v in sets['val'].items() if k != 'annotations'}
+    save(root / 'bare.json', bare)
+    bare_file = {'test_dataloader.dataset.ann_file': 'bare.json'}
+    with pytest.raises(DataError, match="'annotations' is missing.*format_only=True and outf"):
+        scored(root, tmp_path, **bare_file)
+    remedy = {
+        'test_evaluator.format_only': True,
+        'test_evaluator.outfile_prefix': str(tmp_path / 'results'),
+    }
+    for more in {}, {'test_evaluator.type': 'mmdet.CocoMetric'}:
+        scored(root, tmp_path, **bare_file, **remedy, **more)
+        rows = json.loads((tmp_path / 'results.bbox.json').read_text())
+        assert len(rows) == sum(len(found[i['file_name']]) for i in bare['images'])
+        (tmp_path / 'results.bbox.json').unlink()
 
 
 def test_a_training_is_validated_on_each_set_and_its_best_is_found(root, sets, found, tmp_path):
