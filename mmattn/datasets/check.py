@@ -14,13 +14,13 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from mmattn.datasets import files, held
+from mmattn.datasets import files, held, unseen
 from mmattn.datasets.label_maps import LabelMaps
 from mmattn.datasets.steps import Loading
 from mmattn.engine.config import dataset_leaves
 from mmattn.errors import DataError, UsageError, printable
 
-_VERSION = 3  # of the check of label maps: a verdict of another version does not count
+_VERSION = 4  # of the check of label maps: a verdict of another version does not count
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn' / 'checks'
 # Made by tools/prepare_data.py, into data/<name>.
 _PREPARED = ('street', 'coco', 'bccd', 'dsb2018', 'cityscapes')
@@ -74,8 +74,14 @@ def check_data(cfg: dict, where: str, evaluator: dict | list | None = None) -> N
                     f'{step["type"]} of {where} has ignore_empty=True, by which an image that '
                     'cannot be read is replaced by another without a word. Leave it out.'
                 )
-        dataset = build(leaf)
-        if has_label_maps(dataset):
+        dataset, clients = build(leaf), unseen.backends(leaf)
+        if clients:
+            masks = learns_masks(leaf)
+            warnings = unseen.check_behind(leaf, where, clients, masks, len(leaves) > 1)
+        elif has_label_maps(dataset) and are_images_alone(leaf, where, evaluator):
+            unseen.check_images(dataset, where)
+            continue
+        elif has_label_maps(dataset):
             warnings = _check_label_maps(LabelMaps(dataset, leaf, where))
         elif hasattr(dataset, 'COCOAPI'):
             warnings = check_coco(dataset, leaf, where, evaluator, part=len(leaves) > 1)
@@ -253,6 +259,11 @@ def unscored(evaluator) -> bool:
     """Whether results are only written, as for the server of a benchmark."""
     several = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
     return all(isinstance(one, dict) and bool(one.get('format_only')) for one in several)
+
+
+def are_images_alone(leaf: dict, where: str, evaluator) -> bool:
+    """Whether nobody reads the label maps of a data set: the test set of a benchmark has none."""
+    return not where.startswith('train') and unscored(evaluator) and unseen.has_images_alone(leaf)
 
 
 def _check_label_maps(maps: LabelMaps) -> list[str]:

@@ -94,11 +94,16 @@ def held(leaf: dict, masks: bool = False) -> Held:
         except MmattnError:
             raise
         except Exception as error:  # its class may be anyone's
-            text = str(error).strip() or type(error).__name__
+            text = (str(error).strip() or type(error).__name__).rstrip('.')
             kind = f'{type(error).__name__}: ' if isinstance(error, KeyError) else ''
+            client = leaf.get('backend_args')
+            remedy = (
+                f'Is backend_args={client!r} right?'
+                if client
+                else ('Is ann_file of the kind that it reads?')
+            )
             raise DataError(
-                f'data set {leaf["type"]} cannot be loaded: {kind}{text}. Is ann_file of the kind '
-                'that it reads?'
+                f'data set {leaf["type"]} cannot be loaded: {kind}{text}. {remedy}'
             ) from error
     known = not dataset.data_list or any('instances' in entry for entry in dataset.data_list)
     boxes = sum(

@@ -79,6 +79,17 @@ class LabelMaps:
         pairing.check_suffixes(self.name, dataset)
         self.image_suffix, self.suffix = dataset.img_suffix, dataset.seg_map_suffix
         samples = dataset.load_data_list()
+        if self.listed and not samples:
+            raise DataError(f'{self.name}: {self.list} names no image. Set ann_file.')
+        indices = getattr(dataset, '_indices', None)
+        self.cut = indices is not None
+        if self.cut and samples:
+            count = len(samples)
+            samples = pairing.chosen(samples, indices)
+            if not samples:
+                raise DataError(
+                    f'{self.name}: indices={indices!r} leaves none of {count} images. Leave it out.'
+                )
         pairs = [(d['img_path'], d['seg_map_path']) for d in samples]
         if self.list:
             for pair in pairs:
@@ -233,6 +244,12 @@ class LabelMaps:
                 faults.append(Fault('ignored', text))
             else:
                 warnings.append(f'{self.name}: {text}.')
+        elif self.train and len(present) == 1:
+            only = self.classes[self.table[min(present)]]
+            warnings.append(
+                f'{self.name}: every pixel is {only!r}, so there is nothing to tell it from, and a '
+                'network that learns nothing scores near 100.'
+            )
         elif self.reduced and self.raw and last - 1 in present and last not in present:
             if pixels[0] * (last + 1) > total:  # more than a label has on average
                 warnings.append(
@@ -360,7 +377,7 @@ class LabelMaps:
 
     def lonely(self) -> list[str]:
         """A warning if there are label maps that belong to no image."""
-        return [] if self.listed else pairing.lonely(self)
+        return [] if self.listed or self.cut else pairing.lonely(self)
 
     def remedy_of_missing(self, kind: str) -> str:
         """What to do about images that lack something, by the kind of `missing`."""

@@ -1,10 +1,13 @@
 """Why images and label maps do not come in pairs, and what to do: suffixes, lists, upper case."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmattn.errors import UsageError, printable
+
+from . import mending
 
 if TYPE_CHECKING:
     from .label_maps import LabelMaps
@@ -29,6 +32,13 @@ def check_suffixes(name: str, dataset) -> None:
             )
 
 
+def chosen(samples: list, indices: int | Sequence[int]) -> list:
+    """Those of the samples that `indices` of a data set keeps, as mmengine counts them."""
+    if isinstance(indices, int):
+        return samples[:indices] if indices >= 0 else samples[indices:]
+    return [samples[i] for i in indices]
+
+
 def other_suffix(maps: 'LabelMaps') -> str:
     """The suffix that the images have, as a remedy; empty where there are none of any."""
     counts: dict[str, int] = {}
@@ -47,6 +57,8 @@ def remedy(maps: 'LabelMaps', kind: str) -> str:
     """What to do about images that do not exist or have no label map."""
     if kind == 'do not exist':
         known = _of_list(maps)
+    elif not maps.image_suffix and not maps.list:  # a name is nothing but suffix
+        known = other_suffix(maps)
     else:
         lost = [label for image, label in maps.lost if os.path.isfile(image)]
         suffix = _suffix_of_all(lost, maps.suffix)
@@ -66,6 +78,9 @@ def remedy(maps: 'LabelMaps', kind: str) -> str:
 def _of_list(maps: 'LabelMaps') -> str:
     """What is wrong with the names in a list of images."""
     lines = Path(maps.list).read_text(encoding='utf-8').splitlines()
+    if lines and lines[0].startswith('\ufeff'):
+        mend = mending.without_mark(maps.list)
+        return f'{maps.list} starts with a byte-order mark. Take it off: {mend}'
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty:
         return f'Line {empty} of {maps.list} is empty: remove it.'

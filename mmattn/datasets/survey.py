@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.datasets import check, coco, coco_images, files, held
+from mmattn.datasets import check, coco, coco_images, files, held, unseen
 from mmattn.datasets.pairing import some
 from mmattn.datasets.steps import Loading
 from mmattn.engine.config import check_config, dataset_leaves, load_config, parse_options
@@ -161,8 +161,15 @@ def _examine(same: list[tuple[str, dict]], pool: Executor, cfg: dict) -> tuple[d
     part = dict(type=leaf['type'], folder=None, loaders=loaders, images=0, problems=[], warnings=[])
     census = None
     try:
-        dataset = check.build(leaf)
-        if check.has_label_maps(dataset):
+        dataset, clients = check.build(leaf), unseen.backends(leaf)
+        evaluator = cfg.get(loaders[0].replace('_dataloader', '_evaluator'))
+        if clients:
+            several = len(list(dataset_leaves(cfg[loaders[0]]['dataset']))) > 1
+            masks = check.learns_masks(leaf)
+            part['warnings'] += unseen.check_behind(leaf, loaders[0], clients, masks, several)
+        elif check.has_label_maps(dataset) and check.are_images_alone(leaf, loaders[0], evaluator):
+            unseen.check_images(dataset, loaders[0])
+        elif check.has_label_maps(dataset):
             maps = check.LabelMaps(dataset, leaf, ', '.join(loaders))
             census = _examine_maps(maps, part, pool)
         elif hasattr(dataset, 'COCOAPI'):
@@ -235,6 +242,7 @@ def _examine_coco(
     try:
         content = coco.parse(file.read_bytes(), str(file))
         coco.check_instances(content)
+        content.setdefault('annotations', [])  # none in the test set of a benchmark
         images, annotations, categories = (coco.read_entries(content, kind) for kind in coco.KEYS)
     except DataError:
         return  # said above

@@ -262,8 +262,9 @@ def test_masks_of_0_and_255_are_no_label_maps(plain, said):
     ):
         plain([[0, 255]], [[255, 0]])
     plain([[0, 255]], [[1, 0]])  # one class more in one map
-    plain([[0, 0]], [[0, 0]])  # nothing but one class
     assert not said
+    plain([[0, 0]], [[0, 0]])  # nothing but one class
+    assert "every pixel is 'a', so there is nothing to tell it from" in said[0]
     with pytest.raises(DataError, match="but 0 means 'a' and 255 is ign.*Write 1 instead of 255"):
         plain([[0, 255]], [[255, 0]], classes='ab')
 
