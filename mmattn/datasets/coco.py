@@ -140,11 +140,7 @@ def _state(folder: Path, names: list[str]) -> str:
 
 
 def parse(data: bytes, name: str) -> dict:
-    if data.startswith(codecs.BOM_UTF8):
-        raise DataError(
-            'not valid JSON at byte 0: it starts with a byte-order mark, which pycocotools does '
-            f'not read. Take it off: {mending.without_mark(name.split(" (")[0])}'
-        )
+    data = data.removeprefix(codecs.BOM_UTF8)  # which Windows editors write
     if len(data) > 5e7:
         print(f'reading and checking {name}, {len(data) / 1e6:.0f} MB', file=sys.stderr, flush=True)
     try:

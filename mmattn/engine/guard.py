@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
+from torch.utils.data._utils.worker import _worker_loop
 
 from mmattn.errors import MemoryShortage, NonFiniteError, Stopped, Terminated
 
@@ -46,8 +48,12 @@ class Listener:
         self.heard: str | None = None
         self.started = False
         self.check_others: Callable[[], None] = lambda: None
+        self._process = os.getpid()
 
     def __call__(self, number: int, frame=None) -> None:
+        if os.getpid() != self._process:
+            _end_unless_loading(number)
+            return
         again, self.heard = self.heard, signal.Signals(number).name
         if number == signal.SIGINT and (again or not self.started):
             raise KeyboardInterrupt
@@ -62,6 +68,16 @@ class Listener:
         if self.heard:
             when = ' before the first step, nothing to save' if self.training else ''
             raise Terminated(f'stopped by {self.heard}{when}.')
+
+
+def _end_unless_loading(number: int) -> None:
+    """In a forked process: a pool ends its workers by a signal and waits until they are gone.
+
+    A data worker goes on: `exact.start_worker` is about to have it ignore the signal.
+    """
+    if getattr(multiprocessing.current_process(), '_target', None) is not _worker_loop:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 @contextlib.contextmanager

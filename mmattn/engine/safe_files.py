@@ -1,14 +1,20 @@
-"""mmengine's readers of files, made safe for the whole process: importing this is enough.
+"""Readers of files, made safe for the whole process: importing this is enough.
 
 `mmengine.fileio.load`, through which configs, annotations, class weights and proposals are read,
-executes what is in a pickle, and what a tag of YAML names. Writing is as before.
+executes what is in a pickle, and what a tag of YAML names. Writing is as before. pycocotools opens
+JSON in whatever encoding the system has; it reads UTF-8 now, with or without a byte-order mark.
 """
+
+from functools import partial
 
 import yaml
 from mmengine.fileio import register_handler
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
+from pycocotools import coco
 
 from mmattn.errors import DataError
+
+coco.open = partial(open, encoding='utf-8-sig')  # in that module's name space alone
 
 
 class _Dumper(yaml.SafeDumper):

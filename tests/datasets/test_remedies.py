@@ -265,13 +265,6 @@ def edit(leaf, change):
         json.dump(content, file)
 
 
-def byte_order_mark(root):
-    leaf = box_set(root)
-    path = root / 'set.json'
-    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
-    return leaf, 'Take it off: python -c', command_in
-
-
 def backslashes(root):
     def change(content):
         for image in content['images']:
@@ -397,7 +390,7 @@ def panoptic_for_instances(root):
 
 
 BOXES = [
-    byte_order_mark, backslashes, quoted, folder_twice, order, orientation, crowds, ignored, too_small, no_index,
+    backslashes, quoted, folder_twice, order, orientation, crowds, ignored, too_small, no_index,
     of_another_class, run_length, without_masks, panoptic_for_instances,
 ]  # fmt: skip
 

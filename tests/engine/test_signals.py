@@ -1,7 +1,9 @@
 """A signal ends a training behind its step, with a checkpoint that resumes exactly."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -56,6 +58,21 @@ def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
     with pytest.raises(Terminated, match=r'^stopped by SIGTERM\.$'):
         runner.test(CONFIG, None, work_dir=tmp_path / 'run', options=tiny)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_pool_ends_its_workers(training):
+    """As mmdet's VOCMetric does behind a validation: one that lives on would be waited for."""
+    with listening(training):
+        worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+        worker.start()
+        for _ in range(3):  # the first may come before the worker runs
+            time.sleep(0.2)
+            worker.terminate()
+        worker.join(10)
+        ended = worker.exitcode
+        worker.kill()
+    assert ended == -signal.SIGTERM
 
 
 def test_ctrl_c_once_ends_in_order_and_twice_at_once():

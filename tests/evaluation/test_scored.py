@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -63,6 +64,17 @@ def scored(root, tmp_path, extra='', **options):
 
 def ap(*args):
     return round(average_precision(*args), 3)
+
+
+def test_files_with_a_byte_order_mark(root, sets, found, tmp_path):
+    """As editors on Windows write them: trained on, and scored with the same number."""
+    marked = tmp_path / 'marked'
+    shutil.copytree(root, marked)
+    for file in marked.glob('*.json'):
+        file.write_bytes(b'\xef\xbb\xbf' + file.read_bytes())
+    assert scored(marked, tmp_path)['coco/bbox_mAP'] == ap(sets['val'], found)
+    train(config(tmp_path / 'own.py', marked), work_dir=tmp_path / 'run', validate=False)
+    assert (tmp_path / 'run' / 'iter_2.pth').is_file()
 
 
 def test_a_set_alone(root, sets, found, tmp_path):
