@@ -319,6 +319,7 @@ def test_the_tool_averages(mode, checkpoint, tiny, tmp_path, capsys, monkeypatch
         work_dir=tmp_path / 'theirs',
         out=tmp_path / 'their_maps',
         tta=True,
+        rehearsal=False,  # which would merge, too
         options=options | {'model.type': 'EncoderDecoder', 'tta_model.type': 'SegTTAModel'},
     )
     assert same(theirs, record['metrics']) and len(merged) == 2
