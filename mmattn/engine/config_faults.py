@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from mmattn.errors import Exit, MmattnError, UsageError, explain
 
+from .fault_places import channels_remedy, key_of, module_of, sample_remedy
 from .guard import out_of_memory
 
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmattn')
@@ -33,9 +34,10 @@ def part(runner, where: str) -> Iterator[None]:
         known = explain(error)
         if known and known[0] != Exit.BUG:
             raise
+        reason = _reason(error, runner)
+        remedy = _remedy(error, runner) or _remedy_of_parts(error, reason, where, runner)
         raise UsageError(
-            f'config {runner.cfg.filename} fails in {where}: {_reason(error)}'
-            f'{_remedy(error, runner)}'
+            f'config {runner.cfg.filename} fails in {where}: {reason}{remedy}'
         ) from error
 
 
@@ -50,13 +52,28 @@ def last_batch(loader: DataLoader) -> int:
         return 0
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, runner) -> str:
     """Kind, text and place of an error."""
-    text = ' '.join(str(error).split()).rstrip('.') or 'no message'
     frames = traceback.extract_tb(error.__traceback__)
+    text = ' '.join(str(error).split()).rstrip('.') or frames[-1].line or 'no message'
     place = next((f for f in reversed(frames) if _in_package(f.filename)), None)
-    at = f' ({_in_package(place.filename)}:{place.lineno})' if place else ''
+    places = [f'{_in_package(place.filename)}:{place.lineno}'] if place else []
+    name = module_of(error, runner.model)
+    if name:
+        key, _ = key_of(name, runner.cfg.model)
+        inner = name.removeprefix(key.removeprefix('model.')).strip('.')
+        places.append(key if not inner else name if key == 'model' else f'{key}: {inner}')
+    at = f' ({", ".join(places)})' if places else ''
     return f'{type(error).__name__}: {text}{at}.'
+
+
+def _remedy_of_parts(error: Exception, reason: str, where: str, runner) -> str:
+    """What to do about a part of the network or of the samples."""
+    words = where.split()
+    mode = next((m for m in ('val', 'test') if any(w.startswith(m) for w in words)), 'train')
+    return channels_remedy(error, runner.model, runner.cfg.model) or sample_remedy(
+        reason, f'{mode}_dataloader', runner.cfg
+    )
 
 
 def _in_package(file: str) -> str:

@@ -15,6 +15,7 @@ from mmattn.engine.runner import train
 from mmattn.errors import UsageError
 from tests.conftest import ROOT
 from tests.engine.test_resume import EPOCHS
+from tests.engine.test_whole_course import COURSES, detection
 
 CONFIG = ROOT / 'configs' / 'fcn_r18_street.py'
 HEAD = 'model.decode_head'
@@ -150,6 +151,22 @@ FAULTS = {
         'fails in the first training step: AssertionError: only one of size and size_divisor',
         {'model.data_preprocessor.size': (64, 64)},
     ),
+    'channels of a head': (
+        {f'{HEAD}.in_channels': 2048},
+        r'to have 2048 .*model.decode_head: convs.0.conv\). Set model.decode_head.in_channels=64,',
+        {f'{HEAD}.in_channels': 64},
+    ),
+    'nothing packed': (
+        {'train_dataloader.dataset.pipeline': [
+            dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+            dict(type='RandomCrop', crop_size=(64, 64)),
+        ]},
+        "KeyError: 'inputs' .*Let the pipeline of train_dataloader end in PackSegInputs",
+        {'train_dataloader.dataset.pipeline': [
+            dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+            dict(type='RandomCrop', crop_size=(64, 64)), dict(type='PackSegInputs'),
+        ]},
+    ),
     'a batch of one under a pooled norm': (
         {HEAD: POOLED, 'train_dataloader.batch_size': 1},
         r'Expected more than 1 value per channel.*set train_dataloader.batch_size=2',
@@ -277,6 +294,43 @@ def test_a_detector_that_finds_nothing_yet_has_metrics(street, tmp_path):
         UsageError, match="save_best='mAP': val_evaluator gives .*mean coco/bbox_mAP"
     ):
         train(path, work_dir=tmp_path / 'run', options=options)
+
+
+DETECTION = {
+    'channels of a head': (
+        {'model.bbox_head.in_channels': 32},
+        r'to have 32 .*Set model.bbox_head.in_channels=16, as its input has',
+        {'model.bbox_head.in_channels': 16},
+    ),
+    'channels of several maps': (
+        {'model.neck.in_channels': [64, 128, 256, 512]},
+        r'to have 128 .*Set model.neck.in_channels=\[8, 16, 32, 64\]',
+        {'model.neck.in_channels': [8, 16, 32, 64]},
+    ),
+    'no boxes': (
+        {'train_dataloader.dataset.pipeline.1.with_bbox': False},
+        "no attribute 'bboxes' .*Set with_bbox=True in LoadAnnotations of the pipeline of train_",
+        {'train_dataloader.dataset.pipeline.1.with_bbox': True},
+    ),
+    'a fact of the image': (
+        {'val_dataloader.dataset.pipeline.3.meta_keys': ('img_id', 'ori_shape', 'img_shape')},
+        r"assert .*'scale_factor'.*Add 'scale_factor' to the meta_keys of PackDetInputs in the pipe",
+        {'val_dataloader.dataset.pipeline.3.meta_keys': (
+            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'
+        )},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DETECTION)
+def test_a_fault_of_a_detector_is_named_with_its_key(name, street, tmp_path):
+    config, network, _ = COURSES['one stage']
+    options = network | detection(street) | {'train_cfg.max_epochs': 1}
+    wrong, message, remedy = DETECTION[name]
+    with pytest.raises(UsageError, match=message):
+        train(config, work_dir=tmp_path, options=options | wrong)
+    train(config, work_dir=tmp_path, options=options | wrong | remedy)
+    assert (tmp_path / 'epoch_1.pth').is_file()
 
 
 def test_most_of_a_batch_being_padding_is_said(small, tmp_path):
