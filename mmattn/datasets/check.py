@@ -23,7 +23,15 @@ from mmattn.errors import DataError, UsageError, printable
 _VERSION = 4  # of the check of label maps: a verdict of another version does not count
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn' / 'checks'
 # Made by tools/prepare_data.py, into data/<name>.
-_PREPARED = ('street', 'coco', 'bccd', 'dsb2018', 'cityscapes')
+_FROM_ROOT = 'python tools/prepare_data.py {} --root DIR'
+_PREPARED = {
+    'street': 'Make it with: python tools/prepare_data.py street',
+    'coco': f'Unpack COCO 2017 into a folder, then run: {_FROM_ROOT.format("coco")}',
+    **{
+        name: f'Get the original set, then run: {_FROM_ROOT.format(name)}'
+        for name in ('bccd', 'dsb2018', 'cityscapes')
+    },
+}
 
 
 def check_loaders(cfg: dict, *parts: str, skip: bool = False) -> None:
@@ -182,8 +190,7 @@ def check_coco(dataset, leaf: dict, where: str, evaluator=None, *, part: bool = 
     file = Path(dataset.ann_file)
     if name in _PREPARED and not file.is_file():
         raise DataError(
-            f'data set {leaf["type"]} ({where}): {file} does not exist. '
-            f'Make it with: python tools/prepare_data.py {name}'
+            f'data set {leaf["type"]} ({where}): {file} does not exist. {_PREPARED[name]}'
         )
     train, kind = where.startswith('train'), type(dataset)
     loads = [step for step in leaf.get('pipeline', []) if 'with_mask' in step]

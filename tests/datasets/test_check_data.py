@@ -454,3 +454,30 @@ def test_a_damaged_jpeg_is_known_by_what_its_decoder_prints(tmp_path):
     assert found[1] == [('file', f'image {bad} is damaged: {found[1][0].text.split(": ", 1)[1]}')]
     assert 'Corrupt JPEG data: premature end' in found[1][0].text
     assert found[3][0].kind == 'doubt' and ' extraneous bytes' in found[3][0].text
+
+
+@pytest.mark.parametrize('name', ['street', 'coco', 'bccd', 'dsb2018', 'cityscapes'])
+def test_what_prepares_a_known_set_is_a_command_that_exists(name, tmp_path, monkeypatch):
+    """Only `street` is made from nothing; the others start from what one has downloaded."""
+    from mmattn.datasets.check import _PREPARED
+
+    command = _PREPARED[name].rpartition(': python ')[2].split()
+    assert command[:2] == ['tools/prepare_data.py', name]
+    assert ('--root' in command) is (name != 'street')
+    monkeypatch.chdir(ROOT)
+    empty = [str(tmp_path) if part == 'DIR' else part for part in command[1:]]
+    if name == 'street':
+        empty += [
+            '--out',
+            str(tmp_path / 'street'),
+            '--images',
+            '1',
+            '1',
+            '1',
+            '--size',
+            '64',
+            '32',
+        ]
+    else:
+        empty += ['--out', str(tmp_path / 'out')]
+    assert tool('prepare_data')(empty) == (0 if name == 'street' else 3)
