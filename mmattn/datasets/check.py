@@ -82,6 +82,11 @@ def check_data(cfg: dict, where: str, evaluator: dict | list | None = None) -> N
                     f'{step["type"]} of {where} has ignore_empty=True, by which an image that '
                     'cannot be read is replaced by another without a word. Leave it out.'
                 )
+        if not where.startswith('train') and leaf.get('indices') in (0, [], ()):
+            raise UsageError(
+                f'config key {where}.dataset.indices={leaf["indices"]!r} leaves no image. Leave it '
+                'out.'
+            )
         dataset, clients = build(leaf), unseen.backends(leaf)
         if clients:
             masks = learns_masks(leaf)

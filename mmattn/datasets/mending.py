@@ -1,8 +1,12 @@
-"""Commands of one line that mend a JSON file, to be printed where one is refused for it."""
+"""Commands of one line that mend a file of data, to be printed where one is refused for it."""
 
 import shlex
 from pathlib import Path
 
+_WITHOUT_MARK = (
+    "import sys; f = sys.argv[1]; t = open(f, encoding='utf-8-sig').read(); "
+    "open(f, 'w', encoding='utf-8').write(t)"
+)
 _EDIT = (
     "import json, sys; f, *n = sys.argv[1:]; d = json.load(open(f, 'rb')); {}; "
     "json.dump(d, open(f, 'w'))"
@@ -17,6 +21,11 @@ _ORDER = "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in 
 
 def _command(code: str, *arguments: str | Path) -> str:
     return ' '.join(['python -c', f'"{code}"', *(shlex.quote(str(a)) for a in arguments)])
+
+
+def without_mark(file: str | Path) -> str:
+    """Takes the byte-order mark off a file."""
+    return _command(_WITHOUT_MARK, file)
 
 
 def with_slashes(file: str | Path) -> str:

@@ -35,7 +35,7 @@ def part(runner, where: str) -> Iterator[None]:
         if known and known[0] != Exit.BUG:
             raise
         reason = _reason(error, runner)
-        remedy = _remedy(error, runner) or _remedy_of_parts(error, reason, where, runner)
+        remedy = _remedy(error, runner, where) or _remedy_of_parts(error, reason, where, runner)
         raise UsageError(
             f'config {runner.cfg.filename} fails in {where}: {reason}{remedy}'
         ) from error
@@ -85,11 +85,12 @@ def _in_package(file: str) -> str:
     return ''
 
 
-def _remedy(error: Exception, runner) -> str:
+def _remedy(error: Exception, runner, where: str) -> str:
     """What to do, where that is known."""
     text = str(error)
     if 'Expected more than 1 value per channel' in text:
-        return _remedy_of_norm(getattr(runner, 'real', None) or runner)
+        # elsewhere one image is one image: what then fails is no norm over a batch
+        return _remedy_of_norm(getattr(runner, 'real', None) or runner) if 'train' in where else ''
     for key, found in _dicts(runner.cfg.model, 'model'):
         loss, weights = found.get('loss_decode'), found.get('class_weight')
         single = found.get('out_channels') == 1 and isinstance(loss, dict)

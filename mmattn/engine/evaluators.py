@@ -95,6 +95,15 @@ def folder_of(out: str | Path) -> Path:
     return Path(out).parent if Path(out).suffix in _DUMPS else Path(out)
 
 
+def folders_written(cfg: Config, part: str) -> Iterator[tuple[str, Path]]:
+    """The config keys by which metrics of 'val' or 'test' write files, and the folders of these."""
+    for _, metric, _ in _metrics(cfg.get(f'{part}_evaluator') or [], cfg):
+        for key in 'outfile_prefix', 'output_dir', 'out_file_path':
+            if metric.get(key):
+                path = Path(metric[key])
+                yield f'{part}_evaluator.{key}', path if key == 'output_dir' else path.parent
+
+
 def prepare_evaluation(runner: Runner, part: str) -> None:
     """Compare the built data set and evaluator of a loop: see `score_what_is_tested`.
 

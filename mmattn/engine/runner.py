@@ -42,7 +42,7 @@ from .config import check_config, dataset_leaves, load_config, parse_options, re
 from .config_keys import nearest
 from .config_options import command_line
 from .course import check_same, course_of, digest
-from .evaluators import fit_evaluator, folder_of, prepare_evaluation, write_to
+from .evaluators import fit_evaluator, folder_of, folders_written, prepare_evaluation, write_to
 from .exact import (
     LOOPS,
     Batches,
@@ -556,6 +556,8 @@ def _train(
         if not allowed['config']:
             check_checkpoint_classes(cfg, dict(_class_counts(cfg.model, 'model')), meta, found)
     check_writable(work_dir)
+    for key, folder in folders_written(cfg, 'val') if validate else ():
+        check_writable(folder, key)
     if _is_main():
         check_loaders(cfg, 'train', *(['val'] if validate else []), skip=skip_data_check)
     _scale_lr(cfg, auto_scale_lr)
@@ -671,6 +673,8 @@ def _test(
         check_writable(Path(show_dir), '--show-dir')
     if out:
         check_writable(folder_of(out), '--out')
+    for key, folder in folders_written(cfg, 'test'):
+        check_writable(folder, key)
     if _is_main():
         check_loaders(cfg, 'test', skip=skip_data_check)
     runner = _build(cfg, 'test_loop')

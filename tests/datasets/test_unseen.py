@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmattn.datasets import check
 from mmattn.datasets.check import check_data
-from mmattn.errors import DataError
+from mmattn.errors import DataError, UsageError
 from tests.datasets.small_sets import box_set, label_set
 
 TRAIN, TEST = 'train_dataloader', 'test_dataloader'
@@ -130,6 +130,9 @@ def test_what_indices_leave_out_need_not_be_there(said, tmp_path):
             check_data(dict(leaf, indices=indices), TRAIN)
     with pytest.raises(DataError, match='indices=0 leaves none of 4 images. Leave it out'):
         check_data(dict(leaf, indices=0), TRAIN)
+    for none in 0, []:
+        with pytest.raises(UsageError, match='dataset.indices=.* leaves no image. Leave it out'):
+            check_data(dict(leaf, indices=none), TEST)
 
 
 def test_the_mark_of_a_list_is_taken_off_by_what_is_advised(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmattn.engine.outputs import picture_names
 from mmattn.engine.runner import test as evaluate
+from mmattn.engine.runner import train
 from mmattn.errors import UsageError, WriteError
 from tests.conftest import ROOT, tiny_options
 from tests.squares import by_heart, config, recite, save, squares
@@ -243,6 +244,29 @@ def test_a_folder_that_cannot_be_written(detector, tmp_path):
 
 
 # ---- what is in them -----------------------------------------------------------------------------
+@pytest.mark.parametrize('place', ['file/results', '/proc/none/results'])
+def test_files_of_a_metric_that_cannot_be_written(detector, tmp_path, place):
+    """Before the first step, of a test and of a training."""
+    run, _ = detector
+    (tmp_path / 'file').write_text('taken')
+    prefix = str(tmp_path / place)
+    key = 'evaluator.outfile_prefix'
+    with pytest.raises(WriteError, match=rf'Choose another folder with test_{key}'):
+        run(options={f'test_{key}': prefix})
+    with pytest.raises(WriteError, match=rf'Choose another folder with val_{key}'):
+        train(tmp_path / 'own.py', work_dir=tmp_path / 'run', options={f'val_{key}': prefix})
+    run(options={f'test_{key}': str(tmp_path / 'new/deep/results')})
+    assert names(tmp_path / 'new') == ['deep/results.bbox.json']
+
+
+def test_a_norm_that_fails_on_one_image_of_a_test_has_no_remedy(tmp_path):
+    """Groups of one value each: no size of a training batch changes that."""
+    squares(tmp_path, 'train', 2), squares(tmp_path, 'val', 2)
+    path = config(tmp_path / 'own.py', tmp_path)
+    with pytest.raises(UsageError, match=r'Expected more than 1 value per channel.*gn\)\.$'):
+        evaluate(path, None, work_dir=tmp_path / 'work')
+
+
 def test_maps_of_a_set_whose_0_is_nothing_are_those_of_infer(segmentor, tmp_path, monkeypatch):
     """Class indices from 0; for a benchmark's server, as that counts."""
     from mmattn.evaluation.iou_metric import IoUMetric
