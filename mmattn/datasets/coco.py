@@ -178,11 +178,11 @@ def _check(
         warnings.append(text)
 
     check_instances(coco)
-    if 'annotations' not in coco and not train:
+    if not train and 'annotations' not in coco and 'images' in coco:
         if scored:
             raise DataError(
                 "'annotations' is missing, so there is nothing to score. Set ann_file to a file "
-                'that has them, or format_only=True and outfile_prefix in the evaluator.'
+                'that has them; a test may have test_evaluator.format_only=True and outfile_prefix.'
             )
         coco = dict(coco, annotations=[])
     images, annotations, categories = (read_entries(coco, kind) for kind in KEYS)

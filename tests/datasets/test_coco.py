@@ -273,7 +273,7 @@ def test_missing_file_and_folder(case, tmp_path):
         (b'', 'not valid JSON at byte 0: '),
         (b'<html>', 'not valid JSON at byte 0: '),
         (b'\xff\xfe{}', 'not valid JSON: .*decode'),
-        (b'\xef\xbb\xbf{}', 'not valid JSON at byte 0: '),
+        (b'\xef\xbb\xbf{}', "'images' is missing"),
         (b'[' * 100_000, 'not valid JSON: .*recursion'),
         (b'{"images": ' + b'1' * 5000 + b'}', 'not valid JSON: .*digits'),
         (b'[1, 2]', r'top level is \[1, 2\], expected an object'),
