@@ -135,7 +135,8 @@ def _samples(runner, dataset, model: nn.Module) -> list:
 def _batch_size(loader: DataLoader, model: nn.Module) -> int:
     """The smallest batch of an epoch, at most two images; one where no norm looks at the batch."""
     size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
-    if not any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+    norms = _BatchNorm | nn.GroupNorm  # torch counts a group's values over the batch
+    if not any(isinstance(m, norms) and m.training for m in model.modules()):
         return 1
     return min(size, last_batch(loader) or size, 2)
 

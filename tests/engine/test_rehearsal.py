@@ -230,6 +230,16 @@ def test_a_last_batch_of_one_is_met_before_the_epoch_ends(small, tmp_path):
     train(CONFIG, work_dir=tmp_path, options=options | {'train_dataloader.drop_last': True})
 
 
+def test_a_group_norm_over_pooled_values_is_tried_on_two_images(small, tmp_path):
+    """It has one value per group of an image, and torch wants two of the batch."""
+    norm = dict(type='GN', num_groups=16)
+    options = {k: v for k, v in small.items() if 'auxiliary_head' not in k}
+    options |= {HEAD: POOLED | dict(norm_cfg=norm), 'model.auxiliary_head': None}
+    options |= {'model.backbone.norm_eval': True}
+    train(CONFIG, work_dir=tmp_path, options=options, validate=False)
+    assert (tmp_path / 'iter_2.pth').is_file()
+
+
 def test_one_map_for_two_classes_wants_its_loss(small, tmp_path):
     """`out_channels=1` with a loss over classes."""
     options = small | {f'{HEAD}.out_channels': 1, f'{HEAD}.loss_decode.avg_non_ignore': False}
