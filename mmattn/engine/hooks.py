@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from mmengine.hooks import CheckpointHook as EngineCheckpointHook
@@ -58,6 +58,11 @@ class CheckpointHook(EngineCheckpointHook):
     """
 
     _waits = False  # a save is due
+    # metrics of this ecosystem of which more is better, beside those that mmengine knows
+    _default_greater_keys: ClassVar[list[str]] = [
+        *EngineCheckpointHook._default_greater_keys,
+        *('IoU', 'Dice', 'Fscore', 'Recall'),
+    ]
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)

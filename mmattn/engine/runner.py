@@ -1006,6 +1006,10 @@ def _building(cfg: Config, until: Callable[[], bool] = lambda: False):
             raise
         whole = isinstance(error, OSError) or not error.args  # a KeyError would be in quotes
         text = str(error if whole else error.args[0]).strip() or type(error).__name__
+        if text.startswith('Cannot infer the rule'):
+            text += (
+                " Write rule='greater', or 'less', next to the save_best or monitor that names it."
+            )
         raise UsageError(f'config {cfg.filename} cannot be built: {text}') from error
 
 

@@ -121,6 +121,16 @@ FAULTS = {
         r"default_hooks.checkpoint.save_best='miou': val_evaluator gives aAcc, mIoU, .*mean mIoU",
         {'default_hooks.checkpoint.save_best': 'mIoU'},
     ),
+    'a metric whose rule is not known': (
+        {'default_hooks.checkpoint': dict(type='CheckpointHook', save_best='IoU.road', interval=2)},
+        "Cannot infer the rule for key IoU.road.* Write rule='greater'",
+        {
+            'default_hooks.checkpoint': dict(
+                type='CheckpointHook', save_best='IoU.road', interval=2, rule='greater',
+                by_epoch=False,
+            )
+        },
+    ),
     'another metric': (
         {'val_evaluator.iou_metrics': ['mDice']},
         r"save_best='mIoU': val_evaluator gives aAcc, mDice",
@@ -218,6 +228,13 @@ def test_a_fault_is_named_before_the_first_step_and_its_remedy_holds(name, small
     assert not list(tmp_path.rglob('*.pth'))
     train(CONFIG, work_dir=tmp_path, options=small | wrong | remedy)
     assert (tmp_path / 'iter_2.pth').is_file()
+
+
+def test_the_best_of_one_class_needs_no_rule(small, tmp_path):
+    """Of an IoU more is better."""
+    best = {'default_hooks.checkpoint.save_best': 'IoU.road'}
+    train(CONFIG, work_dir=tmp_path, options=small | best)
+    assert (tmp_path / 'best_IoU.road_iter_2.pth').is_file()
 
 
 def test_a_last_batch_of_one_is_met_before_the_epoch_ends(small, tmp_path):
