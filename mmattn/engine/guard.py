@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,36 @@ class Listener:
             raise Terminated(f'stopped by {self.heard}{when}.')
 
 
+def _before_fork() -> None:
+    """Hold signals back while a process is forked, so that none meets a handler half replaced."""
+    _masks.held = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED) if _before else None
+
+
+def _let_through() -> None:
+    if _masks.held is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.held)
+
+
+def _in_the_fork() -> None:
+    """In a forked process, give the signals back: a handler in Python may run too late to end it.
+
+    Data workers ignore them from the start.
+    """
+    frame, names = sys._getframe(), set()
+    while frame is not None:
+        names.add(frame.f_globals.get('__name__'))
+        frame = frame.f_back
+    loading = 'torch.utils.data.dataloader' in names
+    for number, handler in _before.items():
+        signal.signal(number, signal.SIG_IGN if loading else handler)
+    _let_through()
+
+
+_before: dict = {}  # signal -> handler, of what the latest listener has replaced
+_masks = threading.local()
+os.register_at_fork(before=_before_fork, after_in_parent=_let_through, after_in_child=_in_the_fork)
+
+
 def _end_unless_loading(number: int) -> None:
     """In a forked process: a pool ends its workers by a signal and waits until they are gone.
 
@@ -88,11 +119,15 @@ def listening(training: bool = True) -> Iterator[Listener]:
         yield listener  # Python lets no other thread handle signals
         return
     before = {number: signal.signal(number, listener) for number in _HEEDED}
+    outer = dict(_before)
+    _before.update(before)
     try:
         yield listener
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _before.clear()
+        _before.update(outer)
 
 
 @atexit.register

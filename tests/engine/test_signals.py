@@ -66,13 +66,20 @@ def test_a_pool_ends_its_workers(training):
     with listening(training):
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
-        for _ in range(3):  # the first may come before the worker runs
-            time.sleep(0.2)
-            worker.terminate()
+        worker.terminate()
         worker.join(10)
         ended = worker.exitcode
         worker.kill()
     assert ended == -signal.SIGTERM
+
+
+def test_a_pool_that_waits_for_a_task_ends():
+    """Each round a worker is about to wait for a lock, where a handler in Python would be lost."""
+    with listening(training=False):
+        for _ in range(30):
+            pool = multiprocessing.get_context('fork').Pool(4)
+            pool.map(abs, range(4))
+            pool.terminate()
 
 
 def test_ctrl_c_once_ends_in_order_and_twice_at_once():
