@@ -1,4 +1,4 @@
-"""What mmdet's loader holds of an annotation file, behind its filters, and why it drops others."""
+"""What mmdet's loader keeps of an annotation file after its filters, and why it drops the rest."""
 
 import contextlib
 import io
