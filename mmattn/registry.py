@@ -18,4 +18,4 @@ def _child(parent: Registry, *locations: str) -> Registry:
 MODELS = _child(MMENGINE_MODELS, 'mmattn.blocks', 'mmattn.models')
 DATASETS = _child(MMENGINE_DATASETS, 'mmattn.datasets.camvid')
 METRICS = _child(MMENGINE_METRICS, 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou_metric')
-HOOKS = _child(MMENGINE_HOOKS, 'mmattn.engine')
+HOOKS = _child(MMENGINE_HOOKS, 'mmattn.engine.hooks')

@@ -37,7 +37,7 @@ def frozen():
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
     """Verdicts on data sets go nowhere that outlives the tests."""
-    from mmattn.datasets import check
+    from mmattn.datasets import validation as check
 
     check.CACHE = tmp_path_factory.mktemp('cache')
 

@@ -8,7 +8,7 @@ import cv2
 import pytest
 import torch
 
-from mmattn.engine.checkpoint import read_checkpoint
+from mmattn.checkpoint.read import read_checkpoint
 from tests.conftest import ROOT, tiny_options
 from tests.test_tools import flags, in_the_project, refused, tool  # noqa: F401
 

@@ -50,7 +50,7 @@ def weights():
     """Of the network of CONFIG, drawn at random."""
     from mmengine.registry import MODELS, init_default_scope
 
-    from mmattn.engine.config import load_config, replace_type
+    from mmattn.config.load import load_config, replace_type
 
     cfg = load_config(ROOT / CONFIG)
     replace_type(cfg.model, 'SyncBN', 'BN')
@@ -73,7 +73,7 @@ def test_a_pickle_with_code(reader, call, marker, tmp_path):
 def test_code_in_any_part_and_any_form_of_a_checkpoint(member, kind, marker, tmp_path):
     from mmengine.runner import load_checkpoint
 
-    from mmattn.engine.checkpoint import read_checkpoint
+    from mmattn.checkpoint.read import read_checkpoint
     from mmattn.errors import CheckpointError
 
     content, path = dict(state_dict=dict(weight=torch.ones(1))), tmp_path / 'bad.pth'
@@ -108,7 +108,7 @@ def test_a_pickle_that_a_config_names(option, code, call, marker, tmp_path):
 def test_what_mmengine_loads_and_dumps(marker, tmp_path):
     import mmengine
 
-    from mmattn.engine import safe_files  # noqa: F401
+    from mmattn.config import safe_files  # noqa: F401
     from mmattn.errors import DataError
 
     for name, kind in ('a.pkl', None), ('a.pickle', None), ('a.txt', 'pkl'):
@@ -249,7 +249,7 @@ def test_a_config_of_data_executes_nothing(files, why, call, marker, tmp_path, m
 def test_a_config_of_data_is_as_good_as_python(suffix, base, tmp_path):
     from mmengine.fileio import dump
 
-    from mmattn.engine.config import check_config, load_config
+    from mmattn.config.load import check_config, load_config
 
     content = dict(_base_=[str(ROOT / base)], train_cfg=dict(max_iters=7))
     dump(content, str(tmp_path / f'a{suffix}'))
@@ -292,7 +292,7 @@ def test_a_config_beside_published_weights_is_not_executed(marker, weights, tmp_
 @pytest.mark.parametrize('seed', range(4))
 def test_options_are_values(seed, marker):
     """Pieces of Python and of every bracket, in any order: values, or refused."""
-    from mmattn.engine.config import parse_options
+    from mmattn.config.load import parse_options
     from mmattn.errors import UsageError
 
     rng, code = np.random.default_rng(seed), f'__import__("os").mkdir("{marker}")'

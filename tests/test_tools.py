@@ -263,7 +263,7 @@ def test_infer_with_an_option_that_cannot_be_built(trained, street, tmp_path, ca
 
 @pytest.mark.parametrize('name', ['test', 'infer', 'publish'])
 def test_checkpoint_with_code_in_it(street, tiny, tmp_path, capsys, name):
-    from tests.engine.test_checkpoint import Payload
+    from tests.checkpoint.test_checkpoint import Payload
 
     marker, path = tmp_path / 'executed', tmp_path / 'bad.pth'
     torch.save(dict(state_dict={}, meta=Payload(marker)), path)
@@ -280,7 +280,7 @@ def test_checkpoint_with_code_in_it(street, tiny, tmp_path, capsys, name):
 def test_publish_twice_gives_the_same_bytes_and_a_card(trained, tmp_path, capsys):
     from safetensors import safe_open
 
-    from mmattn.engine.checkpoint import sha256
+    from mmattn.checkpoint.read import sha256
 
     work_dir, options = trained
     tool('test')([CONFIG, str(work_dir / 'best.pth'), '--work-dir', str(work_dir), *options])
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path
     from mmseg.apis import inference_model
     from mmseg.registry import MODELS
 
-    from mmattn.engine.config import load_config, replace_type
+    from mmattn.config.load import load_config, replace_type
     from mmattn.engine.runner import build_model
 
     cfg: Config = load_config(CONFIG)
@@ -365,7 +365,7 @@ def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path
 
 
 def test_the_whole_demo(tmp_path, capsys):
-    from mmattn.demo import demo
+    from mmattn.cli.demo import demo
 
     options = {k: v for k, v in tiny_options(tmp_path).items() if 'data_root' not in k}
     scores = demo(tmp_path / 'out', tmp_path / 'street', (4, 2, 2), options)

@@ -8,7 +8,7 @@ Example: python tools/ablate.py configs/retinanet_r18_bccd.py --attention none,s
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     def task() -> None:
         from pathlib import Path
 
-        from mmattn.engine.ablate import ablate
+        from mmattn.analysis.ablation import ablate
 
         out_dir = Path(args.out_dir or Path('work_dirs/ablation') / Path(args.config).stem)
         try:

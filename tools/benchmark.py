@@ -26,7 +26,7 @@ Example: python tools/benchmark.py 'c*' --size 2 256 64 64 --json benchmark.json
 import os
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,21 +62,21 @@ def main(argv: list[str] | None = None) -> int:
 
     def task() -> None:
         if args.plugins:
-            from mmattn.engine.overhead import report_overhead
+            from mmattn.benchmarks.overhead import report_overhead
 
             report_overhead('configs/mask_rcnn_r50_coco.py', args.rounds, args.json)
             return
         if args.trust:
-            from mmattn.engine.overhead import report_trust
+            from mmattn.benchmarks.overhead import report_trust
 
             report_trust('configs/mask_rcnn_r50_coco.py', args.rounds, args.json)
             return
         if args.segmentation:
-            from mmattn.engine.segmentation_benchmark import report_segmentation
+            from mmattn.benchmarks.segmentation import report_segmentation
 
             report_segmentation(args.rounds, args.json)
             return
-        from mmattn.engine.benchmark import report
+        from mmattn.benchmarks.report import report
 
         report(
             args.pattern,

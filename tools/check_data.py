@@ -9,7 +9,7 @@ Example: python tools/check_data.py configs/ccnet_r50_cityscapes.py --json data.
 
 import sys
 
-from mmattn.cli import image_options, parser, run
+from mmattn.cli.common import image_options, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.datasets.survey import survey
+        from mmattn.datasets.audit import survey
 
         survey(args.config, options=args.cfg_options, json_path=args.json)
 

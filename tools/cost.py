@@ -6,7 +6,7 @@ Example: python tools/cost.py configs/mask_rcnn_r50_coco.py --attention gc --mem
 
 import sys
 
-from mmattn.cli import config_options, parser, run
+from mmattn.cli.common import config_options, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         given.error('--compare: leave --attention, --plot and --memory-limit out')
 
     def task() -> None:
-        from mmattn.engine.cost import report_comparison, report_cost
+        from mmattn.analysis.cost import report_comparison, report_cost
 
         common = dict(
             size=args.size and tuple(args.size),

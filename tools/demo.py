@@ -6,7 +6,7 @@ Example: python tools/demo.py
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.demo import demo
+        from mmattn.cli.demo import demo
 
         demo(args.out_dir, args.data)
 

@@ -13,7 +13,7 @@ Example: python tools/evaluate.py coco --annotations instances_val2017.json --re
 import argparse
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:

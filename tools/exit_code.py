@@ -7,9 +7,9 @@ Example: torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --
 import sys
 from pathlib import Path
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 from mmattn.errors import Exit, MmattnError
-from mmattn.status import how_it_ended
+from mmattn.exit_status import how_it_ended
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ Example: python tools/export.py configs/ccnet_r18_street.py best.pth --images ph
 
 import sys
 
-from mmattn.cli import config_options, network, parser, run
+from mmattn.cli.common import config_options, network, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_intermixed_args(argv)
 
     def task() -> None:
-        from mmattn.engine.export import describe, export
+        from mmattn.inference.export import describe, export
 
         print(
             describe(

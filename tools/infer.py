@@ -8,7 +8,7 @@ Examples:
 
 import sys
 
-from mmattn.cli import config_options, network, parser, run
+from mmattn.cli.common import config_options, network, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_intermixed_args(argv)
 
     def task() -> None:
-        from mmattn.engine.infer import infer
         from mmattn.errors import DataError
+        from mmattn.inference.infer import infer
 
         done = infer(
             args.config,

@@ -6,7 +6,7 @@ Example: python tools/list_blocks.py '*nonlocal*'
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ Example: python tools/plot_classes.py fcn_r18_camvid ccnet_r18_camvid --out docs
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.visualization.classes import plot_classes
+        from mmattn.visualization.class_scores import plot_classes
 
         plot_classes(args.names, args.out, args.metafile)
         print(args.out)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 from mmattn.errors import UsageError
 
 

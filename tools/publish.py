@@ -6,7 +6,7 @@ Example: python tools/publish.py configs/ccnet_r18_street.py work_dirs/ccnet_r18
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ Example: python tools/test.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_st
 
 import sys
 
-from mmattn.cli import config_options, parser, rehearsal_option, run
+from mmattn.cli.common import config_options, parser, rehearsal_option, run
 
 
 def main(argv: list[str] | None = None) -> int:

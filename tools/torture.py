@@ -11,7 +11,7 @@ Example: python tools/torture.py configs/ccnet_r18_street.py --kills 20 --out-di
 
 import sys
 
-from mmattn.cli import parser, run
+from mmattn.cli.common import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         given.error('--soak kills nothing')
 
     def task() -> None:
-        from mmattn.engine.soak import soak
-        from mmattn.engine.torture import torture_saves, torture_training
+        from mmattn.testing.kill import torture_saves, torture_training
+        from mmattn.testing.soak import soak
 
         if args.soak:
             soak(args.config, args.out_dir, args.cfg_options)

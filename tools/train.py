@@ -5,7 +5,7 @@ Example: python tools/train.py configs/ccnet_r18_street.py
 
 import sys
 
-from mmattn.cli import config_options, parser, rehearsal_option, run
+from mmattn.cli.common import config_options, parser, rehearsal_option, run
 
 
 def main(argv: list[str] | None = None) -> int:

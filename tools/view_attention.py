@@ -6,7 +6,7 @@ Example: python tools/view_attention.py configs/ccnet_r18_street.py best.pth pho
 
 import sys
 
-from mmattn.cli import config_options, network, parser, run
+from mmattn.cli.common import config_options, network, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_intermixed_args(argv)
 
     def task() -> None:
-        from mmattn.engine.view import view_attention
+        from mmattn.inference.attention_view import view_attention
 
         done = view_attention(
             args.config,

@@ -6,8 +6,9 @@ Source: B. Zhou et al., Scene parsing through ADE20K dataset, CVPR 2017.
 from collections.abc import Callable
 from pathlib import Path
 
-from mmattn.datasets.check import check_data
 from mmattn.errors import DataError
+
+from .validation import check_data
 
 # Images per split; sceneparsing.csail.mit.edu.
 COUNTS = {'training': 20210, 'validation': 2000}

@@ -9,9 +9,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
-from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
+
+from .image_io import BROKEN, open_image
 
 # Images per split of the original.
 COUNTS = {'train': 205, 'val': 87, 'test': 72}

@@ -13,10 +13,11 @@ import numpy as np
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
-from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
 from mmattn.registry import DATASETS
+
+from .image_io import BROKEN, open_image
 
 # Images per split of the 480x360 set.
 COUNTS = {'train': 367, 'val': 101, 'test': 233}

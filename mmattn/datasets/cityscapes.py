@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coder
 
-from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
+
+from .image_io import BROKEN, open_image
 
 # Images per city of the fine annotations, as in the file lists of HRNet-Semantic-Segmentation.
 CITIES = {

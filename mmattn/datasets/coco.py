@@ -18,10 +18,25 @@ from reprlib import repr as show
 
 import numpy as np
 
-from mmattn.datasets import check, coco_images, files, held, mending
-from mmattn.datasets.rle import run_lengths
-from mmattn.datasets.steps import Loading
 from mmattn.errors import DataError
+
+from . import (
+    annotation_filter as held,
+)
+from . import (
+    coco_images,
+)
+from . import (
+    fix_commands as mending,
+)
+from . import (
+    image_io as files,
+)
+from . import (
+    validation as check,
+)
+from .loading_steps import Loading
+from .rle import run_lengths
 
 # Images per split; cocodataset.org, "2017 Train images" and "2017 Val images".
 COUNTS = {'train': 118287, 'val': 5000}

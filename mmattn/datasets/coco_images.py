@@ -16,9 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from mmattn.errors import DataError, MmattnError
 from mmattn.progress import track
 
-from . import files, mending
-from .files import Fault
-from .steps import Loading
+from . import fix_commands as mending
+from . import image_io as files
+from .image_io import Fault
+from .loading_steps import Loading
 
 _MOST = 1000  # images that are decoded before a training
 

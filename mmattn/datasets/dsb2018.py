@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coder
 
-from mmattn.datasets.coco import check_coco
-from mmattn.datasets.files import BROKEN, open_image
 from mmattn.errors import DataError
 from mmattn.progress import track
+
+from .coco import check_coco
+from .image_io import BROKEN, open_image
 
 # Images and nuclei per split.
 COUNTS = {'train': (251, 7358), 'val': (83, 2185)}

@@ -11,9 +11,11 @@ import numpy as np
 from mmattn.errors import DataError, MmattnError, UsageError
 from mmattn.progress import track
 
-from . import files, pairing, turns
-from .files import Fault, Looked
-from .steps import Loading, label_map_of
+from . import exif_orientation as turns
+from . import image_io as files
+from . import pairing
+from .image_io import Fault, Looked
+from .loading_steps import Loading, label_map_of
 
 _HOW_TO_GET = {
     'CityscapesDataset': 'Get it from cityscapes-dataset.com, then run: '

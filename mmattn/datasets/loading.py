@@ -22,7 +22,7 @@ from mmengine.registry import TRANSFORMS
 
 from mmattn.errors import DataError, MmattnError, UsageError, explain
 
-from . import files
+from . import image_io as files
 
 _ANNOTATIONS = ('annotation', 'proposal', 'label', 'segmap', 'gt')  # in names of loading steps
 _TRUTH = ('gt_', 'seg_map_path', 'instances', 'proposals', 'depth_map_path')  # keys of annotations

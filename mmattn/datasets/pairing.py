@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmattn.errors import UsageError, printable
 
-from . import mending
+from . import fix_commands as mending
 
 if TYPE_CHECKING:
     from .label_maps import LabelMaps

@@ -9,7 +9,7 @@ from mmengine.optim import LinearParamScheduler
 
 from mmattn.errors import UsageError
 
-from .guard import warn
+from .signals import warn
 
 # Of a scheduler's state: where it is, and not what it is.
 _PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')

@@ -30,44 +30,18 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.datasets.check import build, check_classes, check_loaders
-from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
-from mmattn.plugins import report
-from mmattn.zoo.catalogue import registered_blocks
-from mmattn.zoo.index import resolve
-
-from .checkpoint import block_forms, fetch, load_weights, read_checkpoint, sha256, start_from
-from .classes import check_checkpoint_classes, check_same_classes
-from .config import check_config, dataset_leaves, load_config, parse_options, replace_type
-from .config_keys import nearest
-from .config_options import command_line
-from .course import check_same, course_of, digest
-from .evaluators import fit_evaluator, folder_of, folders_written, prepare_evaluation, write_to
-from .exact import (
-    LOOPS,
-    Batches,
-    EpochLoop,
-    RandomnessHook,
-    loader_arguments,
-    waiting_gradients,
+from mmattn.checkpoint.fingerprint import check_same, course_of, digest
+from mmattn.checkpoint.plain_values import plain, plain_part, without_tensors
+from mmattn.checkpoint.pretrained import pretrained_reported
+from mmattn.checkpoint.read import (
+    block_forms,
+    fetch,
+    load_weights,
+    read_checkpoint,
+    sha256,
+    start_from,
 )
-from .guard import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
-from .hooks import adopted
-from .plain import plain, plain_part, without_tensors
-from .pretrained import pretrained_reported
-from .ranks import Ranks, meet
-from .rehearsal import rehearse
-from .run_length import (
-    batch_size_of,
-    check_batches,
-    check_lengths,
-    check_schedule,
-    follow_plan,
-    plan_of,
-    states_of,
-)
-from .runner_keys import check_modules
-from .saving import (
+from mmattn.checkpoint.write import (
     check_empty_of_weights,
     facts_of,
     find,
@@ -77,6 +51,45 @@ from .saving import (
     remove,
     write_checkpoint,
 )
+from mmattn.config.load import (
+    check_config,
+    dataset_leaves,
+    load_config,
+    parse_options,
+    replace_type,
+)
+from mmattn.config.options import command_line
+from mmattn.config.runner_keys import check_modules
+from mmattn.config.unused_keys import nearest
+from mmattn.datasets.validation import build, check_classes, check_loaders
+from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
+from mmattn.plugins import report
+from mmattn.zoo.catalogue import registered_blocks
+from mmattn.zoo.index import resolve
+
+from .class_names import check_checkpoint_classes, check_same_classes
+from .distributed import Ranks, meet
+from .evaluators import fit_evaluator, folder_of, folders_written, prepare_evaluation, write_to
+from .hooks.hooks import adopted
+from .rehearsal.rehearse import rehearse
+from .resume.data import (
+    LOOPS,
+    Batches,
+    EpochLoop,
+    RandomnessHook,
+    loader_arguments,
+    waiting_gradients,
+)
+from .run_length import (
+    batch_size_of,
+    check_batches,
+    check_lengths,
+    check_schedule,
+    follow_plan,
+    plan_of,
+    states_of,
+)
+from .signals import GuardHook, Listener, explain, listening, out_of_memory, shortage, warn, watch
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

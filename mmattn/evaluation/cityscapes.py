@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmattn.datasets.files import open_image
+from mmattn.datasets.image_io import open_image
 from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 

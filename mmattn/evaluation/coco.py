@@ -22,7 +22,7 @@ from pycocotools import mask
 from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError, UsageError
 
-from .by_name import by_name
+from .match_names import by_name
 from .scores_file import check_target, write_scores
 
 IOU_TYPES = dict(bbox='bbox', segm='segmentation')  # the field that each compares

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.datasets.files import open_image
+from mmattn.datasets.image_io import open_image
 from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 

@@ -1,16 +1,16 @@
 """Floor 4: decode heads, backbones and the networks that take `plugins=`."""
 
-from .ann_head import ANNHead as ANNHead
-from .cc_head import CCHead as CCHead
-from .cmpese_resnet import CMPESEResNet as CMPESEResNet
-from .cmpese_resnet import CMPESEResNetV1c as CMPESEResNetV1c
-from .da_head import DAHead as DAHead
-from .gc_head import GCHead as GCHead
-from .nl_head import NLHead as NLHead
-from .plugged import EncoderDecoder as EncoderDecoder
-from .plugged import FasterRCNN as FasterRCNN
-from .plugged import MaskRCNN as MaskRCNN
-from .plugged import RetinaNet as RetinaNet
-from .residual_attention_net import ResidualAttentionNet as ResidualAttentionNet
+from .backbones.cmpese_resnet import CMPESEResNet as CMPESEResNet
+from .backbones.cmpese_resnet import CMPESEResNetV1c as CMPESEResNetV1c
+from .backbones.residual_attention_net import ResidualAttentionNet as ResidualAttentionNet
+from .backbones.sknet import SKNet as SKNet
+from .heads.ann_head import ANNHead as ANNHead
+from .heads.cc_head import CCHead as CCHead
+from .heads.da_head import DAHead as DAHead
+from .heads.gc_head import GCHead as GCHead
+from .heads.nl_head import NLHead as NLHead
 from .seg_tta import SegTTAModel as SegTTAModel
-from .sknet import SKNet as SKNet
+from .with_plugins import EncoderDecoder as EncoderDecoder
+from .with_plugins import FasterRCNN as FasterRCNN
+from .with_plugins import MaskRCNN as MaskRCNN
+from .with_plugins import RetinaNet as RetinaNet

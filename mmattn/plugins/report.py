@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.blocks import AttentionBlock
 
+from .dry_run import try_network
 from .insert import plugged
-from .trial import try_network
 
 _COLUMNS = ('block', 'where', 'channels', 'map', 'parameters', 'MACs', 'frozen', 'norm in eval')
 

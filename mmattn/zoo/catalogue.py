@@ -10,8 +10,8 @@ from torch import nn
 
 from mmattn.blocks import AttentionBlock
 from mmattn.errors import UsageError
+from mmattn.plugins.flops import flop_counter
 from mmattn.registry import MODELS
-from mmattn.zoo.flops import flop_counter
 
 SIZE = (256, 64, 64)  # channels, height and width at which parameters and MACs are counted
 _COLUMNS = ('block', 'paper', 'weights over', 'parameters', 'MACs', 'identity at start', 'cannot')

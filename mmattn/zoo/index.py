@@ -63,7 +63,7 @@ def find_model(name: str) -> Model:
 def load_model(
     name: str | Path, weights: str | Path | None = None, device: str | None = None
 ) -> 'nn.Module':
-    """A model with its weights, in eval mode, ready for `mmattn.engine.predictor.Predictor`.
+    """A model with its weights, in eval mode, ready for `mmattn.inference.predictor.Predictor`.
 
     Args:
         name: of the index, or the path of a config.
@@ -110,7 +110,7 @@ def resolve(
 
 def _file(name: str, source: str | Path, attention: str | None = None) -> Path:
     """The file of a model's weights, downloaded if need be."""
-    from mmattn.engine.checkpoint import fetch
+    from mmattn.checkpoint.read import fetch
 
     if str(source).startswith('hf://'):
         path = _from_hub(name, str(source).removeprefix('hf://'), attention)
@@ -205,7 +205,7 @@ def _one_kind(kinds: dict[str, list[str]], where: str, how: str, name: str) -> l
 
 def _is_of(path: Path, name: str, kind: str) -> bool:
     """Whether a file of published weights says that it is of a model with attention added to it."""
-    from mmattn.engine.checkpoint import read_checkpoint
+    from mmattn.checkpoint.read import read_checkpoint
 
     if not kind:
         return True
@@ -218,7 +218,7 @@ def _is_of(path: Path, name: str, kind: str) -> bool:
 
 def _check_hash(path: Path, digits: str | None) -> None:
     """Compare the sha256 of a file, or the beginning of it, where it is known."""
-    from mmattn.engine.checkpoint import sha256
+    from mmattn.checkpoint.read import sha256
 
     if digits and not sha256(path).startswith(digits):
         raise CheckpointError(

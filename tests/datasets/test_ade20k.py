@@ -5,9 +5,9 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from mmattn.config.load import check_config, load_config
 from mmattn.datasets.ade20k import COUNTS, prepare_ade20k
-from mmattn.datasets.check import check_data
-from mmattn.engine.config import check_config, load_config
+from mmattn.datasets.validation import check_data
 from mmattn.errors import DataError
 from tests.conftest import ROOT
 from tests.test_tools import tool

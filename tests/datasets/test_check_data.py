@@ -16,8 +16,9 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mmattn.datasets import files, survey
-from mmattn.datasets.check import check_data
+from mmattn.datasets import audit as survey
+from mmattn.datasets import image_io as files
+from mmattn.datasets.validation import check_data
 from tests.conftest import ROOT, tiny_options
 from tests.test_tools import flags, tool
 
@@ -191,7 +192,7 @@ def test_weights_are_of_all_training_data(street, tmp_path):
 def test_a_sound_set_need_not_be_looked_at_again(street, monkeypatch):
     init_default_scope('mmseg')
     run(SEMANTIC, street)
-    monkeypatch.setattr('mmattn.datasets.files.look', None)
+    monkeypatch.setattr('mmattn.datasets.image_io.look', None)
     prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
     leaf = dict(type='CityscapesDataset', data_root=str(street), data_prefix=prefix)
     check_data(leaf, 'train_dataloader')
@@ -459,7 +460,7 @@ def test_a_damaged_jpeg_is_known_by_what_its_decoder_prints(tmp_path):
 @pytest.mark.parametrize('name', ['street', 'coco', 'bccd', 'dsb2018', 'cityscapes'])
 def test_what_prepares_a_known_set_is_a_command_that_exists(name, tmp_path, monkeypatch):
     """Only `street` is made from nothing; the others start from what one has downloaded."""
-    from mmattn.datasets.check import _PREPARED
+    from mmattn.datasets.validation import _PREPARED
 
     command = _PREPARED[name].rpartition(': python ')[2].split()
     assert command[:2] == ['tools/prepare_data.py', name]

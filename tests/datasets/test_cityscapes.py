@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
+from mmattn.config.load import check_config, load_config
 from mmattn.datasets.cityscapes import COUNTS, instances, prepare_cityscapes
 from mmattn.datasets.coco import check_coco
-from mmattn.engine.config import check_config, load_config
 from mmattn.errors import DataError
 from tests.conftest import ROOT
 

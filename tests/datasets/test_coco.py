@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coder
 
-from mmattn.datasets import check, coco
+from mmattn.datasets import coco
+from mmattn.datasets import validation as check
 from mmattn.datasets.coco import check_coco, prepare_coco
 from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmattn.datasets.files import read_image
+from mmattn.datasets.image_io import read_image
 from mmattn.errors import DataError
 
 GREY = np.array([[0, 1, 100], [200, 254, 255]], np.uint8)

@@ -8,7 +8,8 @@ from mmengine.registry import TRANSFORMS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
-from mmattn.datasets import files, loading
+from mmattn.datasets import image_io as files
+from mmattn.datasets import loading
 from mmattn.datasets.loading import ImageReader, to_display, without_annotations
 from mmattn.errors import DataError, UsageError
 

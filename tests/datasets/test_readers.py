@@ -11,8 +11,10 @@ import pytest
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 
-from mmattn.datasets import check, files, held
-from mmattn.datasets.check import LabelMaps, build, check_data
+from mmattn.datasets import annotation_filter as held
+from mmattn.datasets import image_io as files
+from mmattn.datasets import validation as check
+from mmattn.datasets.validation import LabelMaps, build, check_data
 from mmattn.errors import DataError
 from tests.datasets.small_sets import COLOURS, box_set, label_set, scene, turn, write_labels
 
@@ -34,7 +36,7 @@ def said(monkeypatch):
         assert (logger, level) == ('current', logging.WARNING)
         lines.append(text)
 
-    monkeypatch.setattr('mmattn.datasets.check.print_log', note)
+    monkeypatch.setattr('mmattn.datasets.validation.print_log', note)
     return lines
 
 

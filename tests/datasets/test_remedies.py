@@ -13,9 +13,9 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmattn.cli import run
-from mmattn.datasets.check import check_data
-from mmattn.datasets.files import VARIABLE
+from mmattn.cli.common import run
+from mmattn.datasets.image_io import VARIABLE
+from mmattn.datasets.validation import check_data
 from mmattn.errors import DataError, UsageError
 from tests.conftest import ROOT, tiny_options
 from tests.datasets.small_sets import box_set, label_set, scene, turn, write_labels
@@ -199,7 +199,7 @@ def test_label_maps(case, tmp_path):
 def test_upper_case_suffixes_are_said_before_a_training(tmp_path, monkeypatch):
     init_default_scope('mmseg')
     said = []
-    monkeypatch.setattr('mmattn.datasets.check.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('mmattn.datasets.validation.print_log', lambda text, **_: said.append(text))
     leaf = label_set(tmp_path)
     for number in 0, 2:
         (tmp_path / f'img/{number}.png').rename(tmp_path / f'img/{number}.PNG')

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 from mmengine.hooks import Hook  # noqa: E402
 
-from mmattn.engine import ranks  # noqa: E402
+from mmattn.engine import distributed as ranks  # noqa: E402
 from mmattn.engine.runner import Runner  # noqa: E402
 from mmattn.errors import DataError  # noqa: E402
 

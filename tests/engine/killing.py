@@ -5,7 +5,7 @@ from copy import deepcopy
 from mmengine.hooks import Hook
 
 from mmattn.engine.runner import train
-from mmattn.engine.torture import Recorder, read_record
+from mmattn.testing.kill import Recorder, read_record
 from tests.conftest import ROOT
 
 CONFIG = ROOT / 'configs' / 'ccnet_r18_street.py'

@@ -16,20 +16,20 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmseg.datasets import CityscapesDataset
 
-from mmattn.engine import saving
-from mmattn.engine.checkpoint import read_checkpoint
-from mmattn.engine.hooks import CheckpointHook, adopted
-from mmattn.engine.infer import infer
-from mmattn.engine.plain import NotPlain, plain
+from mmattn.checkpoint import write as saving
+from mmattn.checkpoint.plain_values import NotPlain, plain
+from mmattn.checkpoint.read import read_checkpoint
+from mmattn.checkpoint.write import facts_of, find, manifest_of, name_best, verify, write_checkpoint
+from mmattn.engine.hooks.hooks import CheckpointHook, adopted
 from mmattn.engine.runner import build_model
 from mmattn.engine.runner import test as evaluate
-from mmattn.engine.saving import facts_of, find, manifest_of, name_best, verify, write_checkpoint
-from mmattn.engine.torture import compare
 from mmattn.errors import CheckpointError, Stopped, UsageError, WriteError
+from mmattn.inference.infer import infer
+from mmattn.testing.kill import compare
 from mmattn.zoo.publish import publish
+from tests.checkpoint.test_checkpoints_survive import save, value
 from tests.conftest import tiny_options
 from tests.engine.killing import CONFIG, At, once, record
-from tests.engine.test_checkpoints_survive import save, value
 
 SHORT = {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2}
 

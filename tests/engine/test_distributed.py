@@ -16,10 +16,10 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 from torch import distributed as dist
 
-from mmattn.engine.ranks import Ranks
+from mmattn.engine.distributed import Ranks
 from mmattn.engine.runner import test as evaluate
 from mmattn.errors import UsageError
-from mmattn.status import how_it_ended, read_status, write_status
+from mmattn.exit_status import how_it_ended, read_status, write_status
 from tests.conftest import ROOT, tiny_options
 from tests.engine import two_nodes
 from tests.test_tools import flags, tool

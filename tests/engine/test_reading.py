@@ -12,14 +12,14 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmattn.engine.cases import awake
-from mmattn.engine.cost import measure_cost
-from mmattn.engine.infer import infer
-from mmattn.engine.predictor import CannotRun, Predictor
+from mmattn.analysis.cost import measure_cost
+from mmattn.benchmarks.cases import awake
 from mmattn.engine.runner import build_network
 from mmattn.engine.runner import test as run_test
-from mmattn.engine.view import view_attention
 from mmattn.errors import DataError, UsageError
+from mmattn.inference.attention_view import view_attention
+from mmattn.inference.infer import infer
+from mmattn.inference.predictor import CannotRun, Predictor
 from tests.conftest import ROOT
 
 SIZE = (48, 72)
@@ -244,7 +244,7 @@ def test_a_folder_of_files_with_the_suffix_of_the_config(tmp_path):
 
 def test_what_is_shown_of_deep_images_is_said(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmattn.engine.infer.warn', said.append)
+    monkeypatch.setattr('mmattn.inference.infer.warn', said.append)
     for kind, text in dict(
         deep='3 channels of float32: .* three', bands='5 channels', gray=''
     ).items():
@@ -256,7 +256,7 @@ def test_what_is_shown_of_deep_images_is_said(tmp_path, monkeypatch):
 
 def test_more_classes_than_8_bits_hold(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmattn.engine.infer.warn', said.append)
+    monkeypatch.setattr('mmattn.inference.infer.warn', said.append)
     (path, _), image = segmentor(tmp_path / 'data', 'turned')
     text = path.read_text().replace('num_classes=3', 'num_classes=300')
     text = re.sub(

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS
 from torch.utils.data import Sampler
 
-from mmattn.engine import rehearsal as module
+from mmattn.engine.rehearsal import rehearse as module
 from mmattn.engine.runner import test as evaluate
 from mmattn.engine.runner import train
 from mmattn.errors import UsageError

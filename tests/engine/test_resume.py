@@ -14,12 +14,12 @@ import torch
 from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler, pseudo_collate
 from torch.utils.data import DataLoader, Dataset
 
-from mmattn.engine import exact
-from mmattn.engine.course import check_same, course_of
-from mmattn.engine.exact import Batches, key, loader_arguments, restore, scoped, snapshot
-from mmattn.engine.saving import facts_of, write_checkpoint
-from mmattn.engine.torture import Inexact, compare, torture_training
+from mmattn.checkpoint.fingerprint import check_same, course_of
+from mmattn.checkpoint.write import facts_of, write_checkpoint
+from mmattn.engine.resume import data as exact
+from mmattn.engine.resume.data import Batches, key, loader_arguments, restore, scoped, snapshot
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
+from mmattn.testing.kill import Inexact, compare, torture_training
 from tests.conftest import ROOT
 from tests.engine.killing import CONFIG, DETECTOR, SMALL, At, once, record
 
@@ -195,7 +195,7 @@ sys.path.insert(0, {root!r})
 from mmengine.dist import get_rank
 from tests.conftest import tiny_options
 from tests.engine.killing import At, once
-from mmattn.engine.torture import compare
+from mmattn.testing.kill import compare
 from tests.engine.killing import record
 from mmattn.errors import UsageError
 out, rank = Path({out!r}), None

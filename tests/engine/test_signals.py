@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from mmattn.engine.guard import listening
-from mmattn.engine.saving import facts_of, last_good
-from mmattn.engine.torture import compare
+from mmattn.checkpoint.write import facts_of, last_good
+from mmattn.engine.signals import listening
 from mmattn.errors import Exit, Stopped, Terminated, explain
+from mmattn.testing.kill import compare
 from tests.engine.killing import CONFIG, At, once, record
 
 OPTIONS = {
@@ -96,8 +96,8 @@ def test_ctrl_c_once_ends_in_order_and_twice_at_once():
 
 
 def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
-    from mmattn.engine import saving
-    from tests.engine.test_checkpoints_survive import save, value
+    from mmattn.checkpoint import write as saving
+    from tests.checkpoint.test_checkpoints_survive import save, value
 
     save(tmp_path, 1)
 

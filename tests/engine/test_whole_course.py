@@ -12,14 +12,14 @@ import mmseg
 import pytest
 import torch
 
-from mmattn.engine.checkpoint import read_checkpoint
-from mmattn.engine.export import export
-from mmattn.engine.infer import infer
+from mmattn.checkpoint.read import read_checkpoint
+from mmattn.checkpoint.write import facts_of, verify
 from mmattn.engine.runner import test as evaluate
 from mmattn.engine.runner import train
-from mmattn.engine.saving import facts_of, verify
-from mmattn.engine.torture import Recorder, compare, read_record
 from mmattn.errors import Stopped
+from mmattn.inference.export import export
+from mmattn.inference.infer import infer
+from mmattn.testing.kill import Recorder, compare, read_record
 from mmattn.zoo import load_model
 from mmattn.zoo.publish import publish
 from tests.engine.killing import At
@@ -149,7 +149,10 @@ COURSES = {
 }
 
 
-EXPORTED = ('one stage', 'fcn')  # a program takes seconds; tests/engine/test_export.py has others
+EXPORTED = (
+    'one stage',
+    'fcn',
+)  # a program takes seconds; tests/inference/test_export.py has others
 
 
 def stop(runner):

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from mmattn.zoo.flops import flop_counter
+from mmattn.plugins.flops import flop_counter
 from tests.conftest import randomise
 
 

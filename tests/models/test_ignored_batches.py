@@ -140,7 +140,7 @@ def test_heads_in_a_row_are_segmentors_too():
 
 
 def test_the_warning_says_what_is_true(monkeypatch):
-    from mmattn.models import plugged
+    from mmattn.models import with_plugins as plugged
 
     said = []
     monkeypatch.setattr(plugged, 'print_log', lambda text, **_: said.append(text))

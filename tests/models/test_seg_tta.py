@@ -17,7 +17,7 @@ from mmseg.models import SegTTAModel as Stock
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmattn.engine.config import load_config
+from mmattn.config.load import load_config
 from mmattn.engine.runner import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.models.seg_tta import SCALES, SegTTAModel, tta_pipeline

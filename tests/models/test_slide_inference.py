@@ -11,7 +11,7 @@ from mmseg.models import EncoderDecoder as Stock
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmattn.engine.measure import peak
+from mmattn.benchmarks.timing import peak
 from mmattn.models.slide_inference import SegmentorInference, Sliding, class_map
 from tests.conftest import randomise
 

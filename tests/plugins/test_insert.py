@@ -14,7 +14,7 @@ from mmseg.models import ResNetV1c
 from torch import nn
 
 from mmattn import SE, SKConv2d, insert
-from mmattn.engine.config import load_config, replace_type
+from mmattn.config.load import load_config, replace_type
 from mmattn.plugins import keep_learning, plugged
 from tests.conftest import ROOT, randomise
 

@@ -13,11 +13,11 @@ from mmseg.registry import MODELS as SEG_MODELS
 from torch import nn
 
 from mmattn.blocks import SE
-from mmattn.engine.config import check_config, load_config
+from mmattn.config.load import check_config, load_config
 from mmattn.engine.runner import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import insert, plugged
-from tests.engine.test_config import others
+from tests.config.test_config import others
 
 SE_AFTER = dict(cfg=dict(type='SE', reduction=2), at='blocks.*')
 

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmattn import BAM, SE, SKConv2d, insert
-from mmattn.engine.config import load_config, replace_type
+from mmattn.config.load import load_config, replace_type
 from mmattn.plugins import keep_learning, plugged, report
 from tests.conftest import ROOT, randomise
 

@@ -20,7 +20,7 @@ def published(tmp_path_factory):
     """A folder with the published files of a model at random weights, and those weights."""
     from mmengine.registry import MODELS, init_default_scope
 
-    from mmattn.engine.config import load_config
+    from mmattn.config.load import load_config
     from mmattn.zoo.publish import publish
 
     config = ROOT / 'configs' / f'{NAME}.py'
@@ -65,7 +65,7 @@ def test_load_from_a_folder_a_file_and_an_address(published, tmp_path, monkeypat
 def test_published_weights_are_found_by_name_and_their_whole_hash_is_checked(
     published, tmp_path, monkeypatch
 ):
-    from mmattn.engine.checkpoint import sha256
+    from mmattn.checkpoint.read import sha256
 
     folder, weights = published
     file = next(folder.glob('*.safetensors'))

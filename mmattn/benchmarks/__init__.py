@@ -1,0 +1,1 @@
+"""Speed and memory of blocks and networks against baselines, side by side."""

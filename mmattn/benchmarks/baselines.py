@@ -1,0 +1,369 @@
+"""What the blocks are measured against: MMCV's and MMSegmentation's modules, else the operations of
+the authors' code restated on the weights of our block.
+
+Each function takes our block and returns a callable that computes the same from the same inputs.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmattn.blocks import AttentionBlock
+
+from .timing import PeerCannot
+
+Run = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation.
+
+    Attributes:
+        label: its origin, as the table has it.
+        make: our block -> a callable with the same weights, dtype, device and mode.
+        largest: our block and the first input -> how many values its maps over pairs of positions
+            hold at once in a forward pass; with a backward pass it is taken to be twice that.
+        package: what must be installed; without it there is no such row.
+    """
+
+    label: str
+    make: Callable[[nn.Module], Run]
+    largest: Callable[[nn.Module, Tensor], int] | None = None
+    package: str = 'torch'
+
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+
+def se(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        y = b.fc2(b.fc1(y).relu()).sigmoid()
+        return x * y[:, :, None, None].expand_as(x)
+
+    return run
+
+
+def scse(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        z = x.flatten(2).mean(2)
+        z = b.channel.fc2(b.channel.fc1(z).relu()).sigmoid()
+        by_channel = x * z[:, :, None, None]
+        return torch.max(by_channel, x * b.spatial.conv(x).sigmoid())
+
+    return run
+
+
+def cmpese(b: AttentionBlock) -> Run:
+    def run(u: Tensor, x: Tensor) -> Tensor:
+        pooled = [F.adaptive_avg_pool2d(t, 1).flatten(1)[:, None] for t in (u, x)]
+        f = b.maps.bn(b.maps.conv(torch.stack(pooled, -1))).mean(1).flatten(1)
+        s = b.fc2(b.fc1(f).relu()).sigmoid()
+        return u * s[:, :, None, None] + x
+
+    return run
+
+
+def sk(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        u = torch.stack([conv(x) for conv in b.convs], 1)  # (N, M, C, H, W)
+        z = u.sum(1).mean((2, 3), keepdim=True)
+        a = b.fc2(b.fc1(z)).unflatten(1, (b.branches, -1)).softmax(1)
+        return (u * a).sum(1)
+
+    return run
+
+
+def cbam(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        pooled = F.avg_pool2d(x, size), F.max_pool2d(x, size)
+        z = sum(b.channel.fc2(b.channel.fc1(p.flatten(1)).relu()) for p in pooled)
+        x = x * z.sigmoid()[:, :, None, None].expand_as(x)
+        m = torch.cat([torch.max(x, 1)[0][:, None], torch.mean(x, 1)[:, None]], 1)
+        return x * b.spatial(m).sigmoid()
+
+    return run
+
+
+def bam(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        z = F.avg_pool2d(x, x.shape[2:]).flatten(1)
+        z = b.channel.fc2(b.channel.bn(b.channel.fc1(z)).relu())[:, :, None, None].expand_as(x)
+        s = b.spatial.final(b.spatial.convs(b.spatial.reduce(x))).expand_as(x)
+        return (1 + (z + s).sigmoid()) * x
+
+    return run
+
+
+def sge(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        groups = b.groups
+        x = x.reshape(n * groups, -1, h, w)
+        t = (x * F.adaptive_avg_pool2d(x, 1)).sum(1, keepdim=True).reshape(n * groups, -1)
+        t = t - t.mean(1, keepdim=True)
+        t = (t / (t.std(1, keepdim=True) + 1e-5)).reshape(n, groups, h, w)
+        t = (t * b.weight + b.bias).reshape(n * groups, 1, h, w)
+        return (x * t.sigmoid()).reshape(n, c, h, w)
+
+    return run
+
+
+def shuffle_attention(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x0, x1 = x.reshape(n * b.groups, -1, h, w).chunk(2, 1)
+        x0 = x0 * (b.cweight * F.adaptive_avg_pool2d(x0, 1) + b.cbias).sigmoid()
+        x1 = x1 * (b.sweight * b.gn(x1) + b.sbias).sigmoid()
+        y = torch.cat([x0, x1], 1).reshape(n, 2, -1, h, w)
+        return y.permute(0, 2, 1, 3, 4).reshape(n, c, h, w)
+
+    return run
+
+
+def se_timm(b: AttentionBlock) -> Run:
+    from timm.layers import SEModule
+
+    module = SEModule(b.in_channels, rd_channels=b.fc1.out_features, bias=b.bias)
+    return _renamed(b, module, dict(fc1='fc1', fc2='fc2'))
+
+
+def simplified_non_local(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        a = b.conv_mask(x).flatten(2).softmax(-1)
+        context = (x.flatten(2) @ a.mT)[..., None]
+        return x + b.conv_v(context)
+
+    return run
+
+
+def context_block(b: AttentionBlock) -> Run:
+    from mmcv.cnn import ContextBlock
+
+    return _loaded(b, ContextBlock(b.in_channels, b.ratio, b.pooling_type, b.fusion_types))
+
+
+def context_block_timm(b: AttentionBlock) -> Run:
+    from timm.layers import GlobalContext
+
+    width = b.channel_add_conv[0].out_channels
+    module = GlobalContext(b.in_channels, fuse_add=True, fuse_scale=False, rd_channels=width)
+    module.mlp_add.norm.eps = b.channel_add_conv[1].eps  # theirs: 1e-6
+    layers = dict(fc1=0, norm=1, fc2=3)
+    names = {f'mlp_add.{name}': f'channel_add_conv.{i}' for name, i in layers.items()}
+    return _renamed(b, module, dict(conv_attn='conv_mask') | names)
+
+
+def non_local(b: AttentionBlock) -> Run:
+    from mmcv.cnn import NonLocal2d
+
+    names = 'in_channels', 'sub_sample', 'reduction', 'use_scale', 'norm_cfg', 'mode'
+    module = _loaded(b, NonLocal2d(**{name: b.arguments[name] for name in names}))
+    if b.mode != 'concatenation':
+        return module
+
+    def run(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise PeerCannot('mmcv divides in place what its backward pass needs')
+        return module(x)
+
+    return run
+
+
+def non_local_timm(b: AttentionBlock) -> Run:
+    from timm.layers import NonLocalAttn
+
+    module = NonLocalAttn(b.in_channels, rd_channels=b.inter_channels)
+    module.scale, module.norm = b.scale, nn.Identity()  # theirs: in_channels**-0.5, batch norm
+    names = dict(t='theta.conv', p='phi.conv', g='g.conv', z='conv_out.conv')
+    return _renamed(b, module, names)
+
+
+def dot_product_core(b: nn.Module) -> Run:
+    from mmcv.cnn import NonLocal2d
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = NonLocal2d.dot_product(None, q.mT, k)  # of its module it uses nothing
+        return (weights @ v.mT).mT
+
+    return run
+
+
+def criss_cross(b: AttentionBlock) -> Run:
+    from mmcv.ops import CrissCrossAttention
+
+    return nn.Sequential(*b.recurrence * [_loaded(b, CrissCrossAttention(b.in_channels))])
+
+
+def apnb(b: AttentionBlock) -> Run:
+    from mmseg.models.decode_heads.ann_head import APNB
+
+    return _loaded(b, APNB(b.in_channels, *_asymmetric(b)))
+
+
+def afnb(b: AttentionBlock) -> Run:
+    from mmseg.models.decode_heads.ann_head import AFNB
+
+    return _loaded(b, AFNB(b.in_channels, b.high_in_channels, *_asymmetric(b)))
+
+
+def ann_head(b: nn.Module) -> Run:
+    from mmseg.models.decode_heads import ANNHead
+
+    stock = type(b)(ANNHead, b.arguments)
+    stock.head.dropout = nn.Identity()  # it calls what it leaves None at 0
+    return _loaded(b, stock)
+
+
+def without_attention(b: nn.Module) -> Run:
+    """The same network without its blocks: they start as the identity, so it computes the same."""
+    stock = b.without_attention()
+    weights = b.state_dict()
+    stock.load_state_dict({key: weights[key] for key in stock.state_dict()})
+    return stock.to(b.image.device, b.image.dtype).train(b.training)
+
+
+def of_dot_product(b: AttentionBlock) -> Run:
+    """Ours with another pairwise function, as a measure of cost: it computes something else."""
+    block = type(b)(b.in_channels, mode='dot_product')
+    value = next(b.parameters())
+    return block.to(value.device, value.dtype).train(b.training)
+
+
+def pam(b: AttentionBlock) -> Run:
+    from mmseg.models.decode_heads.da_head import PAM
+
+    return _loaded(b, PAM(b.in_channels, b.query_project.out_channels))
+
+
+def cam(b: AttentionBlock) -> Run:
+    from mmseg.models.decode_heads.da_head import CAM
+
+    return _loaded(b, CAM())
+
+
+def dual_attention(b: AttentionBlock) -> Run:
+    both = nn.ModuleList([pam(b.pam), cam(b.cam)])
+    both.forward = lambda x: both[0](x) + both[1](x) - x
+    return both
+
+
+def residual_attention(b: AttentionBlock) -> Run:
+    def unit(u: nn.Module, x: Tensor) -> Tensor:
+        y = u.conv1(F.relu(u.bn1(x)))
+        y = u.conv2(F.relu(u.bn2(y)))
+        return u.conv3(F.relu(u.bn3(y))) + x
+
+    def units(sequence: nn.Module, x: Tensor) -> Tensor:
+        for u in sequence:
+            x = unit(u, x)
+        return x
+
+    def up(x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=True)
+
+    def run(x: Tensor) -> Tensor:
+        x = units(b.pre, x)
+        levels = [x]
+        for down in b.down:
+            levels.append(units(down, F.max_pool2d(levels[-1], 3, 2, 1)))
+        m = units(b.bottom, F.max_pool2d(levels[-1], 3, 2, 1))
+        for k in range(b.depth - 1, 0, -1):
+            m = units(b.up[k - 1], up(m, levels[k]) + unit(b.skip[k - 1], levels[k]))
+        mask = b.gate(up(m, x)).sigmoid()
+        return units(b.post, (1 + mask) * units(b.trunk, x))
+
+    return run
+
+
+def spatial_transformer(b: AttentionBlock) -> Run:
+    def run(x: Tensor) -> Tensor:
+        theta = b.localization(x).reshape(-1, 2, 3)
+        grid = F.affine_grid(theta, x.shape, align_corners=b.align_corners)
+        sample = dict(padding_mode=b.padding_mode, align_corners=b.align_corners)
+        return F.grid_sample(x, grid, **sample)
+
+    return run
+
+
+def _asymmetric(b: AttentionBlock) -> tuple:
+    stage = b.stages[0]
+    a = b.arguments
+    return (
+        stage.value_project.out_channels,
+        stage.out_project.out_channels,
+        a['query_scales'],
+        a['key_pool_scales'],
+        a['conv_cfg'],
+        a['norm_cfg'],
+        a['act_cfg'],
+    )
+
+
+def _loaded(block: AttentionBlock, module: nn.Module) -> nn.Module:
+    """A stock module with the weights, dtype, device and mode of ours."""
+    value = next(block.parameters())
+    module.to(value.device, value.dtype).load_state_dict(block.state_dict())
+    return module.train(block.training)
+
+
+def _renamed(block: AttentionBlock, module: nn.Module, names: dict[str, str]) -> nn.Module:
+    """A module with the weights, dtype, device and mode of ours; layer of theirs: layer of ours."""
+    ours, state = block.state_dict(), module.state_dict()
+    for key, value in state.items():
+        layer, _, kind = key.rpartition('.')
+        state[key] = ours[f'{names[layer]}.{kind}'].reshape(value.shape)
+    weight = next(block.parameters())
+    module.to(weight.device, weight.dtype).load_state_dict(state)
+    return module.train(block.training)
+
+
+def _pairs(maps: float) -> Callable[[nn.Module, Tensor], int]:
+    return lambda b, x: maps * len(x) * x.shape[2:].numel() ** 2
+
+
+def _mmcv_pairs(b: AttentionBlock, x: Tensor) -> int:
+    """Logits and weights; with 'concatenation' both sides repeated over all pairs, and joined."""
+    return _pairs(4 * b.inter_channels if b.mode == 'concatenation' else 2)(b, x)
+
+
+# block, or block and variant, or whatever case: its peers, the first of which targets are set for
+PEERS: dict[str, list[Peer]] = {
+    'AFNB': [Peer('mmseg', afnb)],
+    'ANNHead': [Peer('mmseg', ann_head)],
+    'APNB': [Peer('mmseg', apnb)],
+    'BAM': [Peer('authors', bam)],
+    'CAM': [Peer('mmseg', cam)],
+    'CBAM': [Peer('authors', cbam)],
+    'CMPESE': [Peer('authors', cmpese)],
+    'ContextBlock': [
+        Peer('mmcv', context_block),
+        Peer('timm', context_block_timm, package='timm'),
+    ],
+    'CrissCrossAttention': [Peer('mmcv', criss_cross)],
+    'DualAttention': [Peer('mmseg', dual_attention, _pairs(2))],
+    'Mask R-CNN R50 + GC': [Peer('without', without_attention)],
+    'NonLocal2d': [Peer('mmcv', non_local, _mmcv_pairs)],
+    'NonLocal2d concatenation 128x256': [Peer('dot_prod', of_dot_product)],
+    'NonLocal2d dot_product core': [Peer('mmcv', dot_product_core, _pairs(1))],
+    'NonLocal2d embedded_gaussian': [
+        Peer('mmcv', non_local, _mmcv_pairs),
+        Peer('timm', non_local_timm, _pairs(2), package='timm'),
+    ],
+    'PAM': [Peer('mmseg', pam, _pairs(2))],
+    'ResidualAttention': [Peer('port', residual_attention)],
+    'SCSE': [Peer('authors', scse)],
+    'SE': [Peer('authors', se), Peer('timm', se_timm, package='timm')],
+    'SGE': [Peer('authors', sge)],
+    'ShuffleAttention': [Peer('authors', shuffle_attention)],
+    'SimplifiedNonLocal': [Peer('formula', simplified_non_local)],
+    'SKConv2d': [Peer('formula', sk)],
+    'SpatialTransformer': [Peer('tutorial', spatial_transformer)],
+}

@@ -1,0 +1,277 @@
+"""What the benchmark measures: the blocks at their telling sizes, what else tells something, and
+the ratios that are aimed at."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmattn import blocks
+from mmattn.errors import UsageError
+from mmattn.ops import dot_product_attention
+from mmattn.zoo.catalogue import registered_blocks
+
+from .baselines import PEERS, Peer
+from .roofline import Shapes
+from .timing import CPU
+
+Size = tuple[int, int, int, int]  # N, C, H, W
+MEASURES = ('forward', 'step', 'kept', 'peak')
+
+_MASK_RCNN = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn_r50_coco.py'
+_IMAGE = (1, 3, 416, 672)  # half of 800x1333, padded to 32 as the pipeline does
+_FUSION = (1, 2048, 97, 97)  # of stage 5 at crop 769 and stride 8, as in ANN's head
+_PAIRWISE = (1, 512, 97, 97)  # of heads on Cityscapes, crop 769 and stride 8
+_LARGE = (1, 512, 128, 256)  # a whole image of Cityscapes at stride 8
+_GATE = (2, 512, 100, 100)  # about stage 3 of detectors: two images of 800x800 at stride 8
+_OTHER = (2, 256, 64, 64)
+
+# the size at which a block tells something; all others are measured at _OTHER
+_SIZES: dict[str, Size] = {
+    'AFNB': _FUSION,
+    **dict.fromkeys(('APNB', 'CAM', 'CrissCrossAttention', 'DualAttention', 'PAM'), _PAIRWISE),
+    'NonLocal2d': _PAIRWISE,
+    **dict.fromkeys(('BAM', 'CBAM', 'CMPESE', 'ContextBlock', 'SCSE', 'SE', 'SGE'), _GATE),
+    **dict.fromkeys(('ShuffleAttention', 'SimplifiedNonLocal'), _GATE),
+}
+# the modes in which a block differs so much that each has a row of its own
+_VARIANTS = {
+    'NonLocal2d': [
+        dict(mode=mode)
+        for mode in ('embedded_gaussian', 'gaussian', 'dot_product', 'concatenation')
+    ],
+    'CrissCrossAttention': [dict(recurrence=1), dict(recurrence=2)],
+}
+# Case: what is aimed at, on the CPU in fp32 with one thread, at the size of the case. The peer's
+# time or bytes over ours, at least; `floor`: our forward time over the least possible, at most.
+TARGETS: dict[str, dict[str, float]] = {
+    'AFNB': dict(forward=1.7, step=1.7),
+    'ANNHead': dict(forward=1.3, step=1.3),
+    'APNB': dict(forward=1.9, step=1.9),
+    'CBAM': dict(forward=1.3, floor=3),
+    'ContextBlock': dict(forward=2.2, floor=3),
+    'CrissCrossAttention 1': dict(forward=2, step=1.8),
+    'Mask R-CNN R50 + GC': dict(step=0.97),
+    'NonLocal2d concatenation 32x32': dict(forward=50),
+    'NonLocal2d concatenation 128x256': dict(forward=1 / 3),  # three times of 'dot_product'
+    'NonLocal2d dot_product': dict(forward=5),
+    'NonLocal2d dot_product core': dict(forward=10),
+    'NonLocal2d embedded_gaussian': dict(forward=1.3, step=1.15, kept=9),
+    'NonLocal2d embedded_gaussian 128x256': dict(kept=30),
+    'PAM': dict(forward=1.3, step=1.15, kept=9),
+    'PAM 128x256': dict(kept=30),
+    'SGE': dict(forward=2, floor=3),
+    'ShuffleAttention': dict(forward=1.6, floor=3),
+}
+
+
+def _of_block(block: nn.Module, size: Size) -> Shapes:
+    return block.input_shapes(size[0], *size[2:])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured, at which size, beside what.
+
+    Attributes:
+        name: what a pattern selects.
+        size: (N, C, H, W).
+        build: size -> ours. ValueError if it does not fit.
+        shapes: ours, size -> the shapes of its inputs.
+        measures: of `MEASURES`.
+        fixed: whether the size is what the case is about, so that it has no other.
+        same: whether the peers compute the same; otherwise they are there to compare the cost.
+        compiled: whether it needs operators that mmcv compiled, which have no fp64, and none for
+            GPUs unless compiled for them; then equality is checked at its size alone.
+        fewest: rounds, however long they take; more where the aim lies within a few percent.
+    """
+
+    name: str
+    size: Size
+    build: Callable[[Size], nn.Module] = field(repr=False)
+    shapes: Callable[[nn.Module, Size], Shapes] = field(default=_of_block, repr=False)
+    measures: tuple[str, ...] = MEASURES
+    fixed: bool = False
+    same: bool = True
+    compiled: bool = False
+    fewest: int = 2
+
+    @property
+    def block(self) -> str:
+        """The class, or whatever stands in its place."""
+        return self.name.split()[0]
+
+    @property
+    def peers(self) -> list[Peer]:
+        """Those that are installed."""
+        peers = PEERS.get(self.name) or PEERS[self.block]
+        return [peer for peer in peers if peer.installed]
+
+    @property
+    def targets(self) -> Mapping[str, float]:
+        return TARGETS.get(self.name, {})
+
+
+def cases() -> list[Case]:
+    """All, small sizes before large ones; any block that has a peer is among them."""
+    found = []
+    for name, cls in registered_blocks().items():
+        if name in PEERS and name != 'AFNB':
+            size = _SIZES.get(name, _OTHER)
+            for arguments in _VARIANTS.get(name, [{}]):
+                variant = ' '.join(map(str, arguments.values()))
+                found.append(Case(f'{name} {variant}'.strip(), size, _builder(cls, **arguments)))
+    softmax, pam = _builder(blocks.NonLocal2d), _builder(blocks.PAM)
+    large = dict(fixed=True, measures=('kept',))
+    pairs = _builder(blocks.NonLocal2d, mode='concatenation')
+    alone = dict(fixed=True, measures=('forward', 'step'), same=False)
+    found += [
+        Case('AFNB', _SIZES['AFNB'], _afnb, _two_maps),
+        Case('ANNHead', _FUSION, ANNHeadOfMaps.build, _two_maps),
+        Case('NonLocal2d dot_product core', _PAIRWISE, lambda size: DotProductCore(), _qkv),
+        Case('NonLocal2d embedded_gaussian 128x256', _LARGE, softmax, **large),
+        Case('PAM 128x256', _LARGE, pam, **large),
+        Case('NonLocal2d concatenation 32x32', (1, 512, 32, 32), pairs, fixed=True),
+        Case('NonLocal2d concatenation 128x256', _LARGE, pairs, **alone),
+    ]
+    found.sort(key=lambda case: case.size)
+    training = dict(measures=('step',), fixed=True, compiled=True, fewest=7)
+    build = MaskRCNNStep.with_context
+    found.append(Case('Mask R-CNN R50 + GC', _IMAGE, build, lambda b, size: [], **training))
+    return found
+
+
+def select(
+    pattern: str,
+    sized: bool = False,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> list[Case]:
+    """Those whose name, or first word of it, fits; if a size was given, without the fixed ones.
+
+    Without those, too, whose operators are not there for the device and the dtype.
+
+    Raises:
+        UsageError: there are none.
+    """
+    every = [
+        case
+        for case in cases()
+        if not (sized and case.fixed) and (not case.compiled or _compiled_for(device, dtype))
+    ]
+    found = [
+        case
+        for case in every
+        if any(fnmatch(name.lower(), pattern.lower()) for name in (case.name, case.block))
+    ]
+    if not found:
+        names = ', '.join(case.name for case in every)
+        given = ' with --size' if sized else ''
+        raise UsageError(f'nothing{given} fits {pattern!r}. There are: {names}.')
+    return found
+
+
+def _compiled_for(device: torch.device, dtype: torch.dtype) -> bool:
+    from mmcv.ops import get_compiling_cuda_version
+
+    there = device == CPU or get_compiling_cuda_version() != 'not available'
+    return there and dtype == torch.float32
+
+
+def awake(module: nn.Module) -> nn.Module:
+    """Move what starts constant, such as a gamma of 0, so that all of the module takes part."""
+    with torch.no_grad():
+        for value in (*module.parameters(), *module.buffers()):
+            if value.is_floating_point() and (value == value.flatten()[0]).all():
+                noise = torch.randn_like(value)
+                value.add_(0.1 * (noise if isinstance(value, nn.Parameter) else noise.abs()))
+    return module
+
+
+def _builder(cls: type[blocks.AttentionBlock], **arguments) -> Callable[[Size], nn.Module]:
+    return lambda size: awake(cls.build(size[1], **arguments))
+
+
+def _afnb(size: Size) -> nn.Module:
+    high = size[1]
+    return awake(blocks.AFNB(high // 2, high, max(high // 8, 1)))
+
+
+def _two_maps(block: nn.Module, size: Size) -> Shapes:
+    """Stages 4 and 5 of a dilated ResNet."""
+    n, c, h, w = size
+    return [(n, c // 2, h, w), (n, c, h, w)]
+
+
+def _qkv(block: nn.Module, size: Size) -> Shapes:
+    n, c, h, w = size
+    return 3 * [(n, c // 2, h * w)]
+
+
+class DotProductCore(nn.Module):
+    """(N, C, P) queries, keys and values -> (N, C, P): `NonLocal2d` between its convolutions."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dot_product_attention(q, k, v)
+
+
+class ANNHeadOfMaps(nn.Module):
+    """ANN's decode head, of a class, that takes its maps one by one."""
+
+    def __init__(self, cls: type[nn.Module], arguments: dict) -> None:
+        super().__init__()
+        self.head, self.arguments = cls(**arguments), arguments
+
+    @classmethod
+    def build(cls, size: Size) -> 'ANNHeadOfMaps':
+        from mmattn.models import ANNHead
+
+        c = size[1]
+        arguments = dict(
+            in_channels=[c // 2, c],
+            in_index=[0, 1],
+            channels=c // 4,
+            project_channels=c // 8,
+            num_classes=19,
+            norm_cfg=dict(type='BN'),
+            dropout_ratio=0,  # it draws
+            loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),  # or it warns
+        )
+        return awake(cls(ANNHead, arguments))
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.head(maps)
+
+
+class MaskRCNNStep(nn.Module):
+    """A Mask R-CNN with a picture: () -> the sum of its losses."""
+
+    def __init__(self, attention: str | None, size: Size) -> None:
+        from mmengine.registry import MODELS, init_default_scope
+
+        from mmattn.config.load import load_config
+
+        super().__init__()
+        init_default_scope('mmdet')
+        cfg = load_config(_MASK_RCNN, {'model.backbone.init_cfg': None}, attention)
+        self.network = MODELS.build(cfg.model)
+        self.register_buffer('image', torch.randn(size), persistent=False)
+
+    @classmethod
+    def with_context(cls, size: Size) -> 'MaskRCNNStep':
+        """With global context in c3 to c5."""
+        return cls('gc', size)
+
+    def without_attention(self) -> 'MaskRCNNStep':
+        twin = type(self)(None, tuple(self.image.shape))
+        twin.image = copy.deepcopy(self.image)
+        return twin
+
+    def forward(self) -> Tensor:
+        from .overhead import loss
+
+        return loss(self.network, self.image)

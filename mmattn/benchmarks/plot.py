@@ -1,0 +1,102 @@
+"""Time and memory of blocks and their peers against the size of the map, as one picture."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmattn.errors import WriteError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .compare import Curve
+
+# of Okabe and Ito, which the colour-blind tell apart; a mark each, for prints without colours
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#8C8C00')
+_MARKS = 'osD^vP*h'
+_PANELS = {
+    'step': ('forward and backward (ms)', 1),
+    'kept': ('kept for backward, beside the input (MB)', 1e6),
+}
+_CROSS = dict(marker='x', markersize=9, markeredgewidth=2)
+MOST = len(_COLOURS)  # curves that one picture holds
+FORMATS = ('.png', '.pdf', '.svg')
+
+
+def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
+    """Draw both panels, ours solid and the peer dashed, with logarithmic axes.
+
+    A cross, where the line to it leads on as before, is a size that the peer was refused.
+
+    Args:
+        curves: 1 to `MOST`.
+        title: what the figures hold for.
+        out: the picture, of `FORMATS`.
+
+    Raises:
+        WriteError: the picture cannot be written.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(12, 5.6), layout='constrained')
+    panels = figure.subplots(1, 2)
+    for axes, (what, (label, unit)) in zip(panels, _PANELS.items(), strict=True):
+        for index, curve in enumerate(curves):
+            # the first ones largest, to be seen behind what lies upon them
+            style = dict(color=_COLOURS[index], marker=_MARKS[index], markersize=9 - index)
+            for points, kind, fill in (
+                (curve.ours[what], '-', 'full'),
+                (curve.theirs[what], '--', 'none'),
+            ):
+                axes.plot(
+                    list(points), [y / unit for y in points.values()], kind, fillstyle=fill, **style
+                )
+            if what in curve.refused:
+                _refusal(axes, curve, what, unit, _COLOURS[index])
+        axes.set(xscale='log', yscale='log', xlabel='pixels of the map', ylabel=label)
+        sizes = sorted({pixels for curve in curves for pixels in curve.ours[what]})
+        axes.set_xticks(sizes, [_square(pixels) for pixels in sizes])
+        axes.set_xticks([], minor=True)
+        axes.grid(which='major', alpha=0.3)
+    entries = [
+        Line2D([], [], color=_COLOURS[i], marker=_MARKS[i], label=_label(curve))
+        for i, curve in enumerate(curves)
+    ]
+    grey = dict(color='0.3', marker='o')
+    entries.append(Line2D([], [], **grey, label='mmattn'))
+    entries.append(
+        Line2D([], [], **grey, linestyle='--', fillstyle='none', label='peer (in brackets)')
+    )
+    if any(curve.refused for curve in curves):
+        entries.append(Line2D([], [], color='0.3', linestyle=':', **_CROSS, label='peer refused'))
+    figure.legend(handles=entries, loc='outside lower center', ncols=4, fontsize='small')
+    figure.suptitle(title, fontsize='medium')
+    try:
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise WriteError(f'cannot write {out}: {error.strerror}. Choose another --plot.') from error
+
+
+def _refusal(axes: 'Axes', curve: 'Curve', what: str, unit: float, colour: str) -> None:
+    """A cross where the last two points lead to, and the reason beside it."""
+    pixels, why = curve.refused[what]
+    points = [(x, y / unit) for x, y in curve.theirs[what].items()]
+    if len(points) < 2:  # nothing leads there
+        return
+    (x0, y0), (x1, y1) = points[-2:]
+    y = y1 * (pixels / x1) ** (math.log(y1 / y0) / math.log(x1 / x0))
+    axes.plot([x1, pixels], [y1, y], ':', color=colour)
+    axes.plot([pixels], [y], color=colour, **_CROSS)
+    place = dict(textcoords='offset points', ha='right', va='center')
+    axes.annotate(f'{curve.peer} {why}', (pixels, y), (-9, 0), **place, color=colour)
+
+
+def _label(curve: 'Curve') -> str:
+    batch, channels = curve.size
+    return f'{curve.name}, {batch}x{channels} ({curve.peer})'
+
+
+def _square(pixels: int) -> str:
+    side = math.isqrt(pixels)
+    return f'{side}\N{SUPERSCRIPT TWO}' if side * side == pixels else f'{pixels:,}'

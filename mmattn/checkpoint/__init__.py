@@ -1,0 +1,1 @@
+"""Checkpoint files: downloading, reading without executing, writing atomically, loading."""

@@ -1,0 +1,227 @@
+"""Hooks of every training run."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+from mmengine.hooks import CheckpointHook as EngineCheckpointHook
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmattn.checkpoint.write import name_best, remove, tidy
+from mmattn.datasets.image_io import read_image
+from mmattn.datasets.loading import ImageReader, to_display
+from mmattn.evaluation.output_names import check_outputs, image_paths, leaves, picture_names
+from mmattn.registry import HOOKS
+from mmattn.visualization.comparison import compare, compare_objects, save_picture
+from mmattn.visualization.curves import plot_curves
+from mmattn.visualization.objects import Objects, palette_of
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+    from mmseg.structures import SegDataSample
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Draws `<work_dir>/curves.png` after each validation and at the end.
+
+    Args:
+        metric: the validation metric to draw.
+    """
+
+    priority = 'VERY_LOW'  # after the logger has written its records
+
+    def __init__(self, metric: str = 'mIoU') -> None:
+        self.metric = metric
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        if runner.rank == 0:
+            plot_curves(runner.work_dir, self.metric)
+
+    def after_train(self, runner: Runner) -> None:
+        if runner.rank == 0:
+            plot_curves(runner.work_dir, self.metric)
+
+
+@HOOKS.register_module()
+class CheckpointHook(EngineCheckpointHook):
+    """mmengine's hook; nothing is removed before what replaces it is written and verified.
+
+    `best.pth` names the best one; of several metrics, by the first. While gradients accumulate, a
+    save waits for the optimizer's step. Arguments are those of `mmengine.hooks.CheckpointHook`,
+    which every config has in effect: see `adopted`. What is in a file, and what there is also
+    without such a hook, is the runner's.
+    """
+
+    _waits = False  # a save is due
+    # metrics of this ecosystem of which more is better, beside those that mmengine knows
+    _default_greater_keys: ClassVar[list[str]] = [
+        *EngineCheckpointHook._default_greater_keys,
+        *('IoU', 'Dice', 'Fscore', 'Recall'),
+    ]
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        self.file_backend = _RemovesLater(self.file_backend)
+        for name in 'best_ckpt_path', 'best_ckpt_path_dict':
+            best = getattr(self, name, None)
+            if isinstance(best, dict):
+                setattr(self, name, {k: self._here(path) for k, path in best.items()})
+            elif best:
+                setattr(self, name, self._here(best))
+        if runner.rank == 0:
+            tidy(self.out_dir)
+
+    def _here(self, path: str | None) -> str | None:
+        """A file where the folder is now: it may have been moved."""
+        return path and os.path.join(self.out_dir, os.path.basename(path))
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.by_epoch:
+            return
+        due = self.every_n_train_iters(runner, self.interval, self.save_begin)
+        self._waits |= due or (self.save_last and self.is_last_train_iter(runner))
+        if self._waits and runner.optim_wrapper.should_update():
+            self._waits = False
+            runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+            self._save_checkpoint(runner)
+
+    def _save_checkpoint(self, runner: Runner) -> None:
+        with self.file_backend.holding():  # what a class derived from mmengine's hook removes first
+            super()._save_checkpoint(runner)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = [self.filename_tmpl.format(self.keep_ckpt_ids.popleft())]
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = os.path.join(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+        )
+        if runner.rank == 0:
+            for name in outdated:
+                remove(Path(self.out_dir) / name)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        with self.file_backend.holding() as outdated:
+            super()._save_best_checkpoint(runner, metrics)
+            several = getattr(self, 'best_ckpt_path_dict', None) or {}
+            best = [getattr(self, 'best_ckpt_path', None), *several.values()]
+            best = [os.path.basename(path) for path in best if path]
+            if best and runner.rank == 0:
+                name_best(Path(self.out_dir) / best[0])
+            outdated[:] = [path for path in outdated if os.path.basename(path) not in best]
+
+
+def adopted(hook: Hook) -> Hook:
+    """A hook as it is; mmengine's own that saves, or one derived from it, with what ours adds."""
+    kind = type(hook)
+    if kind is EngineCheckpointHook:
+        hook.__class__ = CheckpointHook
+    elif isinstance(hook, EngineCheckpointHook) and not isinstance(hook, CheckpointHook):
+        parts = dict(__module__=kind.__module__, __doc__=kind.__doc__)
+        hook.__class__ = type(kind.__name__, (kind, CheckpointHook), parts)
+    return hook
+
+
+class _RemovesLater:
+    """A file backend that removes what it was told to at the end of `holding`."""
+
+    def __init__(self, backend) -> None:
+        self._backend, self._held = backend, None
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[list[str]]:
+        """Hold back removals until the block has ended well; the list of them can be changed."""
+        self._held = held = []
+        try:
+            yield held
+        finally:
+            self._held = None
+        for path in held:
+            remove(path)
+
+    def remove(self, path: str) -> None:
+        if self._held is None:
+            remove(path)
+        else:
+            self._held.append(path)
+
+
+class _Source(NamedTuple):
+    """A data set of a test, as its pictures are drawn."""
+
+    reader: ImageReader | None
+    classes: Sequence[str]
+    palette: Sequence[Sequence[int]]
+
+
+@HOOKS.register_module()
+class ComparisonHook(Hook):
+    """Writes a picture of truth and prediction side by side for every test image.
+
+    Args:
+        out_dir: the folder for the pictures, named as `picture_names` says.
+        score: detections below it are not drawn.
+
+    Raises:
+        UsageError: before the test, if a picture would be written over a source or beside it.
+    """
+
+    def __init__(self, out_dir: str, score: float = 0.3) -> None:
+        self.out_dir, self.score = Path(out_dir), score
+        self.names: dict[str, Path] = {}
+        self.sources: dict[str, _Source] = {}
+
+    def prepare(self, dataset) -> None:
+        """Name the pictures of a data set, and see that none is written over a source."""
+        self.names = picture_names(dataset)
+        check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
+
+    def before_test(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        if not self.names:
+            self.prepare(dataset)
+        for leaf in leaves(dataset):
+            steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
+            reader, meta = ImageReader(steps) if steps else None, leaf.metainfo
+            source = _Source(reader, meta['classes'], palette_of(meta))
+            self.sources |= dict.fromkeys(map(str, image_paths(leaf)), source)
+
+    def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for sample in outputs:
+            path = str(sample.img_path)  # a step of the pipeline may have named another file
+            name = self.names.get(path) or Path(f'{Path(path).stem}.png')
+            source = self.sources.get(path) or next(iter(self.sources.values()))
+            save_picture(self.out_dir / name, self._picture(sample, source))
+
+    def _picture(self, sample: 'DetDataSample | SegDataSample', source: _Source) -> np.ndarray:
+        if source.reader:
+            loaded = source.reader.load(sample.img_path)
+            image = to_display(loaded.image, source.reader.rgb)
+        else:
+            image = read_image(sample.img_path)
+        about = dict(classes=source.classes, palette=source.palette)
+        if 'pred_instances' in sample:
+            truth = sample.get('gt_instances')
+            truth = None if truth is None else Objects.of(truth)
+            found = Objects.of(sample.pred_instances, self.score)
+            return compare_objects(image, truth, found, **about)
+        truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
+        return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **about)

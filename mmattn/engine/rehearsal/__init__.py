@@ -1,0 +1,1 @@
+"""A rehearsal before the first step: one small step and one validation on a copy."""

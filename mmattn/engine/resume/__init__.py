@@ -1,0 +1,1 @@
+"""Bit-exact resume: data order, loops and random number generators."""

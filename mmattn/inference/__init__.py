@@ -1,0 +1,1 @@
+"""Trained networks applied: prediction on files, attention views, export."""

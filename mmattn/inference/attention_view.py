@@ -1,0 +1,172 @@
+"""Showing where the attention of a trained network looks on an image."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from torch import Tensor
+
+from mmattn.blocks import AttentionBlock
+from mmattn.datasets.loading import Loaded, check_file, to_display
+from mmattn.engine.runner import check_writable
+from mmattn.engine.signals import warn
+from mmattn.errors import UsageError
+from mmattn.visualization.comparison import save_picture
+from mmattn.visualization.html_page import write_page
+from mmattn.visualization.panels import Collector, Seen, map_view
+from mmattn.visualization.recording import watching
+from mmattn.zoo.index import resolve
+
+from .grad_cam import grad_cam
+from .predictor import Predictor
+
+
+@dataclass
+class Viewed:
+    """What was written.
+
+    Attributes:
+        page: the HTML file.
+        pictures: a PNG a view.
+        seen: the blocks and their views.
+    """
+
+    page: Path
+    pictures: list[Path]
+    seen: list[Seen]
+
+
+def view_attention(
+    config: str | Path,
+    checkpoint: str | Path | None,
+    image: str | Path,
+    *,
+    out_dir: str | Path,
+    query: tuple[float, float] = (0.5, 0.5),
+    attention: str | None = None,
+    options: dict | list[str] | None = None,
+    device: str | None = None,
+    cam: str | None = None,
+    category: str | None = None,
+) -> Viewed:
+    """Write `attention.html` and a PNG for every map of every attention block.
+
+    Args:
+        config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
+        image: a path.
+        out_dir: the folder.
+        query: of pairwise blocks in the PNGs and at first in the page, row and column as fractions.
+        attention: blocks to add; by default those that the checkpoint was trained with.
+        options: changes to the config, dotted keys; a dict or `key=value` strings.
+        device: 'cpu', 'cuda:0', ...; None for the best.
+        cam: a layer, such as 'backbone.layer4', whose Grad-CAM is shown, too.
+        category: the class for it; None for the surest.
+
+    Raises:
+        UsageError: the network has no attention block, and no Grad-CAM is asked for; `query` is not
+            within 0 to 1; no such class or layer.
+        DataError: the image cannot be read.
+        MmattnError: config or checkpoint, of the kind that fits.
+    """
+    if not all(0 <= value < 1 for value in query):
+        raise UsageError(f'--query {query[0]} {query[1]}: allowed are fractions from 0 to below 1.')
+    check_file(image)
+    out_dir = Path(out_dir)
+    check_writable(out_dir, '--out-dir')
+    predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
+    if predictor.segments and predictor.model.test_cfg.get('mode') == 'slide':
+        predictor.model.test_cfg['mode'] = 'whole'  # windows would each have maps of their own
+    if category and category not in predictor.classes:
+        raise UsageError(f'--category {category}: there are {", ".join(predictor.classes)}.')
+    picture = predictor.load(image)
+    seen, shown = look(predictor, picture, query, required=cam is None)
+    if cam:
+        seen.append(_grad_cam(predictor, picture, shown, cam, category))
+    page = out_dir / 'attention.html'
+    height, width = shown.shape[:2]
+    about = f'{Path(config).stem}, {Path(checkpoint).name if checkpoint else "published weights"}'
+    about += f', {Path(image).name} at {width} x {height} as the network saw it'
+    write_page(
+        page, seen, shown, title=f'Attention in {Path(config).stem}', about=about, query=query
+    )
+    pictures = []
+    for block in seen:
+        for view in block.views:
+            name = re.sub(r'[^\w.]+', '_', f'{block.path or block.type} {view.name}')
+            pictures.append(out_dir / f'{name}.png')
+            save_picture(pictures[-1], view.picture)
+    return Viewed(page, pictures, seen)
+
+
+def look(
+    predictor: Predictor,
+    image: np.ndarray | str | Path | Loaded,
+    query: tuple[float, float] = (0.5, 0.5),
+    required: bool = True,
+) -> tuple[list[Seen], np.ndarray]:
+    """The attention blocks of a network with their views of an image, and the image as it saw it.
+
+    Raises:
+        UsageError: attention is required, and the network has no block, or runs none.
+    """
+    model = predictor.model
+    shown = _shown(_seen_by(predictor, image), predictor)
+    there = any(isinstance(module, AttentionBlock) for module in model.modules())
+    if required and not there:
+        raise UsageError(
+            'the network has no attention block to view. Name a config or checkpoint that has one, '
+            'or add one with --attention.'
+        )
+    if not there:
+        return [], shown
+    collector = Collector(query)
+    with watching(model, collector):
+        predictor(image)
+    if required and not collector.kept:
+        raise UsageError('none of the attention blocks of the network ran on the image.')
+    return collector.seen(shown), shown
+
+
+def _grad_cam(
+    predictor: Predictor, image: Loaded, shown: np.ndarray, layer: str, category: str | None
+) -> Seen:
+    index = None if category is None else predictor.classes.index(category)
+    x, boxes = _seen_by(predictor, image)[None], None
+    if hasattr(predictor.model, 'roi_head'):
+        sample = predictor(image)
+        found = sample.pred_instances
+        if not len(found):
+            raise UsageError('--grad-cam: nothing was detected, so no score can be explained.')
+        boxes = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+    values, index = grad_cam(predictor.model, x, layer, index, boxes)
+    name = f'Grad-CAM of {predictor.classes[index]}'
+    if not values.any():
+        warn(
+            f'--grad-cam {layer}: nothing there speaks for {predictor.classes[index]}, the map is '
+            '0 everywhere. In a pyramid the score may come from another level.'
+        )
+    return Seen(layer, 'Grad-CAM', [map_view(name, values, shown)])
+
+
+def _seen_by(predictor: Predictor, image: np.ndarray | str | Path | Loaded) -> Tensor:
+    """(C, H, W), as the network gets it."""
+    data = pseudo_collate([predictor.prepare(image)])
+    return predictor.model.data_preprocessor(data, False)['inputs'][0]
+
+
+def _shown(x: Tensor, predictor: Predictor) -> np.ndarray:
+    """(C, H, W) of the network -> (H, W, 3) uint8 BGR."""
+    preprocessor = predictor.model.data_preprocessor
+    if getattr(preprocessor, '_enable_normalize', False):
+        x = x * preprocessor.std.to(x) + preprocessor.mean.to(x)
+    if len(x) == 3 and (
+        getattr(preprocessor, '_channel_conversion', False)
+        or getattr(preprocessor, 'channel_conversion', False)
+    ):
+        x = x.flip(0)
+    if predictor.reader.image_format:  # numbers from 0 to 255, and rounding
+        x = x.clamp(0, 255).round().to(torch.uint8)
+    return to_display(x.permute(1, 2, 0).cpu().numpy(), predictor.reader.rgb)

@@ -1,0 +1,1 @@
+"""Backbones whose attention a plugin cannot express."""

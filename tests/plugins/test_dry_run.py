@@ -1,0 +1,30 @@
+"""A run without values: what it makes of operators that need some."""
+
+import torch
+from mmcv.ops import PSAMask, nms
+from torch import nn
+
+from mmattn.plugins.dry_run import try_network
+
+
+class Compiled(nn.Module):
+    """A compiled operator that writes where it is told to, or one that returns what it found."""
+
+    def __init__(self, returns=False):
+        super().__init__()
+        self.conv, self.returns = nn.Conv2d(3, 9, 1), returns
+        self.mask = PSAMask('collect', (3, 3))
+
+    def forward(self, x):
+        x = self.mask(self.conv(x))
+        if self.returns:
+            nms(x[0, :4].T, x[0, 0], 0.5)
+        return x
+
+
+def test_compiled_operators_meet_no_tensors_without_values():
+    found = try_network(Compiled(), {}, (64, 64))
+    assert found.reason == '' and found.total.macs == 64 * 64 * 27
+    assert try_network(Compiled(returns=True), {}, (4, 4)).reason == 'nms needs values'
+    image = torch.rand(1, 3, 4, 4)
+    assert Compiled()(image).abs().sum() > 0  # they are themselves again
