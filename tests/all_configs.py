@@ -15,7 +15,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, DefaultScope
 
-from mmattn.config.load import check_config, load_config
+from mmattn.config.check import check_config
+from mmattn.config.load import load_config
 from mmattn.errors import MmattnError
 
 # Parts of configs that are no configs: nothing can be trained or tested with them alone.

@@ -8,8 +8,8 @@ from mmdet import datasets
 from mmengine.config import Config
 from PIL import Image
 
-from mmattn.engine.runner import test as evaluate
-from mmattn.engine.runner import train
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from tests.conftest import ROOT, tiny_options
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))

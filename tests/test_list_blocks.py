@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from mmattn.blocks.base import registered_blocks
 from mmattn.errors import UsageError
-from mmattn.zoo.catalogue import SIZE, list_blocks, markdown, registered_blocks
+from mmattn.zoo.catalogue import SIZE, list_blocks, markdown
 from tests.conftest import ROOT
 from tools import list_blocks as tool
 

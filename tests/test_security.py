@@ -50,7 +50,8 @@ def weights():
     """Of the network of CONFIG, drawn at random."""
     from mmengine.registry import MODELS, init_default_scope
 
-    from mmattn.config.load import load_config, replace_type
+    from mmattn.config.leaves import replace_type
+    from mmattn.config.load import load_config
 
     cfg = load_config(ROOT / CONFIG)
     replace_type(cfg.model, 'SyncBN', 'BN')
@@ -249,7 +250,8 @@ def test_a_config_of_data_executes_nothing(files, why, call, marker, tmp_path, m
 def test_a_config_of_data_is_as_good_as_python(suffix, base, tmp_path):
     from mmengine.fileio import dump
 
-    from mmattn.config.load import check_config, load_config
+    from mmattn.config.check import check_config
+    from mmattn.config.load import load_config
 
     content = dict(_base_=[str(ROOT / base)], train_cfg=dict(max_iters=7))
     dump(content, str(tmp_path / f'a{suffix}'))

@@ -140,7 +140,7 @@ def test_resume_with_nothing_there(tiny, tmp_path, capsys):
 
 
 def test_untrained_network_is_near_chance_and_a_few_steps_help(trained, tiny, tmp_path):
-    from mmattn.engine.runner import test as evaluate
+    from mmattn.engine.test import test as evaluate
 
     assert evaluate(CONFIG, None, work_dir=tmp_path, options=tiny)['mIoU'] < 10
 
@@ -345,8 +345,9 @@ def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path
     from mmseg.apis import inference_model
     from mmseg.registry import MODELS
 
-    from mmattn.config.load import load_config, replace_type
-    from mmattn.engine.runner import build_model
+    from mmattn.config.leaves import replace_type
+    from mmattn.config.load import load_config
+    from mmattn.engine.build import build_model
 
     cfg: Config = load_config(CONFIG)
     replace_type(cfg.model, 'SyncBN', 'BN')

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.engine.runner import test
+        from mmattn.engine.test import test
 
         metrics = test(
             args.config,

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.engine.runner import train
+        from mmattn.engine.train import train
 
         work_dir = train(
             args.config,

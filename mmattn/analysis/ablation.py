@@ -16,10 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from mmattn.config.load import load_config, parse_options
-from mmattn.engine.runner import check_writable, hardware
+from mmattn.engine.hardware import hardware
 from mmattn.errors import MmattnError, UsageError
+from mmattn.files import check_writable
 
 from .ablation_plot import plot_pareto
+from .cost import latencies, measure_cost
 
 PLAIN = 'none'
 _LEVEL = 0.05  # of p, below which a difference is called one
@@ -294,8 +296,6 @@ def _costs(
     config: str | Path, names: list[str], options: list[str] | None, out_dir: Path
 ) -> dict[str, dict]:
     """Of one image, by name; kept in a file. Times of all are measured in turn, so together."""
-    from .cost import latencies, measure_cost
-
     path = out_dir / 'costs.json'
     known = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
     if set(names) <= set(known):

@@ -15,8 +15,9 @@ from torch import nn
 from mmattn.benchmarks.timing import CPU, find_device, machine, timed
 from mmattn.blocks import AttentionBlock
 from mmattn.config.load import load_config
-from mmattn.engine.runner import build_network, check_writable, image_size
+from mmattn.engine.build import build_network, image_size
 from mmattn.errors import Exit, MmattnError, UsageError
+from mmattn.files import check_writable
 from mmattn.ops.memory import free_memory
 from mmattn.plugins.dry_run import Trial, input_channels, run_parts, try_network
 from mmattn.plugins.insert import plugged

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mmattn import blocks
+from mmattn.blocks.base import registered_blocks
+from mmattn.config.load import load_config
 from mmattn.errors import UsageError
+from mmattn.models import ANNHead
 from mmattn.ops import dot_product_attention
-from mmattn.zoo.catalogue import registered_blocks
 
 from .baselines import PEERS, Peer
+from .overhead import loss
 from .roofline import Shapes
 from .timing import CPU
 
@@ -228,8 +231,6 @@ class ANNHeadOfMaps(nn.Module):
 
     @classmethod
     def build(cls, size: Size) -> 'ANNHeadOfMaps':
-        from mmattn.models import ANNHead
-
         c = size[1]
         arguments = dict(
             in_channels=[c // 2, c],
@@ -253,8 +254,6 @@ class MaskRCNNStep(nn.Module):
     def __init__(self, attention: str | None, size: Size) -> None:
         from mmengine.registry import MODELS, init_default_scope
 
-        from mmattn.config.load import load_config
-
         super().__init__()
         init_default_scope('mmdet')
         cfg = load_config(_MASK_RCNN, {'model.backbone.init_cfg': None}, attention)
@@ -272,6 +271,4 @@ class MaskRCNNStep(nn.Module):
         return twin
 
     def forward(self) -> Tensor:
-        from .overhead import loss
-
         return loss(self.network, self.image)

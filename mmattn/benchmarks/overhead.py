@@ -24,9 +24,10 @@ from torch import nn
 
 from mmattn.checkpoint.write import write_checkpoint
 from mmattn.config.load import load_config
-from mmattn.engine.resume.data import key, scoped
-from mmattn.engine.runner import check_writable
-from mmattn.engine.signals import GuardHook, watch
+from mmattn.engine.hooks.guard import GuardHook
+from mmattn.engine.nonfinite import watch
+from mmattn.engine.resume.rng import derived_seed, seeded
+from mmattn.files import check_writable
 from mmattn.plugins import insert
 
 from .timing import least, machine
@@ -87,7 +88,7 @@ def _report(comparisons: Callable, rounds: int, json_path: str | Path | None) ->
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
     about = machine()
-    print(', '.join(f'{key} {value}' for key, value in about.items()))
+    print(', '.join(f'{derived_seed} {value}' for derived_seed, value in about.items()))
     print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, least of {rounds} rounds')
     print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
     rows = []
@@ -119,7 +120,7 @@ def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, C
 
     def guarded() -> None:
         torch.manual_seed(0)
-        with scoped(key(0, 'sample', 0, 0)):  # as loading does for each image
+        with seeded(derived_seed(0, 'sample', 0, 0)):  # as loading does for each image
             data = deepcopy(batch)
         guard.before_train_iter(runner, 0, data)
         model.train_step(data, watched)

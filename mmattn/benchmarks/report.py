@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mmattn.engine.runner import check_writable
 from mmattn.errors import UsageError
+from mmattn.files import check_writable
 from mmattn.progress import stages
 
 from .cases import MEASURES, Case, Size, select

@@ -14,8 +14,8 @@ from mmseg.models import EncoderDecoder as StockEncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from mmattn.engine.runner import check_writable
 from mmattn.evaluation.iou import areas, confusion
+from mmattn.files import check_writable
 from mmattn.models.slide_inference import SegmentorInference
 
 from .report import cell

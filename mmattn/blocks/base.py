@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmattn.ops import Pairs
+from mmattn.registry import MODELS
 
 PROMISES = {
     'any_size': 'any H and W from 1, any batch size, in eval',
@@ -199,3 +200,9 @@ def _reset(module: nn.Module) -> None:
             child.reset_parameters()
         else:
             _reset(child)
+
+
+def registered_blocks() -> dict[str, type[AttentionBlock]]:
+    """Name -> class of every block, those of mmattn and any that was registered beside them."""
+    found = {k: v for k, v in MODELS.module_dict.items() if issubclass(v, AttentionBlock)}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))

@@ -5,7 +5,7 @@ written in that form; the rest is refused where it stands, before a file is writ
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping, Set, ValuesView
+from collections.abc import Iterable, Iterator, Mapping, Set, ValuesView
 from enum import Enum
 from pathlib import PurePath
 from reprlib import repr as show
@@ -129,3 +129,15 @@ def _of_mapping(value: Mapping, where: str) -> dict:
     found = OrderedDict(items)
     found.__dict__.update(value.__dict__)  # such as the versions of a state dict
     return found
+
+
+def tensors(value, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a structure with where it stands."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors(item, f'{name}.{key}' if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from tensors(item, f'{name}.{index}')

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmattn.errors import CheckpointError
 from mmattn.plugins import inherited, plugged
 
-from .read import Fit, converts_itself, start_from, unwrapped
+from .load import Fit, converts_itself, start_from, unwrapped
 
 _KINDS = ('Pretrained', 'Pretrained_Part', PretrainedInit)
 _MOST = 0.5  # of the values of a module that may be missing in a file

@@ -36,20 +36,17 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmattn.errors import CheckpointError, NonFiniteError, WriteError
+from mmattn.files import replace_text, sync_file, sync_folder
 
-from .plain_values import plain
+from .find import POINTER, _warn, last_good
+from .manifest import facts_of, manifest_of, read_manifest
+from .plain_values import plain, tensors
+from .read import read_checkpoint
 
-POINTER = 'last_checkpoint'
 _TRIES, _WAIT = 4, 0.5  # of a failing write; seconds before the second try, then twice as long
 _SPARE = 1.2  # free space over the size of what is written
 _LARGE = 1 << 20  # bytes from which a thread that hashes pays
-_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_USE_TO_RETRY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
-_verified: set[tuple] = set()  # path, size and times of files that were hashed in this process
-
-
-def manifest_of(path: Path) -> Path:
-    return path.with_name(f'{path.name}.json')
 
 
 def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
@@ -103,25 +100,23 @@ def _write(path: Path, content: dict, facts: dict) -> None:
         with _no_checksums():
             torch.save(content, hashing)
         file.flush()
-        _fsync(file.fileno())
+        sync_file(file.fileno())
         size = os.fstat(file.fileno()).st_size
     if size != hashing.size:
         raise OSError(errno.EIO, f'{hashing.size} bytes written, {size} there', str(part))
     _check_readable(part, path)
     new = dict(facts, file=path.name, size=size, sha256=hashing.digest.hexdigest())
     new['saved'] = time.time_ns()
-    old = _read_manifest(manifest_of(path)) if path.exists() else None
+    old = read_manifest(manifest_of(path)) if path.exists() else None
     if old:  # the same step again: until the file has changed, either content is right
-        _replace(manifest_of(path), json.dumps(dict(old, next=[new['size'], new['sha256']])))
+        replace_text(manifest_of(path), json.dumps(dict(old, next=[new['size'], new['sha256']])))
     os.replace(part, path)
-    _sync(path.parent)
-    _replace(manifest_of(path), json.dumps(new, indent=1))
+    sync_folder(path.parent)
+    replace_text(manifest_of(path), json.dumps(new, indent=1))
 
 
 def _check_readable(part: Path, path: Path) -> None:
     """Have the reader take the structure of what was written: all but the values of tensors."""
-    from .read import read_checkpoint
-
     try:
         read_checkpoint(part, structure=True)
     except CheckpointError as error:
@@ -131,9 +126,9 @@ def _check_readable(part: Path, path: Path) -> None:
 
 def point_to(path: Path, folder: Path | None = None) -> None:
     """Have the pointer of its folder name a checkpoint, and that of another folder, too."""
-    _replace(path.parent / POINTER, path.name)
+    replace_text(path.parent / POINTER, path.name)
     if folder is not None and folder.resolve() != path.parent.resolve():
-        _replace(folder / POINTER, str(path.resolve()))
+        replace_text(folder / POINTER, str(path.resolve()))
 
 
 def name_best(path: Path) -> None:
@@ -154,9 +149,9 @@ def name_best(path: Path) -> None:
             copied = dict(facts_of(path), file=link.name, copy_of=path.name, resumable=False)
         manifest_of(link).unlink(missing_ok=True)
         os.replace(part, link)
-        _sync(link.parent)
+        sync_folder(link.parent)
         if copied:
-            _replace(manifest_of(link), json.dumps(copied, indent=1))
+            replace_text(manifest_of(link), json.dumps(copied, indent=1))
     except OSError as error:
         _warn(f'best.pth does not name {path.name}: {_reason(error)}. Use {path.name} itself.')
         with contextlib.suppress(OSError):
@@ -164,194 +159,8 @@ def name_best(path: Path) -> None:
 
 
 def _same_content(one: Path, other: Path) -> bool:
-    facts = [_read_manifest(manifest_of(path)) for path in (one, other)]
+    facts = [read_manifest(manifest_of(path)) for path in (one, other)]
     return one.is_file() and all(facts) and facts[0]['sha256'] == facts[1]['sha256']
-
-
-def note(path: Path, **facts) -> None:
-    """Add facts to a manifest."""
-    found = _read_manifest(manifest_of(path))
-    if found:
-        _replace(manifest_of(path), json.dumps({**found, **facts}, indent=1))
-
-
-def facts_of(path: str | Path) -> dict:
-    """What the manifest of a checkpoint says; empty if it has none."""
-    return _read_manifest(manifest_of(Path(path).resolve())) or {}
-
-
-def remove(path: str | Path) -> None:
-    """Remove a checkpoint: the manifest first, so that what is left of it does not count."""
-    for file in manifest_of(Path(path)), Path(path):
-        file.unlink(missing_ok=True)
-
-
-def tidy(folder: str | Path) -> None:
-    """Remove what a killed run left: parts, and manifests of files that are gone."""
-    for part in Path(folder).glob('*.part'):
-        part.unlink(missing_ok=True)
-    for manifest in Path(folder).glob('*.pth.json'):
-        if not manifest.with_suffix('').exists():
-            manifest.unlink(missing_ok=True)
-
-
-def verify(path: str | Path) -> bool:
-    """Compare a checkpoint, or what a link leads to, with its manifest; False if there is none.
-
-    A file that this process has verified, and that has not been written to since, is not read.
-
-    Raises:
-        CheckpointError: it differs.
-    """
-    path = Path(path).resolve()
-    found = _read_manifest(manifest_of(path))
-    if found is None:
-        return False
-    accepted = [[found['size'], found['sha256']], *([found['next']] if 'next' in found else [])]
-    state = _state(path)
-    if state in _verified:
-        return True
-    size = state[1]
-    if size not in [s for s, _ in accepted]:
-        _damaged(path, f'size {size}, manifest says {accepted[0][0]}')
-    if [size, sha256(path)] not in accepted:
-        _damaged(path, 'sha256 differs from the manifest')
-    _verified.add(state)
-    return True
-
-
-def _state(path: Path) -> tuple:
-    stat = path.stat()
-    return path, stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-def _damaged(path: Path, why: str) -> None:
-    older = (p for p, facts in manifests(path.parent) if p != path and p.exists())
-    good = next((p for p in older if p.stat().st_size == facts_of(p)['size']), None)
-    hint = f' Previous good checkpoint: {good.name}.' if good else ''
-    raise CheckpointError(f'checkpoint {path} is damaged: {why}.{hint}')
-
-
-def manifests(folder: str | Path, resumable: bool = False) -> list[tuple[Path, dict]]:
-    """Checkpoints with a manifest and what that says, the one saved last first."""
-    found = []
-    for file in Path(folder).glob('*.pth.json'):
-        facts = _read_manifest(file)
-        if facts and (facts.get('resumable', True) or not resumable):
-            found.append((file.with_suffix(''), facts))
-    return sorted(found, key=lambda pair: pair[1]['saved'], reverse=True)
-
-
-def last_good(folder: str | Path) -> Path | None:
-    """The checkpoint saved last that is what its manifest says; in silence."""
-    for path, _ in manifests(folder, resumable=True):
-        with contextlib.suppress(CheckpointError, OSError):
-            if verify(path):
-                return path
-    return None
-
-
-def find(folder: str | Path) -> Path | None:
-    """The checkpoint to go on from: the last one saved that is verified; says what it skips.
-
-    A folder without any manifest was written before there were manifests: of its files the one that
-    the pointer names counts, or else the one with the highest number. Where checkpoints lie in a
-    folder of their own (`CheckpointHook.out_dir`), the pointer leads there.
-
-    Returns:
-        None if there is none at all.
-
-    Raises:
-        CheckpointError: there are some, and none can be used.
-    """
-    from .read import read_checkpoint
-
-    folder = _home(Path(folder))
-    known = manifests(folder, resumable=True)
-    pointed, chosen, refused = _pointed(folder), None, ''
-    for path, _ in known:
-        try:
-            if not path.exists():
-                _warn(f'skipping {path.stem}: the file is gone')
-                continue
-            verify(path)
-            read_checkpoint(path)
-        except CheckpointError as error:
-            _warn(f'skipping {path.stem}: {error}')
-            refused = refused or str(error)
-            continue
-        chosen = path
-        break
-    bare = _bare(folder)
-    if known:
-        for path in bare:
-            _warn(f'skipping {path.stem}: incomplete (no manifest)')
-            refused = refused or f'{path.name} is incomplete (no manifest).'
-    if chosen is None and bare and not known:
-        ordered = [p for p in bare if p == pointed] + [p for p in bare if p != pointed]
-        for path in ordered:
-            try:
-                read_checkpoint(path)
-            except CheckpointError as error:
-                _warn(f'skipping {path.stem}: {error}')
-                refused = refused or str(error)
-                continue
-            _warn(f'{path.name} has no manifest, as before there were any: it cannot be verified')
-            chosen = path
-            break
-    if chosen is None and refused:
-        raise CheckpointError(
-            f'nothing to resume in {folder}: there are checkpoints, and none can be used. '
-            f'{refused} Start anew in another folder with --work-dir.'
-        )
-    if chosen and pointed and not pointed.exists():
-        _warn(f'{POINTER} names {pointed.stem} which does not exist; using {chosen.stem}')
-    return chosen
-
-
-def check_empty_of_weights(folder: Path) -> None:
-    """Refuse to begin over weights that cannot be resumed; a best one alone was of a killed run.
-
-    Raises:
-        CheckpointError: names them.
-    """
-    for path, facts in manifests(_home(Path(folder))):
-        alone = not facts.get('resumable', True) and not path.name.startswith('best')
-        if alone and path.exists():
-            raise CheckpointError(
-                f'nothing to resume in {folder}: {path.name} holds weights alone, not the state of '
-                f'the optimizer. Start from them with --init-from {path}, or anew in another '
-                'folder with --work-dir.'
-            )
-
-
-def _home(folder: Path) -> Path:
-    """Where the checkpoints of a run lie: its folder, or else what its pointer leads to."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        other = Path((folder / POINTER).read_text(encoding='utf-8').strip()).parent
-        if other.is_absolute() and manifests(other) and not manifests(folder):
-            return other
-    return folder
-
-
-def _bare(folder: Path) -> list[Path]:
-    """Checkpoints of a training without a manifest, the highest number first."""
-    numbered = [
-        p
-        for p in folder.glob('*_*.pth')
-        if p.stem.split('_')[0] in ('iter', 'epoch') and p.stem.split('_')[-1].isdigit()
-    ]
-    numbered.sort(key=lambda p: int(p.stem.split('_')[-1]), reverse=True)
-    return [p for p in numbered if not manifest_of(p).exists()]
-
-
-def _pointed(folder: Path) -> Path | None:
-    """What the pointer names, wherever the folder was when it was written."""
-    try:
-        name = Path((folder / POINTER).read_text(encoding='utf-8').strip()).name
-    except (OSError, UnicodeDecodeError):
-        return None
-    return folder / name if name else None
 
 
 # ---- the steps ---------------------------------------------------------------------------------
@@ -394,72 +203,10 @@ def _no_checksums() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def sha256(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))
-    with open(path, 'rb', buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
-
-
-def _read_manifest(path: Path) -> dict | None:
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        return found if {'size', 'sha256', 'saved', 'iter'} <= set(found) else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a small file so that at any moment the old or the new one is whole."""
-    part = path.with_name(f'{path.name}.part')
-    with open(part, 'w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        _fsync(file.fileno())
-    os.replace(part, path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        if error.errno in (*_CANNOT_SYNC, errno.EACCES, errno.EISDIR):
-            return  # a folder that cannot be opened, as on Windows
-        raise
-    try:
-        _fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync(descriptor: int) -> None:
-    """Have the system write to the disk, where the file system knows how: FUSE and SMB may not."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
-
-
 def _remove_parts(path: Path) -> None:
     for name in path.name, manifest_of(path).name:
         with contextlib.suppress(OSError):
             path.with_name(f'{name}.part').unlink(missing_ok=True)
-
-
-def tensors(value, name: str = '') -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a structure with where it stands."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from tensors(item, f'{name}.{key}' if name else str(key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from tensors(item, f'{name}.{index}')
 
 
 def _check_finite(content: dict, path: Path) -> None:
@@ -501,7 +248,3 @@ def _cause(error: BaseException | None) -> OSError | None:
 def _reason(error: OSError) -> str:
     text = (error.strerror or str(error)).strip()
     return text if text.startswith('need ') else text.lower()
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)

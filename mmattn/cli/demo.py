@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmattn.datasets.street import SPLITS, generate
-from mmattn.engine.runner import hardware, test, train
+from mmattn.engine.hardware import hardware
+from mmattn.engine.test import test
+from mmattn.engine.train import train
 from mmattn.visualization.comparison import save_picture
 from mmattn.zoo.publish import publish
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.config.load import check_config, dataset_leaves, load_config, parse_options
+from mmattn.config.check import check_config
+from mmattn.config.leaves import dataset_leaves
+from mmattn.config.load import load_config, parse_options
 from mmattn.errors import DataError, MmattnError, WriteError, printable
 from mmattn.progress import track
 

@@ -14,7 +14,7 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from mmattn.config.load import dataset_leaves
+from mmattn.config.leaves import dataset_leaves
 from mmattn.errors import DataError, UsageError, printable
 
 from . import annotation_filter as held

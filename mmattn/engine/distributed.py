@@ -24,7 +24,7 @@ from mmengine.model import is_model_wrapper
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from mmattn.checkpoint.write import last_good
+from mmattn.checkpoint.find import last_good
 from mmattn.errors import DistributedError, Exit, Terminated, UsageError, explain
 from mmattn.exit_status import clear_status, read_status, write_status
 

@@ -9,12 +9,13 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
-from mmattn.config.load import dataset_leaves
+from mmattn.config.leaves import dataset_leaves
 from mmattn.config.unused_keys import find_class
 from mmattn.errors import UsageError
 from mmattn.evaluation.output_names import check_outputs, picture_names
+from mmattn.evaluation.scored_images import score_what_is_tested
 
-from .hooks.hooks import ComparisonHook
+from .hooks.comparison import ComparisonHook
 
 _DUMPS = ('.pkl', '.pickle')
 _FILES = ('.json', '.png', '.jpg', '.txt', '.csv', '.npy', '.npz', '.yaml', '.yml', '.zip', '.tar')
@@ -113,8 +114,6 @@ def prepare_evaluation(runner: Runner, part: str) -> None:
     Raises:
         UsageError: they do not belong together; an output would replace a source.
     """
-    from mmattn.evaluation.scored_images import score_what_is_tested
-
     loop = getattr(runner, f'{part}_loop')
     if not isinstance(getattr(loop, 'evaluator', None), Evaluator):
         return

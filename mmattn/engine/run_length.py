@@ -8,8 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import LinearParamScheduler
 
 from mmattn.errors import UsageError
-
-from .signals import warn
+from mmattn.log import warn
 
 # Of a scheduler's state: where it is, and not what it is.
 _PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')

@@ -2,39 +2,23 @@
 
 import atexit
 import contextlib
-import json
-import logging
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import MethodType
 
-import torch
-from mmengine.dist import all_reduce, barrier, get_dist_info
-from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from torch import Tensor, nn
 from torch.utils.data._utils.worker import _worker_loop
 
-from mmattn.checkpoint.write import last_good, tensors
-from mmattn.errors import MemoryShortage, NonFiniteError, Stopped, Terminated
-
-from .resume.data import restore, snapshot
+from mmattn.errors import Terminated
 
 _HEEDED = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
-_SKIPPED = 50  # steps that a gradient scaler may skip in a row
-_SHOWN = 5
 
 
 # ---- signals -----------------------------------------------------------------------------------
-class Listener:
+class SignalHandler:
     """Hears SIGTERM, SIGUSR1 and SIGINT during a training; or a test, which they end.
 
     Attributes:
@@ -112,9 +96,9 @@ def _end_unless_loading(number: int) -> None:
 
 
 @contextlib.contextmanager
-def listening(training: bool = True) -> Iterator[Listener]:
+def handle_signals(training: bool = True) -> Iterator[SignalHandler]:
     """Hear signals inside the block; the handlers of before come back behind it."""
-    listener = Listener(training)
+    listener = SignalHandler(training)
     if threading.current_thread() is not threading.main_thread():
         yield listener  # Python lets no other thread handle signals
         return
@@ -138,238 +122,3 @@ def _end_children() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
     for child in children:
         child.kill()
-
-
-# ---- what a step is watched for ----------------------------------------------------------------
-class GuardHook(Hook):
-    """Stops a training that was told to, once its step is done and saved; and remembers its batch.
-
-    Attributes:
-        listener: hears the signals.
-        batch, randomness: of the step that is being made: data, and the generators before it.
-    """
-
-    priority = 'LOWEST'  # behind the hook that saves
-
-    def __init__(self) -> None:
-        self.listener = Listener()
-        self.batch = self.randomness = None
-        self.skipped, self._scale = 0, None
-
-    def before_train(self, runner) -> None:
-        self.listener.check_start()
-        runner.check_savable()
-        runner.catch_up()
-
-    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        runner.note_validated()
-
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if not self.listener.started:
-            self.listener.check_start()
-            self.listener.started = True
-        self.batch, self.randomness = data_batch, snapshot()
-        if self._scale is None:
-            self._scale = _scale(runner.optim_wrapper)
-
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        self._count_skips(runner)
-        heard = self.listener.heard is not None
-        if get_dist_info()[1] > 1:  # one that was told stops all, at the same step
-            flag = torch.tensor(int(heard))
-            all_reduce(flag, 'max')
-            heard = bool(flag)
-        if heard and runner.optim_wrapper.should_update():
-            self._stop(runner, runner.iter + 1)
-
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if self.listener.heard and self.listener.started:
-            for hook in runner.hooks:
-                if isinstance(hook, EMAHook):
-                    hook._swap_ema_parameters()  # a validation runs on the average
-            self._stop(runner, runner.iter)
-
-    def _stop(self, runner, step: int) -> None:
-        saved = runner.save_now(step)
-        if runner.train_loop.iter < step:  # in a step, so all are here
-            barrier()  # the launcher ends all when one ends, and rank 0 is writing
-        raise Stopped(
-            f'stopped by {self.listener.heard or "a signal to another process"} at iteration '
-            f'{step}; saved {saved.stem}. Run again with --resume.'
-        )
-
-    def _count_skips(self, runner) -> None:
-        scale = _scale(runner.optim_wrapper)
-        if scale is None:
-            return
-        if scale < self._scale:
-            self.skipped += 1
-            runner.logger.info(f'gradient scaler skipped a step, scale {scale:g}')
-        else:
-            self.skipped = 0
-        self._scale = scale
-        if self.skipped >= _SKIPPED:
-            raise NonFiniteError(
-                f'gradient scaler skipped {self.skipped} steps in a row at iteration '
-                f'{runner.iter + 1}, scale {scale:g}. Train without --amp, or lower the learning '
-                'rate.'
-            )
-
-
-def _scale(wrapper: OptimWrapper) -> float | None:
-    """Of the gradient scaler; None without one."""
-    scaler = getattr(wrapper, 'loss_scaler', None)
-    if scaler is None or not scaler.is_enabled():
-        return None
-    return torch.tensor(scaler.get_scale()).item()  # as rounded as it is behind the first step
-
-
-# ---- numbers -----------------------------------------------------------------------------------
-def watch(wrapper: OptimWrapper, found: Callable[[str, float], None]) -> None:
-    """Have an optimizer wrapper look at loss and gradients before it changes a weight.
-
-    Under a gradient scaler a gradient that is not finite skips the step: that is its work.
-
-    Args:
-        wrapper: changed.
-        found: called with 'loss' or 'gradient norm' and its value, if that is not finite.
-    """
-    backward, step = wrapper.backward, wrapper.step
-
-    def watched_backward(self: OptimWrapper, loss: Tensor, **kwargs) -> None:
-        backward(loss, **kwargs)
-        value = loss.item()  # behind the backward pass, so that a GPU does not wait between
-        if not math.isfinite(value):
-            found('loss', value)
-
-    def watched_step(self: OptimWrapper, **kwargs) -> None:
-        if not isinstance(wrapper, AmpOptimWrapper):
-            norm = _norm(wrapper)
-            if not math.isfinite(norm):
-                found('gradient norm', norm)
-        step(**kwargs)
-
-    wrapper.backward = MethodType(watched_backward, wrapper)
-    wrapper.step = MethodType(watched_step, wrapper)  # a method, as mmengine's schedulers want it
-
-
-def _norm(wrapper: OptimWrapper) -> float:
-    """The largest gradient where a sum of gradients is not finite; else 0: sums are fast."""
-    groups = wrapper.optimizer.param_groups
-    gradients = [p.grad for group in groups for p in group['params'] if p.grad is not None]
-    if not gradients:
-        return 0.0
-    sums = torch.stack([g.sum().float().to(gradients[0].device) for g in gradients])
-    if sums.isfinite().all():
-        return 0.0
-    norms = torch._foreach_norm(gradients, math.inf)
-    return torch.stack([norm.float().to(norms[0].device) for norm in norms]).max().item()
-
-
-def explain(runner, what: str, value: float) -> None:
-    """Raise what a loss or gradient that is not finite means: which loss, module and samples."""
-    hook = runner.guard
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    step = runner.iter + 1
-    facts = dict(what=what, value=str(value), iteration=step, samples=samples(hook.batch))
-    if not _synchronises(model):
-        facts.update(_again(model, hook.batch, hook.randomness, what))
-    losses = ', '.join(f'{k}={v:.4g}' for k, v in facts.get('losses', {}).items())
-    text = f'{what} is {value} at iteration {step}' + (f': {losses}' if losses else '')
-    if facts.get('module') is not None:
-        text += f'; first non-finite output: {facts["module"] or "the network itself"}'
-    if facts.get('parameters'):
-        text += f'; first in {facts["parameters"][0]}'
-    shown = facts['samples'][:_SHOWN]
-    text += f'; samples {", ".join(shown)}' if shown else ''
-    path = Path(runner.work_dir) / 'nonfinite.json'
-    if runner.rank == 0:
-        path.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
-    raise NonFiniteError(
-        f'{text}. No weight was changed. Look at these samples, lower the learning rate or clip '
-        f'gradients; details are in {path}.'
-    )
-
-
-def samples(batch) -> list[str]:
-    """What the samples of a batch are called: ids, or else file names."""
-    found = batch.get('data_samples') if isinstance(batch, dict) else None
-    names = []
-    for sample in found or []:
-        name = sample.get('img_id', None)
-        path = sample.get('img_path', None)
-        names.append(str(name if name is not None else Path(path).name if path else '?'))
-    return names
-
-
-def _synchronises(model: nn.Module) -> bool:
-    """Whether a forward pass waits for other processes, which may not come."""
-    many = get_dist_info()[1] > 1
-    return many and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
-
-
-def _again(model: nn.Module, batch, randomness: Tensor, what: str) -> dict:
-    """Run the step again with the same randomness, watching every module."""
-    first: list[str] = []
-    paths = {module: path for path, module in model.named_modules()}
-
-    def look(module: nn.Module, _, output) -> None:
-        if not first and any(
-            value.is_floating_point() and not value.isfinite().all() for _, value in tensors(output)
-        ):
-            first.append(paths[module])
-
-    handles = [module.register_forward_hook(look) for module in paths]
-    restore(randomness)
-    try:
-        data = model.data_preprocessor(batch, True)
-        losses = model._run_forward(data, mode='loss')
-        total, parts = model.parse_losses(losses)
-        if what != 'loss':
-            model.zero_grad()
-            total.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = dict(losses={k: float(v) for k, v in parts.items()})
-    if what == 'loss':
-        if first:
-            found['module'] = first[0]
-        return found
-    bad = [k for k, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
-    return dict(found, parameters=bad[::-1])  # a backward pass meets the last ones first
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(value.isfinite().all())
-
-
-# ---- memory ------------------------------------------------------------------------------------
-def out_of_memory(error: BaseException) -> bool:
-    return isinstance(
-        error, MemoryError | torch.OutOfMemoryError
-    ) or "can't allocate memory" in str(error)
-
-
-def shortage(runner, error: BaseException) -> MemoryShortage:
-    """What a lack of memory means: how large the batch was, and what to change."""
-    hook = runner.guard
-    parts, batch = [], hook.batch if isinstance(hook.batch, dict) else {}
-    images = batch.get('inputs', [])
-    if len(images):
-        height, width = (max(int(image.shape[i]) for image in images) for i in (-2, -1))
-        parts += [f'batch {len(images)}', f'image {width}x{height}']
-    objects = [s.gt_instances for s in batch.get('data_samples', []) if 'gt_instances' in s]
-    if objects:
-        parts.append(f'{sum(map(len, objects))} objects')
-    good = last_good(Path(runner.work_dir))
-    about = f' ({error})' if isinstance(error, MemoryError) and str(error) else ''
-    return MemoryShortage(
-        f'out of memory at iteration {runner.iter + 1}{about}: {", ".join(parts)}; last checkpoint '
-        f'{good.stem if good else "none"}. Lower train_dataloader.batch_size or the size of the '
-        'images, or set activation_checkpointing in the config.'
-    )
-
-
-def warn(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)

@@ -14,6 +14,7 @@ from prettytable import PrettyTable
 from mmattn.errors import DataError, UsageError, WriteError
 from mmattn.registry import METRICS
 
+from .cityscapes import label_ids
 from .iou import areas, confusion
 
 _CHOICES = ('mIoU', 'mDice', 'mFscore')
@@ -142,8 +143,6 @@ class IoUMetric(SegIoUMetric):
             )
         values = prediction.cpu().numpy()
         if self._is_cityscapes():
-            from .cityscapes import label_ids
-
             values = label_ids()[values]
         elif sample.get('reduce_zero_label'):
             self._reduced = True

@@ -17,7 +17,7 @@ from mmdet.evaluation import CocoPanopticMetric, MultiDatasetsEvaluator
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import print_log
 
-from mmattn.engine.class_names import classes_of
+from mmattn.datasets.class_names import classes_of
 from mmattn.errors import UsageError
 
 from .coco_metric import CocoMetric, renumber

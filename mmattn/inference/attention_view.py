@@ -10,15 +10,15 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
 from mmattn.blocks import AttentionBlock
+from mmattn.config.published_weights import resolve
 from mmattn.datasets.loading import Loaded, check_file, to_display
-from mmattn.engine.runner import check_writable
-from mmattn.engine.signals import warn
 from mmattn.errors import UsageError
+from mmattn.files import check_writable
+from mmattn.log import warn
 from mmattn.visualization.comparison import save_picture
 from mmattn.visualization.html_page import write_page
 from mmattn.visualization.panels import Collector, Seen, map_view
 from mmattn.visualization.recording import watching
-from mmattn.zoo.index import resolve
 
 from .grad_cam import grad_cam
 from .predictor import Predictor

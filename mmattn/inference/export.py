@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmattn.config.published_weights import resolve
 from mmattn.datasets.loading import Loaded, check_file
-from mmattn.engine.runner import check_writable
 from mmattn.errors import DataError, MmattnError, UsageError, WriteError
+from mmattn.files import check_writable
 from mmattn.models.logits import predicted_logits
 from mmattn.ops import deform_conv
-from mmattn.zoo.index import resolve
 
 from .export_scope import Comparison, as_read, compare_with_infer, left_out, noise, normalised
 from .predictor import Predictor

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from mmattn.config.published_weights import resolve
 from mmattn.datasets.image_io import check_declared
 from mmattn.datasets.loading import Loaded, is_plain
-from mmattn.engine.runner import check_writable
-from mmattn.engine.signals import warn
 from mmattn.errors import DataError, Exit, MmattnError, UsageError, WriteError, explain
+from mmattn.files import check_writable
+from mmattn.log import warn
 from mmattn.progress import track
 from mmattn.visualization.comparison import overlay, save_picture, side_by_side
 from mmattn.visualization.objects import Objects, draw_objects
 from mmattn.visualization.video import VideoWriter
-from mmattn.zoo.index import resolve
 
 from .predictor import CannotRun, Predictor
 from .sources import Outputs, added, find_sources, is_video

@@ -10,9 +10,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmattn.config.load import dataset_leaves
+from mmattn.config.leaves import dataset_leaves
 from mmattn.datasets.loading import ImageReader, Loaded, to_display
-from mmattn.engine.runner import build_model, dataset_meta
+from mmattn.engine.build import build_model, dataset_meta
 from mmattn.errors import DataError, UsageError, explain
 from mmattn.plugins.dry_run import input_channels
 from mmattn.visualization.objects import palette_of

@@ -17,10 +17,14 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmattn.checkpoint.write import last_good, point_to, remove, tensors, write_checkpoint
-from mmattn.engine.resume.data import snapshot
-from mmattn.engine.runner import check_empty, train
+from mmattn.checkpoint.find import last_good
+from mmattn.checkpoint.manifest import remove
+from mmattn.checkpoint.plain_values import tensors
+from mmattn.checkpoint.write import point_to, write_checkpoint
+from mmattn.engine.resume.rng import get_rng_state
+from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, MmattnError
+from mmattn.files import check_empty
 
 _WIDTH = 200_000  # values of the tensor that the save loop writes
 
@@ -61,7 +65,7 @@ def digest(runner) -> str:
     """
     networks = [runner.model, *(h.ema_model for h in runner.hooks if hasattr(h, 'ema_model'))]
     held = [n.state_dict() if runner.rank == 0 else dict(n.named_parameters()) for n in networks]
-    state = [held, runner.optim_wrapper.state_dict(), snapshot()]
+    state = [held, runner.optim_wrapper.state_dict(), get_rng_state()]
     found = hashlib.sha256()
     for name, value in tensors(state):
         found.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())

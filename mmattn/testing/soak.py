@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from mmengine.hooks import Hook
 
-from mmattn.checkpoint.write import last_good
-from mmattn.engine.runner import check_empty, train
+from mmattn.checkpoint.find import last_good
+from mmattn.engine.train import train
 from mmattn.errors import MmattnError, UsageError
+from mmattn.files import check_empty
 
 _ALLOWED = 1.0  # MB that a process may grow by in a thousand iterations
 _WARM_UP = 0.5  # of the training: caches and allocators fill, workers of validations begin

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mmattn.blocks import AttentionBlock
+from mmattn.blocks.base import registered_blocks
 from mmattn.errors import UsageError
 from mmattn.plugins.flops import flop_counter
-from mmattn.registry import MODELS
 
 SIZE = (256, 64, 64)  # channels, height and width at which parameters and MACs are counted
 _COLUMNS = ('block', 'paper', 'weights over', 'parameters', 'MACs', 'identity at start', 'cannot')
@@ -41,12 +41,6 @@ class Block:
     macs: int
     identity: bool
     limits: dict[str, str]
-
-
-def registered_blocks() -> dict[str, type[AttentionBlock]]:
-    """Name -> class of every block, those of mmattn and any that was registered beside them."""
-    found = {k: v for k, v in MODELS.module_dict.items() if issubclass(v, AttentionBlock)}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def list_blocks(pattern: str = '*') -> list[Block]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmattn import blocks
 from mmattn.blocks.residual_attention import ResidualUnit
+from mmattn.models import DAHead
 
 from .authors import Author
 
@@ -299,8 +300,6 @@ def _cam(a: Author) -> nn.Module:
 
 
 def _danet_head(a: Author) -> nn.Module:
-    from mmattn.models import DAHead
-
     norm = a.get('norm_layer', 'nn.BatchNorm2d')
     if getattr(norm, '__name__', str(norm).split('.')[-1]) != 'BatchNorm2d':
         a.fail(f'norm_layer={norm}, allowed nn.BatchNorm2d')

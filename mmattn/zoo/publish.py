@@ -10,11 +10,13 @@ import torch
 from mmengine.config import Config
 from safetensors.torch import save
 
+from mmattn.checkpoint.load import block_forms, load_weights
+from mmattn.checkpoint.manifest import facts_of
 from mmattn.checkpoint.plain_values import plain_part, without_tensors
-from mmattn.checkpoint.read import block_forms, load_weights, read_checkpoint, sha256
-from mmattn.checkpoint.write import facts_of
-from mmattn.config.load import dataset_leaves, load_config
-from mmattn.engine.runner import build_model, dataset_meta, run_name
+from mmattn.checkpoint.read import read_checkpoint, sha256
+from mmattn.config.leaves import dataset_leaves
+from mmattn.config.load import load_config
+from mmattn.engine.build import build_model, dataset_meta, run_name
 from mmattn.errors import CheckpointError, UsageError, WriteError
 from mmattn.visualization.curves import read_scalars
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmattn import SE, CrissCrossAttention
-from mmattn.checkpoint.read import block_forms, load_weights
+from mmattn.checkpoint.load import block_forms, load_weights
 from mmattn.errors import CheckpointError
 
 

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmattn.checkpoint.read import load_weights, read_checkpoint
+from mmattn.checkpoint.load import load_weights
+from mmattn.checkpoint.read import read_checkpoint
 from mmattn.errors import CheckpointError
 
 

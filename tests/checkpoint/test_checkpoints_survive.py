@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from mmattn.checkpoint import write as saving
+from mmattn.checkpoint.find import find_checkpoint, last_good
+from mmattn.checkpoint.manifest import facts_of, manifest_of, note, verify
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.checkpoint.write import facts_of, find, last_good, manifest_of, note, point_to, verify
+from mmattn.checkpoint.write import point_to
 from mmattn.errors import CheckpointError, NonFiniteError, UsageError, WriteError, explain
 from mmattn.testing.kill import _fork, _wait, torture_saves
 from tests.engine.killing import At, once
@@ -70,7 +72,7 @@ def test_a_kill_at_every_step_of_a_save(tmp_path, monkeypatch, call, step):
     status = _wait(_fork(job, tmp_path / 'output.txt'), None)
     steps = 9 if step == 2 else 12  # calls that a save makes: the test sees all of them
     assert status == (9 if call <= steps else 0), (tmp_path / 'output.txt').read_text()
-    found = find(tmp_path)
+    found = find_checkpoint(tmp_path)
     whole = {'iter_1.pth': {1, 5} if step == 1 else {1}, 'iter_2.pth': {5}}
     assert value(found) in whole[found.name]
     if call > steps:
@@ -127,7 +129,7 @@ def test_a_file_that_may_not_grow(tmp_path):
 
     status = _wait(_fork(job, tmp_path / 'output.txt'), None)
     assert status == 0, (tmp_path / 'output.txt').read_text()
-    assert value(find(tmp_path)) == 1 and not list(tmp_path.glob('*.part'))
+    assert value(find_checkpoint(tmp_path)) == 1 and not list(tmp_path.glob('*.part'))
 
 
 def test_a_write_that_fails_is_tried_again(tmp_path, monkeypatch):
@@ -175,7 +177,7 @@ def test_resuming_falls_back_and_names_what_it_skips(tmp_path, said):
     path.unlink()
     (tmp_path / 'iter_3.pth').write_bytes(b'<html>')
     manifest_of(tmp_path / 'iter_2.pth').unlink()
-    assert find(tmp_path).name == 'iter_1.pth'
+    assert find_checkpoint(tmp_path).name == 'iter_1.pth'
     for text in (
         'skipping iter_4: the file is gone',
         'skipping iter_3: checkpoint',
@@ -194,7 +196,7 @@ def test_a_moved_folder_and_an_empty_pointer(tmp_path):
     new = tmp_path / 'new'
     old.rename(new)
     (new / 'last_checkpoint').write_text('')
-    assert find(new) == new / 'iter_7.pth'
+    assert find_checkpoint(new) == new / 'iter_7.pth'
 
 
 def test_files_of_before_there_were_manifests(tmp_path, said):
@@ -203,9 +205,9 @@ def test_files_of_before_there_were_manifests(tmp_path, said):
         manifest_of(path).unlink()
     assert not verify(path) and value(path) == 10
     (tmp_path / 'last_checkpoint').write_text('/somewhere/else/iter_8.pth')
-    assert find(tmp_path).name == 'iter_8.pth'
+    assert find_checkpoint(tmp_path).name == 'iter_8.pth'
     assert 'iter_8.pth has no manifest' in said[0]
-    assert find(tmp_path / 'nothing') is None
+    assert find_checkpoint(tmp_path / 'nothing') is None
 
 
 def test_facts_are_added_and_weights_alone_are_not_resumed(tmp_path):
@@ -213,7 +215,7 @@ def test_facts_are_added_and_weights_alone_are_not_resumed(tmp_path):
     note(path, validated=1)
     assert facts_of(path)['validated'] == 1 and verify(path)
     note(path, resumable=False)
-    assert find(tmp_path) is None
+    assert find_checkpoint(tmp_path) is None
 
 
 def test_a_file_shorter_than_what_was_written_is_not_kept(tmp_path, monkeypatch):

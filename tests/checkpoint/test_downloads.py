@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmattn.checkpoint import read as checkpoint
-from mmattn.checkpoint.read import fetch
+from mmattn.checkpoint.download import fetch
 from mmattn.errors import CheckpointError
 
 DATA = bytes(range(256)) * 5000

@@ -7,7 +7,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmattn.checkpoint.fingerprint import changes, check_same, course_of
-from mmattn.engine.runner import test as evaluate
+from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.inference.infer import infer
 from mmattn.testing.kill import compare

@@ -13,9 +13,10 @@ from mmseg.models import BEiT, MixVisionTransformer, PIDNet, VisionTransformer
 from torch import nn
 
 from mmattn.checkpoint import read as checkpoint
+from mmattn.checkpoint.load import start_from
 from mmattn.checkpoint.pretrained import pretrained_reported
-from mmattn.checkpoint.read import read_checkpoint, start_from
-from mmattn.engine.runner import train
+from mmattn.checkpoint.read import read_checkpoint
+from mmattn.engine.train import train
 from mmattn.errors import CheckpointError
 from tests.checkpoint.test_start_from import (
     still,  # noqa: F401, a fixture

@@ -14,9 +14,12 @@ from torch import nn
 
 from mmattn import insert
 from mmattn.checkpoint import read as checkpoint
-from mmattn.checkpoint.read import block_forms, fetch, read_checkpoint, start_from
-from mmattn.engine.runner import build_model, train
-from mmattn.engine.runner import test as evaluate
+from mmattn.checkpoint.download import fetch
+from mmattn.checkpoint.load import block_forms, start_from
+from mmattn.checkpoint.read import read_checkpoint
+from mmattn.engine.build import build_model
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.zoo.publish import publish
 from tests.conftest import ROOT, randomise, tiny_options

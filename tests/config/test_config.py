@@ -8,8 +8,10 @@ import torch
 
 from mmattn.benchmarks.overhead import loss
 from mmattn.blocks import SE
-from mmattn.config.load import check_config, load_config, parse_options, replace_type
-from mmattn.engine.runner import _building, build_network
+from mmattn.config.check import check_config
+from mmattn.config.leaves import replace_type
+from mmattn.config.load import load_config, parse_options
+from mmattn.engine.build import build_network, config_errors
 from mmattn.errors import UsageError
 from mmattn.plugins import report
 from tests.conftest import ROOT
@@ -181,7 +183,7 @@ def test_where_attention_cannot_go(path, message):
     ],
 )
 def test_what_is_not_the_configs_fault_goes_on_as_it_is(error):
-    with pytest.raises(type(error)) as raised, _building(load_config(CONFIG)):
+    with pytest.raises(type(error)) as raised, config_errors(load_config(CONFIG)):
         raise error
     assert raised.value is error
 

@@ -7,7 +7,7 @@ from mmengine.config import Config, DictAction
 
 from mmattn.config.load import load_config, parse_options
 from mmattn.config.options import command_line
-from mmattn.engine.runner import _flags
+from mmattn.engine.commands import option_flags
 from mmattn.errors import UsageError
 from tests.conftest import ROOT
 
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_said_as_it_was_understood(config):
 
 def test_a_command_that_is_written_down_can_be_typed(config):
     given = ['folder=my set', "names=['a b','1']", 'number=4']
-    written = _flags(parse_options(given)).removeprefix(' --cfg-options ')
+    written = option_flags(parse_options(given)).removeprefix(' --cfg-options ')
     assert shlex.split(written) == given
     again = load_config(config, parse_options(shlex.split(written)))
     assert again.to_dict() == load_config(config, parse_options(given)).to_dict()

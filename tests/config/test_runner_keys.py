@@ -6,9 +6,10 @@ from mmengine.runner import Runner
 
 from mmattn.config import load as config_module
 from mmattn.config import runner_keys
-from mmattn.config.load import check_config, load_config, parse_options
+from mmattn.config.check import check_config
+from mmattn.config.load import load_config, parse_options
 from mmattn.config.runner_keys import RUNNER_KEYS, read_from_config
-from mmattn.engine.runner import train
+from mmattn.engine.train import train
 from mmattn.errors import UsageError
 from tests.config.test_config import checked, others
 from tests.conftest import ROOT, tiny_options

@@ -7,11 +7,13 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmattn.config.load import check_config, load_config
+from mmattn.config.check import check_config
+from mmattn.config.load import load_config
 from mmattn.config.type_names import type_name
 from mmattn.config.unused_keys import find_class
-from mmattn.engine.runner import build_network, train
-from mmattn.engine.runner import test as evaluate
+from mmattn.engine.build import build_network
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import UsageError
 from mmattn.plugins import report
 from tests.config.test_config import others

@@ -5,7 +5,8 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmattn.config.load import check_config, load_config
+from mmattn.config.check import check_config
+from mmattn.config.load import load_config
 from mmattn.datasets.ade20k import COUNTS, prepare_ade20k
 from mmattn.datasets.validation import check_data
 from mmattn.errors import DataError

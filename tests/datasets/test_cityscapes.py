@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as coder
 from pycocotools.coco import COCO
 
-from mmattn.config.load import check_config, load_config
+from mmattn.config.check import check_config
+from mmattn.config.load import load_config
 from mmattn.datasets.cityscapes import COUNTS, instances, prepare_cityscapes
 from mmattn.datasets.coco import check_coco
 from mmattn.errors import DataError

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from mmengine.hooks import Hook
 
-from mmattn.engine.runner import train
+from mmattn.engine.train import train
 from mmattn.testing.kill import Recorder, read_record
 from tests.conftest import ROOT
 

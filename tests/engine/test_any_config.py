@@ -17,12 +17,14 @@ from mmengine.registry import DATASETS, HOOKS
 from mmseg.datasets import CityscapesDataset
 
 from mmattn.checkpoint import write as saving
+from mmattn.checkpoint.find import find_checkpoint
+from mmattn.checkpoint.manifest import facts_of, manifest_of, verify
 from mmattn.checkpoint.plain_values import NotPlain, plain
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.checkpoint.write import facts_of, find, manifest_of, name_best, verify, write_checkpoint
-from mmattn.engine.hooks.hooks import CheckpointHook, adopted
-from mmattn.engine.runner import build_model
-from mmattn.engine.runner import test as evaluate
+from mmattn.checkpoint.write import name_best, write_checkpoint
+from mmattn.engine.build import build_model
+from mmattn.engine.hooks.checkpoint import CheckpointHook, adopted
+from mmattn.engine.test import test as evaluate
 from mmattn.errors import CheckpointError, Stopped, UsageError, WriteError
 from mmattn.inference.infer import infer
 from mmattn.testing.kill import compare
@@ -181,7 +183,7 @@ def test_a_run_is_stopped_and_resumed_with_any_hook(tiny, whole, derived, tmp_pa
     stop = At('before_train_iter', 3, lambda runner: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match='at iteration 3; saved iter_3. Run again with --resume'):
         once(run, options, stop, rehearsal=False)
-    assert find(run).name == 'iter_3.pth'
+    assert find_checkpoint(run).name == 'iter_3.pth'
     assert once(run, options, resume='auto', rehearsal=False)
     compare(record(run), whole, kind)
     left = {p.name for p in run.glob('*.pth')}
@@ -206,7 +208,7 @@ def left_best(names):
 def test_checkpoints_in_a_folder_of_their_own_are_found(tiny, tmp_path):
     options = tiny | {'default_hooks.checkpoint.out_dir': str(tmp_path / 'elsewhere')}
     assert not once(tmp_path / 'run', options, At('before_train_iter', 4), rehearsal=False)
-    assert find(tmp_path / 'run') == tmp_path / 'elsewhere' / 'run' / 'iter_2.pth'
+    assert find_checkpoint(tmp_path / 'run') == tmp_path / 'elsewhere' / 'run' / 'iter_2.pth'
     assert once(tmp_path / 'run', options, resume='latest', rehearsal=False)
     assert (tmp_path / 'elsewhere' / 'run' / 'iter_4.pth').is_file()
 
@@ -214,7 +216,7 @@ def test_checkpoints_in_a_folder_of_their_own_are_found(tiny, tmp_path):
 # ---- what cannot be used ------------------------------------------------------------------------
 @pytest.mark.parametrize('how', ['code', 'cut', 'no manifest'])
 def test_auto_begins_anew_only_where_there_is_nothing(tmp_path, how):
-    assert find(tmp_path) is None
+    assert find_checkpoint(tmp_path) is None
     path = save(tmp_path, 2)
     if how == 'code':
         torch.save(dict(state_dict={}, meta=dict(x=np.float64(1))), path)
@@ -225,10 +227,10 @@ def test_auto_begins_anew_only_where_there_is_nothing(tmp_path, how):
             manifest_of(path).unlink()
     message = 'there are checkpoints, and none can be used.*Start anew in another folder'
     with pytest.raises(CheckpointError, match=message):
-        find(tmp_path)
+        find_checkpoint(tmp_path)
     assert path.exists()
     path.unlink()  # whoever removes it begins anew
-    assert find(tmp_path) is None
+    assert find_checkpoint(tmp_path) is None
 
 
 def test_auto_on_what_is_damaged_ends_with_4_and_removes_nothing(tiny, tmp_path):
@@ -279,7 +281,7 @@ def test_the_best_one_is_a_copy_where_there_are_no_links(tmp_path, no_links):
     best = tmp_path / 'best.pth'
     assert not best.is_symlink() and value(best) == 2 and verify(best)
     assert facts_of(best)['copy_of'] == 'iter_2.pth' and not list(tmp_path.glob('*.part'))
-    assert find(tmp_path).name == 'iter_2.pth'
+    assert find_checkpoint(tmp_path).name == 'iter_2.pth'
     before = best.stat().st_mtime_ns
     name_best(tmp_path / 'iter_2.pth')  # nothing to do
     assert best.stat().st_mtime_ns == before

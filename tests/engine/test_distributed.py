@@ -17,7 +17,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import distributed as dist
 
 from mmattn.engine.distributed import Ranks
-from mmattn.engine.runner import test as evaluate
+from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.exit_status import how_it_ended, read_status, write_status
 from tests.conftest import ROOT, tiny_options

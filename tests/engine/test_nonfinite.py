@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmattn.engine.signals import GuardHook
+from mmattn.engine.hooks.guard import GuardHook
 from mmattn.errors import MemoryShortage, NonFiniteError, UsageError, explain
 from tests.engine.killing import At, once
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mmattn.analysis.cost import measure_cost
 from mmattn.benchmarks.cases import awake
-from mmattn.engine.runner import build_network
-from mmattn.engine.runner import test as run_test
+from mmattn.engine.build import build_network
+from mmattn.engine.test import test as run_test
 from mmattn.errors import DataError, UsageError
 from mmattn.inference.attention_view import view_attention
 from mmattn.inference.infer import infer

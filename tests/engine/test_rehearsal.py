@@ -10,8 +10,8 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS
 from torch.utils.data import Sampler
 
 from mmattn.engine.rehearsal import rehearse as module
-from mmattn.engine.runner import test as evaluate
-from mmattn.engine.runner import train
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import UsageError
 from tests.conftest import ROOT
 from tests.engine.test_resume import EPOCHS

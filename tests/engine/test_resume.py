@@ -15,9 +15,11 @@ from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler, pseud
 from torch.utils.data import DataLoader, Dataset
 
 from mmattn.checkpoint.fingerprint import check_same, course_of
-from mmattn.checkpoint.write import facts_of, write_checkpoint
+from mmattn.checkpoint.manifest import facts_of
+from mmattn.checkpoint.write import write_checkpoint
 from mmattn.engine.resume import data as exact
-from mmattn.engine.resume.data import Batches, key, loader_arguments, restore, scoped, snapshot
+from mmattn.engine.resume.data import ResumableLoader, loader_arguments
+from mmattn.engine.resume.rng import derived_seed, get_rng_state, seeded, set_rng_state
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
 from mmattn.testing.kill import Inexact, compare, torture_training
 from tests.conftest import ROOT
@@ -322,8 +324,8 @@ def batches(sampler=InfiniteSampler, grouped=False, workers=0, dataset=None, see
         from mmdet.datasets.samplers import AspectRatioBatchSampler
 
         kind = AspectRatioBatchSampler(made, 3)
-        return Batches(DataLoader(dataset, batch_sampler=kind, **rest), seed)
-    return Batches(DataLoader(dataset, sampler=made, batch_size=3, **rest), seed)
+        return ResumableLoader(DataLoader(dataset, batch_sampler=kind, **rest), seed)
+    return ResumableLoader(DataLoader(dataset, sampler=made, batch_size=3, **rest), seed)
 
 
 def drawn(stream, steps):
@@ -369,20 +371,20 @@ def test_processes_share_an_epoch(monkeypatch):
 
 
 def test_drawing_leaves_the_generators_as_they_were():
-    before = snapshot()
-    with scoped(3):
+    before = get_rng_state()
+    with seeded(3):
         random.random(), np.random.rand(), torch.rand(3)
-    assert torch.equal(snapshot(), before)
+    assert torch.equal(get_rng_state(), before)
     drawn(batches(), 3)
-    assert torch.equal(snapshot(), before)
+    assert torch.equal(get_rng_state(), before)
 
 
 def test_the_generators_come_back_to_the_bit():
     random.gauss(0, 1), np.random.randn(), torch.rand(1)
-    state = snapshot()
+    state = get_rng_state()
     first = random.gauss(0, 1), np.random.randn(), torch.rand(1).item()
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
-    restore(torch.stack([state, state])[1])
+    set_rng_state(torch.stack([state, state])[1])
     assert (random.gauss(0, 1), np.random.randn(), torch.rand(1).item()) == first
 
 
@@ -392,7 +394,7 @@ def test_a_seed_is_the_same_in_every_process():
         '-c',
         'from hashlib import blake2b as b; print(int.from_bytes(b(repr((0, "order", 1)).encode(), digest_size=8).digest(), "big") >> 1)',
     ]
-    assert key(0, 'order', 1) == int(subprocess.check_output(command))
+    assert derived_seed(0, 'order', 1) == int(subprocess.check_output(command))
 
 
 def test_attributes_of_the_data_set_are_reached():

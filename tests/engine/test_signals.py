@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mmattn.checkpoint.write import facts_of, last_good
-from mmattn.engine.signals import listening
+from mmattn.checkpoint.find import last_good
+from mmattn.checkpoint.manifest import facts_of
+from mmattn.engine.signals import handle_signals
 from mmattn.errors import Exit, Stopped, Terminated, explain
 from mmattn.testing.kill import compare
 from tests.engine.killing import CONFIG, At, once, record
@@ -63,7 +64,7 @@ def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize('training', [True, False])
 def test_a_pool_ends_its_workers(training):
     """As mmdet's VOCMetric does behind a validation: one that lives on would be waited for."""
-    with listening(training):
+    with handle_signals(training):
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
         worker.terminate()
@@ -75,7 +76,7 @@ def test_a_pool_ends_its_workers(training):
 
 def test_a_pool_that_waits_for_a_task_ends():
     """Each round a worker is about to wait for a lock, where a handler in Python would be lost."""
-    with listening(training=False):
+    with handle_signals(training=False):
         for _ in range(30):
             pool = multiprocessing.get_context('fork').Pool(4)
             pool.map(abs, range(4))
@@ -84,7 +85,7 @@ def test_a_pool_that_waits_for_a_task_ends():
 
 def test_ctrl_c_once_ends_in_order_and_twice_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with listening() as listener:
+    with handle_signals() as listener:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # nothing has begun
         listener.heard, listener.started = None, True
@@ -107,7 +108,7 @@ def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(saving.os, 'replace', interrupted)
-    with listening() as listener:
+    with handle_signals() as listener:
         listener.started = True
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2)

@@ -12,10 +12,10 @@ import mmseg
 import pytest
 import torch
 
+from mmattn.checkpoint.manifest import facts_of, verify
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.checkpoint.write import facts_of, verify
-from mmattn.engine.runner import test as evaluate
-from mmattn.engine.runner import train
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import Stopped
 from mmattn.inference.export import export
 from mmattn.inference.infer import infer

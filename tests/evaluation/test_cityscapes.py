@@ -226,7 +226,7 @@ def test_what_the_metric_writes_is_scored_alike(street, tmp_path, monkeypatch):
 
 
 def test_what_a_test_run_writes_is_scored_alike(street, tiny, tmp_path):
-    from mmattn.engine.runner import test
+    from mmattn.engine.test import test
 
     out, config = tmp_path / 'maps', str(ROOT / 'configs' / 'fcn_r18_street.py')
     metrics = test(config, None, work_dir=tmp_path / 'run', out=out, options=tiny)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmattn.engine.runner import test as evaluate
-from mmattn.engine.runner import train
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import UsageError, WriteError
 from mmattn.evaluation.output_names import picture_names
 from tests.conftest import ROOT, tiny_options

@@ -9,8 +9,8 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoPanopticMetric
 
-from mmattn.engine.runner import test as evaluate
-from mmattn.engine.runner import train
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import DataError, UsageError
 from mmattn.evaluation.coco_metric import CocoMetric
 from mmattn.evaluation.scored_images import score_what_is_tested

@@ -18,7 +18,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmattn.config.load import load_config
-from mmattn.engine.runner import test as evaluate
+from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.models.seg_tta import SCALES, SegTTAModel, tta_pipeline
 from tests.conftest import ROOT, randomise

@@ -11,7 +11,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmattn.config.load import load_config, replace_type
+from mmattn.config.leaves import replace_type
+from mmattn.config.load import load_config
 from mmattn.datasets.street import generate
 from mmattn.plugins import plugged
 from tests.conftest import ROOT, randomise

@@ -9,7 +9,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmattn.checkpoint.read import load_weights, read_checkpoint, start_from
+from mmattn.checkpoint.load import load_weights, start_from
+from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.load import load_config
 from mmattn.plugins import plugged
 from tests.conftest import ROOT, randomise

@@ -14,7 +14,8 @@ from mmseg.models import ResNetV1c
 from torch import nn
 
 from mmattn import SE, SKConv2d, insert
-from mmattn.config.load import load_config, replace_type
+from mmattn.config.leaves import replace_type
+from mmattn.config.load import load_config
 from mmattn.plugins import keep_learning, plugged
 from tests.conftest import ROOT, randomise
 

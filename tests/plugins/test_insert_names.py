@@ -13,8 +13,9 @@ from mmseg.registry import MODELS as SEG_MODELS
 from torch import nn
 
 from mmattn.blocks import SE
-from mmattn.config.load import check_config, load_config
-from mmattn.engine.runner import build_network
+from mmattn.config.check import check_config
+from mmattn.config.load import load_config
+from mmattn.engine.build import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import insert, plugged
 from tests.config.test_config import others

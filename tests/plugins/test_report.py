@@ -10,7 +10,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmattn import BAM, SE, SKConv2d, insert
-from mmattn.config.load import load_config, replace_type
+from mmattn.config.leaves import replace_type
+from mmattn.config.load import load_config
 from mmattn.plugins import keep_learning, plugged, report
 from tests.conftest import ROOT, randomise
 

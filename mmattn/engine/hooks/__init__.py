@@ -1,5 +1,7 @@
 """Hooks of every training run."""
 
-from .hooks import CheckpointHook as CheckpointHook
-from .hooks import ComparisonHook as ComparisonHook
-from .hooks import CurvesHook as CurvesHook
+from .checkpoint import CheckpointHook as CheckpointHook
+from .comparison import ComparisonHook as ComparisonHook
+from .curves import CurvesHook as CurvesHook
+from .guard import GuardHook as GuardHook
+from .randomness import RandomnessHook as RandomnessHook

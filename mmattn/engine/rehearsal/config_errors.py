@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from mmattn.engine.signals import out_of_memory
+from mmattn.engine.out_of_memory import is_out_of_memory
 from mmattn.errors import Exit, MmattnError, UsageError, explain
 
 from .error_location import channels_remedy, key_of, module_of, sample_remedy
@@ -29,7 +29,7 @@ def part(runner, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, MmattnError) or out_of_memory(error):
+        if isinstance(error, MmattnError) or is_out_of_memory(error):
             raise
         known = explain(error)
         if known and known[0] != Exit.BUG:

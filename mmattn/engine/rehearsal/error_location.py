@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from mmattn.config.load import dataset_leaves
+from mmattn.config.leaves import dataset_leaves
 
 _CHANNELS = re.compile(r'to have (\d+) channels, but got (\d+) channels')
 _FIELDS = {

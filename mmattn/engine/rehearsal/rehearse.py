@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from mmattn.config.unused_keys import nearest
-from mmattn.engine.resume.data import scoped
-from mmattn.engine.signals import out_of_memory
+from mmattn.engine.out_of_memory import is_out_of_memory
+from mmattn.engine.resume.rng import seeded
 from mmattn.errors import UsageError
 
 from .config_errors import last_batch, part
@@ -58,7 +58,7 @@ def rehearse(runner) -> None:
             finally:
                 close(double)
     except Exception as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         runner.logger.info(f'the rehearsal ran out of memory and was left: {error}')
         return
@@ -88,7 +88,7 @@ def _step(double, runner) -> int:
     """One step on a small batch; returns of how many images, 0 if there is none to be had."""
     double.model.train()
     loader = double.train_dataloader
-    with part(double, 'train_dataloader'), scoped(0):
+    with part(double, 'train_dataloader'), seeded(0):
         samples = _samples(runner, loader.dataset, double.model)
         if not samples:
             return 0

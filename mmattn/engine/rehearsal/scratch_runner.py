@@ -20,8 +20,8 @@ from mmengine.utils import ManagerMixin
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.engine.resume.data import restore, snapshot
-from mmattn.engine.signals import out_of_memory
+from mmattn.engine.out_of_memory import is_out_of_memory
+from mmattn.engine.resume.rng import get_rng_state, set_rng_state
 
 from .config_errors import PACKAGES, part
 
@@ -40,7 +40,7 @@ def copy_network(runner) -> nn.Module | None:
     try:
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         runner.logger.info(f'no rehearsal: {type(model).__name__} cannot be copied: {error}')
         return None
@@ -221,7 +221,7 @@ def _evaluator(real, folder: str):
 @contextlib.contextmanager
 def nothing_left(runner) -> Iterator[None]:
     """Put back afterwards what a process shares: generators, current logger, what is printed."""
-    randomness = snapshot()
+    randomness = get_rng_state()
     model, mode = runner.model, runner.model.training
     buffers = [(b, b.clone()) for b in model.buffers()]
     without = [p for p in model.parameters() if p.grad is None]
@@ -241,7 +241,7 @@ def nothing_left(runner) -> Iterator[None]:
         for parameter in without:
             parameter.grad = None
         model.train(mode)
-        restore(randomness)
+        set_rng_state(randomness)
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.empty_cache()

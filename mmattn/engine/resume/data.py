@@ -9,8 +9,6 @@ the checkpoint, a row for each process, and is put back right before the first s
 run. Loops differ from mmengine's in one thing: they begin within an epoch.
 """
 
-import contextlib
-import random
 import re
 import shutil
 import signal
@@ -18,49 +16,24 @@ from collections import deque
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
-from hashlib import blake2b
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dataset.utils import worker_init_fn as engine_worker_init
-from mmengine.dist import all_gather, broadcast, get_dist_info
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from torch import Tensor, nn
+from mmengine.dist import get_dist_info
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from mmattn.checkpoint.plain_values import plain_part
 from mmattn.errors import DataError, MmattnError, WriteError
 
+from .rng import derived_seed, seeded
+
 _SHOWN = 12  # samples named in an error
 
 
-def key(*parts) -> int:
-    """63 bits that depend on the parts alone, not on Python's hash of this process."""
-    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), 'big') >> 1
-
-
-@contextlib.contextmanager
-def scoped(seed: int) -> Iterator[None]:
-    """Seed the three global generators of the CPU, and put them back behind it."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-class Positioned(Dataset):
+class ResumableDataset(Dataset):
     """A data set that is asked for positions: epoch * size + slot.
 
     Args:
@@ -100,7 +73,7 @@ class Positioned(Dataset):
         if epoch not in self._orders:
             if len(self._orders) > 1:  # batches cross borders, so two are kept
                 del self._orders[min(self._orders)]
-            generator = torch.Generator().manual_seed(key(self.seed, 'order', epoch))
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, 'order', epoch))
             self._orders[epoch] = torch.randperm(len(self.inner), generator=generator).tolist()
         return self._orders[epoch]
 
@@ -109,7 +82,7 @@ class Positioned(Dataset):
         return self.inner.get_data_info(self.index(position))
 
     def __getitem__(self, position: int) -> Any:
-        with scoped(key(self.seed, 'sample', *divmod(position, self.size))):
+        with seeded(derived_seed(self.seed, 'sample', *divmod(position, self.size))):
             try:
                 return self.inner[self.index(position)]
             except Exception as error:
@@ -119,7 +92,7 @@ class Positioned(Dataset):
                 raise failure from error
 
 
-class Positions(Sampler):
+class ResumableSampler(Sampler):
     """The positions of this process: every `world`-th.
 
     Args:
@@ -128,7 +101,7 @@ class Positions(Sampler):
         length: of an epoch, for this process.
     """
 
-    def __init__(self, dataset: Positioned, endless: bool, length: int) -> None:
+    def __init__(self, dataset: ResumableDataset, endless: bool, length: int) -> None:
         self.dataset, self.endless, self.length = dataset, endless, length
         self.rank, self.world = get_dist_info()
         self.epoch = self.first = 0
@@ -149,7 +122,7 @@ class Positions(Sampler):
         self.epoch = epoch
 
 
-class _From(BatchSampler):
+class ResumableBatchSampler(BatchSampler):
     """A batch sampler from some batch on, such as one by aspect ratio: a function of what it saw.
 
     The batches before are composed again, without loading an image. Every epoch begins with what
@@ -184,7 +157,7 @@ class _From(BatchSampler):
         return len(self.inner)
 
 
-class Batches:
+class ResumableLoader:
     """The batches of a training from a step on, and what is on its way when a worker dies.
 
     Attributes:
@@ -210,7 +183,7 @@ class Batches:
                 self._sampler.set_epoch(epoch)
             return
         self._sampler.epoch = epoch
-        if isinstance(self.loader.batch_sampler, _From):
+        if isinstance(self.loader.batch_sampler, ResumableBatchSampler):
             self.loader.batch_sampler.first = batch
         else:
             self._sampler.first = batch * self.loader.batch_size
@@ -255,7 +228,7 @@ class Batches:
     @property
     def _pending(self) -> deque[int]:
         batches = self.loader.batch_sampler
-        return (batches if isinstance(batches, _From) else self._sampler).pending
+        return (batches if isinstance(batches, ResumableBatchSampler) else self._sampler).pending
 
     def _arrived(self, batch) -> None:
         pending = self._pending
@@ -303,7 +276,7 @@ def _length(batch) -> int:
     return len(batch)
 
 
-def _name(dataset: Positioned, position: int) -> str:
+def _name(dataset: ResumableDataset, position: int) -> str:
     try:
         info = dataset.get_data_info(position)
     except AttributeError:  # a data set that is none of mmengine's
@@ -311,7 +284,7 @@ def _name(dataset: Positioned, position: int) -> str:
     return str(info.get('img_id', info.get('img_path', info.get('sample_idx'))))
 
 
-def _of_a_sample(error: Exception, dataset: Positioned, position: int) -> DataError | None:
+def _of_a_sample(error: Exception, dataset: ResumableDataset, position: int) -> DataError | None:
     """What a step of the pipeline raised on a sample; None if that is said elsewhere."""
     text = str(error).strip()
     elsewhere = isinstance(error, MmattnError | MemoryError | OSError | torch.AcceleratorError)
@@ -338,45 +311,16 @@ def _positioned(loader: DataLoader, sampler: Sampler, custom: bool, seed: int) -
     filled = not endless and sampler.round_up
     size = -(-total // world) * world if filled else total
     length = total if endless else -(-(size - (0 if filled else rank)) // world)
-    dataset = Positioned(loader.dataset, seed, sampler.shuffle, size)
-    positions = Positions(dataset, endless, length)
+    dataset = ResumableDataset(loader.dataset, seed, sampler.shuffle, size)
+    positions = ResumableSampler(dataset, endless, length)
     if custom:
         loader.batch_sampler.sampler = positions
-        batches = dict(batch_sampler=_From(loader.batch_sampler))
+        batches = dict(batch_sampler=ResumableBatchSampler(loader.batch_sampler))
     else:
         batches = dict(sampler=positions, batch_size=loader.batch_size, drop_last=loader.drop_last)
     same = 'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'generator'
     same += 'multiprocessing_context', 'prefetch_factor', 'persistent_workers'
     return DataLoader(dataset, **batches, **{name: getattr(loader, name) for name in same})
-
-
-class EpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs that can begin within one."""
-
-    def run_epoch(self) -> None:
-        self.runner.call_hook('before_train_epoch')
-        self.runner.model.train()
-        first = self._iter - self._epoch * len(self.dataloader)
-        self.batches.start(self._epoch, first)
-        for index in range(first, len(self.dataloader)):
-            self.run_iter(index, self.batches.next_of_epoch())
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
-
-
-class IterLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations; its batches are `Batches`."""
-
-    @property
-    def batches(self) -> Batches:
-        return self.dataloader_iterator
-
-    @batches.setter
-    def batches(self, value: Batches) -> None:
-        self.dataloader_iterator = value
-
-
-LOOPS = {'EpochBasedTrainLoop': EpochLoop, 'IterBasedTrainLoop': IterLoop}
 
 
 # ---- workers -----------------------------------------------------------------------------------
@@ -411,130 +355,3 @@ def loader_arguments(cfg: dict, seed: int | None) -> dict:
         cfg.setdefault('batch_size', None)  # a batch sampler may have it
     cfg.setdefault('generator', torch.Generator())
     return cfg
-
-
-# ---- the generators of the network -------------------------------------------------------------
-def snapshot() -> Tensor:
-    """The state of all generators of this process as bytes, in a row."""
-    version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    parts = [
-        np.array([version, *words], np.int64),
-        np.array([gauss is not None, gauss or 0], np.float64),
-        keys.astype(np.int64),
-        np.array([position, has_gauss], np.int64),
-        np.array([cached], np.float64),
-    ]
-    rows = [torch.from_numpy(np.frombuffer(part.tobytes(), np.uint8).copy()) for part in parts]
-    rows.append(torch.get_rng_state())
-    if torch.cuda.is_available():
-        rows.append(torch.cuda.get_rng_state())
-    return torch.cat(rows)
-
-
-def restore(row: Tensor) -> None:
-    """Put back what `snapshot` gave."""
-    data, at = row.cpu().numpy().tobytes(), 0
-
-    def take(length: int, dtype) -> np.ndarray:
-        nonlocal at
-        found = np.frombuffer(data, dtype, length, at)
-        at += found.nbytes
-        return found
-
-    version, *words = take(626, np.int64).tolist()
-    has, gauss = take(2, np.float64).tolist()
-    random.setstate((version, tuple(words), gauss if has else None))
-    keys = take(624, np.int64).astype(np.uint32)
-    position, has_gauss = take(2, np.int64).tolist()
-    np.random.set_state(('MT19937', keys, position, has_gauss, take(1, np.float64).item()))
-    size = torch.get_rng_state().numel()
-    # copies: a view into the row with an offset would crash torch
-    torch.set_rng_state(torch.from_numpy(take(size, np.uint8).copy()))
-    if torch.cuda.is_available() and at < len(data):
-        torch.cuda.set_rng_state(torch.from_numpy(take(len(data) - at, np.uint8).copy()))
-
-
-def waiting_gradients(optim_wrapper: OptimWrapper, model: nn.Module) -> dict[str, Tensor]:
-    """Those that accumulate for an optimizer's step to come, as at the end of an epoch.
-
-    To be called by all processes.
-
-    Returns:
-        name of the parameter -> (processes, *its shape).
-    """
-    if optim_wrapper.should_update():
-        return {}
-    found = {}
-    for name, value in model.named_parameters():
-        if value.grad is None and (get_dist_info()[1] == 1 or not value.requires_grad):
-            continue
-        gradient = torch.zeros_like(value) if value.grad is None else value.grad
-        found[name] = torch.stack([row.cpu() for row in all_gather(gradient)])
-    return found
-
-
-class RandomnessHook(Hook):
-    """Takes the states of the generators for a checkpoint, and puts them back when one is resumed.
-
-    Attributes:
-        pending: rows of a checkpoint, until the first step.
-        gradients: those that wait in it, until then.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def __init__(self) -> None:
-        self.pending: Tensor | None = None
-        self.gradients: dict[str, Tensor] = {}
-        self.started = False
-        self._held: Tensor | None = None  # rows of before a validation
-
-    def rows(self) -> Tensor:
-        """(processes, bytes); to be called by all of them."""
-        if self._held is not None:
-            return self._held
-        return torch.stack([row.cpu() for row in all_gather(snapshot())])
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self.pending = checkpoint.get('rng')
-            self.gradients = checkpoint.get('gradients', {})
-
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if self.started:
-            return
-        self.started = True
-        rank, world = get_dist_info()
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        for name, value in model.named_parameters() if self.gradients else ():
-            if name in self.gradients:
-                rows = self.gradients[name]
-                value.grad = rows[rank % len(rows)].to(value)
-        self.gradients = {}
-        if self.pending is not None:
-            restore(self.pending[rank % len(self.pending)].clone())
-        elif world > 1:  # else all would drop out the same
-            seed = key(runner.data_seed, 'rank', rank)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-        self.pending = None
-
-    def after_train(self, runner) -> None:
-        if self.pending is not None:  # the resumed run had come to its end
-            restore(self.pending[get_dist_info()[0] % len(self.pending)].clone())
-
-    def before_val(self, runner) -> None:
-        """A validation draws nothing from the training, and sees rank 0's buffers: those saved."""
-        for buffer in runner.model.buffers() if get_dist_info()[1] > 1 else ():
-            broadcast(buffer)
-        if self.pending is not None:  # of a resumed run that has not made a step
-            self._held = self.pending
-        else:
-            self._held = self.rows()
-
-    def after_val(self, runner) -> None:
-        if self._held is not None and self._held is not self.pending:
-            restore(self._held[get_dist_info()[0]].clone())
-        self._held = None

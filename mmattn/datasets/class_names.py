@@ -10,11 +10,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmattn.config.load import dataset_leaves
+from mmattn.config.leaves import dataset_leaves
 from mmattn.datasets.validation import build
 from mmattn.errors import CheckpointError, UsageError
-
-from .signals import warn
+from mmattn.log import warn
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _SHOWN = 12  # names of a list that are shown whole

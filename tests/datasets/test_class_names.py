@@ -13,9 +13,10 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import CityscapesDataset
 
 from mmattn.config.load import load_config
-from mmattn.engine.class_names import check_checkpoint_classes, classes_of, difference
-from mmattn.engine.runner import _class_counts, build_model, build_network, train
-from mmattn.engine.runner import test as evaluate
+from mmattn.datasets.class_names import check_checkpoint_classes, classes_of, difference
+from mmattn.engine.build import build_model, build_network, class_counts
+from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, DataError, UsageError
 from tests.conftest import ROOT, tiny_options
 from tests.squares import CLASSES, average_precision, by_heart, config, recite, save, squares
@@ -145,7 +146,7 @@ def test_a_checkpoint_of_another_order_is_refused(root, truth, weights, found, t
 def test_names_of_its_own_are_no_other_order(root, truth, weights, found, tmp_path, monkeypatch):
     """Names in another language are shown; a name that stands at another place is refused."""
     said = []
-    monkeypatch.setattr('mmattn.engine.class_names.warn', said.append)
+    monkeypatch.setattr('mmattn.datasets.class_names.warn', said.append)
     path, key = config(tmp_path / 'own.py', root), 'test_dataloader.dataset.metainfo.classes'
     good = weights('named.pth', dataset_meta=dict(classes=CLASSES))
     _, cfg = build_model(path, good, {key: ('红色', 'Grün')}, device='cpu')
@@ -218,7 +219,7 @@ def test_heads_without_classes_and_prompts_are_not_compared():
     home = Path(mmdet.__file__).parent / '.mim' / 'configs'
     for name in files:
         cfg = load_config(home / name)
-        check_checkpoint_classes(cfg, dict(_class_counts(cfg.model, 'model')), meta, 'x.pth')
+        check_checkpoint_classes(cfg, dict(class_counts(cfg.model, 'model')), meta, 'x.pth')
 
 
 def test_names_of_metas():

@@ -1,0 +1,29 @@
+"""The command line that repeats a run."""
+
+from pathlib import Path
+
+from mmattn.config.options import command_line
+
+
+def relative_path(path: str | Path) -> str:
+    """A path as one would type it in the project's folder; never one of this machine."""
+    path = Path(path)
+    if path.is_absolute():
+        here = Path.cwd()
+        return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+    return str(path)
+
+
+def option_flags(options: dict) -> str:
+    given = command_line(options, relative_path)
+    return f' --cfg-options {given}' if given else ''
+
+
+def train_command(config, options, seed, amp, auto_scale_lr, attention, init_from) -> str:
+    command = f'python tools/train.py {relative_path(config)}'
+    command += f' --attention {attention}' if attention else ''
+    command += f' --init-from {relative_path(init_from)}' if init_from else ''
+    command += f' --seed {seed}' if seed is not None else ''
+    command += ' --amp' if amp else ''
+    command += ' --auto-scale-lr' if auto_scale_lr else ''
+    return command + option_flags(options)

@@ -1,0 +1,83 @@
+"""The hook that draws image, truth and prediction side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmattn.datasets.image_io import read_image
+from mmattn.datasets.loading import ImageReader, to_display
+from mmattn.evaluation.output_names import check_outputs, image_paths, leaves, picture_names
+from mmattn.registry import HOOKS
+from mmattn.visualization.comparison import compare, compare_objects, save_picture
+from mmattn.visualization.objects import Objects, palette_of
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+    from mmseg.structures import SegDataSample
+
+
+class _Source(NamedTuple):
+    """A data set of a test, as its pictures are drawn."""
+
+    reader: ImageReader | None
+    classes: Sequence[str]
+    palette: Sequence[Sequence[int]]
+
+
+@HOOKS.register_module()
+class ComparisonHook(Hook):
+    """Writes a picture of truth and prediction side by side for every test image.
+
+    Args:
+        out_dir: the folder for the pictures, named as `picture_names` says.
+        score: detections below it are not drawn.
+
+    Raises:
+        UsageError: before the test, if a picture would be written over a source or beside it.
+    """
+
+    def __init__(self, out_dir: str, score: float = 0.3) -> None:
+        self.out_dir, self.score = Path(out_dir), score
+        self.names: dict[str, Path] = {}
+        self.sources: dict[str, _Source] = {}
+
+    def prepare(self, dataset) -> None:
+        """Name the pictures of a data set, and see that none is written over a source."""
+        self.names = picture_names(dataset)
+        check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
+
+    def before_test(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        if not self.names:
+            self.prepare(dataset)
+        for leaf in leaves(dataset):
+            steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
+            reader, meta = ImageReader(steps) if steps else None, leaf.metainfo
+            source = _Source(reader, meta['classes'], palette_of(meta))
+            self.sources |= dict.fromkeys(map(str, image_paths(leaf)), source)
+
+    def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for sample in outputs:
+            path = str(sample.img_path)  # a step of the pipeline may have named another file
+            name = self.names.get(path) or Path(f'{Path(path).stem}.png')
+            source = self.sources.get(path) or next(iter(self.sources.values()))
+            save_picture(self.out_dir / name, self._picture(sample, source))
+
+    def _picture(self, sample: 'DetDataSample | SegDataSample', source: _Source) -> np.ndarray:
+        if source.reader:
+            loaded = source.reader.load(sample.img_path)
+            image = to_display(loaded.image, source.reader.rgb)
+        else:
+            image = read_image(sample.img_path)
+        about = dict(classes=source.classes, palette=source.palette)
+        if 'pred_instances' in sample:
+            truth = sample.get('gt_instances')
+            truth = None if truth is None else Objects.of(truth)
+            found = Objects.of(sample.pred_instances, self.score)
+            return compare_objects(image, truth, found, **about)
+        truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
+        return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **about)

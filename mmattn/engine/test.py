@@ -1,0 +1,158 @@
+"""Testing a checkpoint on the test data of a config."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mmattn.checkpoint.plain_values import plain
+from mmattn.checkpoint.read import read_checkpoint, sha256
+from mmattn.config.leaves import dataset_leaves
+from mmattn.config.load import parse_options
+from mmattn.config.published_weights import resolve
+from mmattn.datasets.class_names import check_checkpoint_classes
+from mmattn.datasets.validation import check_loaders
+from mmattn.errors import UsageError
+from mmattn.files import check_writable
+from mmattn.models.seg_tta import tta_pipeline
+
+from .build import (
+    build_runner,
+    class_counts,
+    connected,
+    drop_pretrained,
+    is_main,
+    prepare_config,
+    run_loop,
+)
+from .commands import option_flags, relative_path
+from .evaluators import folder_of, folders_written, prepare_evaluation, write_to
+from .hardware import hardware
+from .signals import handle_signals
+
+
+def test(
+    config: str | Path,
+    checkpoint: str | Path | None,
+    *,
+    work_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    show_dir: str | Path | None = None,
+    attention: str | None = None,
+    options: dict | list[str] | None = None,
+    launcher: str = 'none',
+    tta: bool = False,
+    skip_data_check: bool = False,
+    rehearsal: bool = True,
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the test data of a config.
+
+    Args:
+        config: its path.
+        checkpoint: a `.pth` or `.safetensors` file, or what `mmattn.zoo.load_model` takes; None
+            evaluates the network as it starts.
+        work_dir: where log and `metrics/<checkpoint>.json` go (with `tta`, `<checkpoint>_tta`),
+            default `work_dirs/<config name>`.
+        out: a `.pkl` to dump all predictions into, or a folder: for label maps as PNG (see
+            `IoUMetric`), or `results.bbox.json` and `results.segm.json` in COCO's format.
+        show_dir: a folder for pictures of image, truth and prediction side by side.
+        attention: blocks to add; by default those that the checkpoint was trained with.
+        options: changes to the config, dotted keys; a dict or `key=value` strings.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        tta: average a segmentor over the scales and flips of the config's `tta_pipeline`, or of
+            `mmattn.models.seg_tta.tta_pipeline`, by its `tta_model`, or `mmattn.SegTTAModel`.
+        skip_data_check: do not look at the files of the data first.
+        rehearsal: try one image with its metrics and pictures first, see `rehearse`.
+
+    Returns:
+        the metrics, in percent; nan for a class that is absent, null in the JSON.
+
+    Raises:
+        MmattnError: of the kind that fits.
+    """
+    if checkpoint is not None:
+        config, checkpoint = resolve(config, checkpoint, attention)
+    with (
+        handle_signals(training=False) as listener,
+        connected(
+            launcher, config, options, attention, checkpoint, work_dir, training=False
+        ) as ranks,
+    ):
+        if ranks:
+            listener.check_others = ranks.raise_if_over
+        return _test(
+            config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
+            skip_data_check, rehearsal,
+        )  # fmt: skip
+
+
+def _test(
+    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
+    skip_data_check, rehearsal,
+) -> dict[str, float]:  # fmt: skip
+    options = parse_options(options)
+    cfg = prepare_config(config, options, launcher, work_dir, attention, checkpoint)
+    work_dir = Path(cfg.work_dir)
+    cfg.work_dir = str(work_dir / 'test')
+    cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
+    if checkpoint:
+        drop_pretrained(cfg.model)
+        heads = dict(class_counts(cfg.model, 'model'))
+        meta = read_checkpoint(checkpoint).get('meta', {})
+        check_checkpoint_classes(cfg, heads, meta, checkpoint)
+    if tta:
+        _use_tta(cfg)
+    if out:
+        write_to(cfg, out)
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [h for h in hooks if h['type'] != 'mmattn.CurvesHook']
+    if show_dir:
+        cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
+    check_writable(work_dir)
+    if show_dir:
+        check_writable(Path(show_dir), '--show-dir')
+    if out:
+        check_writable(folder_of(out), '--out')
+    for key, folder in folders_written(cfg, 'test'):
+        check_writable(folder, key)
+    if is_main():
+        check_loaders(cfg, 'test', skip=skip_data_check)
+    runner = build_runner(cfg, 'test_loop')
+    prepare_evaluation(runner, 'test')
+    runner.rehearses = rehearsal
+    if not checkpoint:
+        runner._init_model_weights()
+    metrics = plain(run_loop(runner.test), 'metrics')  # of any evaluator: numbers of NumPy, too
+    if is_main() and checkpoint:
+        record = dict(
+            config=Path(config).name,
+            checkpoint=Path(checkpoint).name,
+            sha256=sha256(checkpoint),
+            metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
+            command=f'python tools/test.py {relative_path(config)} {relative_path(checkpoint)}'
+            + (f' --attention {attention}' if attention else '')
+            + (' --tta' if tta else '')
+            + option_flags(options),
+            hardware=hardware(),
+            torch=torch.__version__,
+            date=time.strftime('%Y-%m-%d'),
+        )
+        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}{"_tta" if tta else ""}.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + '\n')
+    return metrics
+
+
+def _use_tta(cfg: Config) -> None:
+    """Wrap the network in one that averages, and have each test image read in several ways."""
+    if 'decode_head' not in cfg.model:
+        raise UsageError(f'--tta averages maps of classes: {cfg.filename} is no segmentor.')
+
+    for leaf in dataset_leaves(cfg.test_dataloader['dataset']):
+        try:
+            leaf['pipeline'] = cfg.get('tta_pipeline') or tta_pipeline(leaf['pipeline'])
+        except ValueError as error:
+            raise UsageError(f'--tta: {error}.') from error
+    cfg.model = dict(cfg.get('tta_model') or dict(type='mmattn.SegTTAModel'), module=cfg.model)
