@@ -1,7 +1,7 @@
 # make demo   set-up if needed, then the main job on generated data
 # make test   set-up if needed, then all tests
 # make setup  make .venv; PYTHON=python3.12 chooses the interpreter
-# make lint   ruff, as CI runs it
+# make lint   ruff, and the order of the rooms, as CI runs them
 
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -23,3 +23,4 @@ test: setup
 lint: setup
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports --no-logo

@@ -1,12 +1,10 @@
 """The checkpoint to resume from: the last one saved that is verified."""
 
 import contextlib
-import logging
 from pathlib import Path
 
-from mmengine.logging import print_log
-
 from mmattn.errors import CheckpointError
+from mmattn.log import warn
 
 from .manifest import manifest_of, manifests, verify
 from .read import read_checkpoint
@@ -42,12 +40,12 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     for path, _ in known:
         try:
             if not path.exists():
-                _warn(f'skipping {path.stem}: the file is gone')
+                warn(f'skipping {path.stem}: the file is gone')
                 continue
             verify(path)
             read_checkpoint(path)
         except CheckpointError as error:
-            _warn(f'skipping {path.stem}: {error}')
+            warn(f'skipping {path.stem}: {error}')
             refused = refused or str(error)
             continue
         chosen = path
@@ -55,7 +53,7 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     bare = _bare(folder)
     if known:
         for path in bare:
-            _warn(f'skipping {path.stem}: incomplete (no manifest)')
+            warn(f'skipping {path.stem}: incomplete (no manifest)')
             refused = refused or f'{path.name} is incomplete (no manifest).'
     if chosen is None and bare and not known:
         ordered = [p for p in bare if p == pointed] + [p for p in bare if p != pointed]
@@ -63,10 +61,10 @@ def find_checkpoint(folder: str | Path) -> Path | None:
             try:
                 read_checkpoint(path)
             except CheckpointError as error:
-                _warn(f'skipping {path.stem}: {error}')
+                warn(f'skipping {path.stem}: {error}')
                 refused = refused or str(error)
                 continue
-            _warn(f'{path.name} has no manifest, as before there were any: it cannot be verified')
+            warn(f'{path.name} has no manifest, as before there were any: it cannot be verified')
             chosen = path
             break
     if chosen is None and refused:
@@ -75,7 +73,7 @@ def find_checkpoint(folder: str | Path) -> Path | None:
             f'{refused} Start anew in another folder with --work-dir.'
         )
     if chosen and pointed and not pointed.exists():
-        _warn(f'{POINTER} names {pointed.stem} which does not exist; using {chosen.stem}')
+        warn(f'{POINTER} names {pointed.stem} which does not exist; using {chosen.stem}')
     return chosen
 
 
@@ -122,7 +120,3 @@ def _pointed(folder: Path) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     return folder / name if name else None
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)

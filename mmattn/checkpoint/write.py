@@ -37,8 +37,9 @@ from torch import Tensor
 
 from mmattn.errors import CheckpointError, NonFiniteError, WriteError
 from mmattn.files import replace_text, sync_file, sync_folder
+from mmattn.log import warn
 
-from .find import POINTER, _warn, last_good
+from .find import POINTER, last_good
 from .manifest import facts_of, manifest_of, read_manifest
 from .plain_values import plain, tensors
 from .read import read_checkpoint
@@ -153,7 +154,7 @@ def name_best(path: Path) -> None:
         if copied:
             replace_text(manifest_of(link), json.dumps(copied, indent=1))
     except OSError as error:
-        _warn(f'best.pth does not name {path.name}: {_reason(error)}. Use {path.name} itself.')
+        warn(f'best.pth does not name {path.name}: {_reason(error)}. Use {path.name} itself.')
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 

@@ -3,10 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-_HOME = dict(from_author='authors', list_models='index', load_model='index')
+_HOME = dict(
+    from_author='mmattn.zoo.authors',
+    list_models='mmattn.config.index',
+    load_model='mmattn.zoo.load',
+)
 
 
 def __getattr__(name: str) -> Any:  # torch loads when it is needed
     if name not in _HOME:
         raise AttributeError(f'module mmattn.zoo has no attribute {name}')
-    return getattr(import_module(f'mmattn.zoo.{_HOME[name]}'), name)
+    return getattr(import_module(_HOME[name]), name)

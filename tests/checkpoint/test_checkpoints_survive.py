@@ -8,9 +8,10 @@ import shutil
 import pytest
 import torch
 
+from mmattn.checkpoint import find
 from mmattn.checkpoint import write as saving
 from mmattn.checkpoint.find import find_checkpoint, last_good
-from mmattn.checkpoint.manifest import facts_of, manifest_of, note, verify
+from mmattn.checkpoint.manifest import facts_of, manifest_of, note, tidy, verify
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.checkpoint.write import point_to
 from mmattn.errors import CheckpointError, NonFiniteError, UsageError, WriteError, explain
@@ -33,7 +34,8 @@ def value(path):
 @pytest.fixture
 def said(monkeypatch):
     found = []
-    monkeypatch.setattr(saving, '_warn', found.append)
+    for module in saving, find:
+        monkeypatch.setattr(module, 'warn', found.append)
     return found
 
 
@@ -77,7 +79,7 @@ def test_a_kill_at_every_step_of_a_save(tmp_path, monkeypatch, call, step):
     assert value(found) in whole[found.name]
     if call > steps:
         assert value(found) == 5
-    saving.tidy(tmp_path)
+    tidy(tmp_path)
     assert not list(tmp_path.glob('*.part'))
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmattn.checkpoint import read as checkpoint
+from mmattn.checkpoint import download
 from mmattn.checkpoint.download import fetch
 from mmattn.errors import CheckpointError
 
@@ -50,7 +50,7 @@ def server(tmp_path, monkeypatch):
     thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    monkeypatch.setattr(checkpoint, '_SCHEMES', ('http',))
+    monkeypatch.setattr(download, '_SCHEMES', ('http',))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     cache = tmp_path / 'checkpoints'
     cache.mkdir()
@@ -87,8 +87,8 @@ def test_what_is_wrong_is_not_kept(server, name, why):
 
 
 def test_a_download_that_does_not_end(server, monkeypatch):
-    monkeypatch.setattr(checkpoint, '_LARGEST', 300_000)
-    monkeypatch.setattr(checkpoint, '_BLOCK', 100_000)
+    monkeypatch.setattr(download, '_LARGEST', 300_000)
+    monkeypatch.setattr(download, '_BLOCK', 100_000)
     with pytest.raises(CheckpointError, match='has 400000 bytes or more, allowed 300000'):
         fetch(f'{server.url}/endless.pth')
     assert not list(server.cache.iterdir())
@@ -108,7 +108,7 @@ def test_https_alone_is_downloaded(address, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=f'{address}: allowed https://'):
         fetch(address)
     with pytest.raises(CheckpointError, match='is not downloaded: allowed is https://'):
-        checkpoint._download(address, tmp_path / 'a', '')
+        download._download(address, tmp_path / 'a', '')
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ from mmengine.runner import load_checkpoint as mmengine_load
 from torch import nn
 
 from mmattn import insert
-from mmattn.checkpoint import read as checkpoint
+from mmattn.checkpoint import download
 from mmattn.checkpoint.download import fetch
 from mmattn.checkpoint.load import block_forms, start_from
 from mmattn.checkpoint.read import read_checkpoint
@@ -336,12 +336,12 @@ def net(tmp_path, monkeypatch):
     asked, source = [], tmp_path / 'source.pth'
     torch.save(dict(weight=torch.ones(2)), source)
 
-    def download(url, to, digits):
+    def fake(url, to, digits):
         asked.append((url, digits or None))
         shutil.copy(source, to)
 
-    monkeypatch.setattr(checkpoint, '_download', download)
-    monkeypatch.setattr(checkpoint, 'sha256', lambda path: path.stem.split('-')[-1])
+    monkeypatch.setattr(download, '_download', fake)
+    monkeypatch.setattr(download, 'sha256', lambda path: path.stem.split('-')[-1])
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     return asked
 
@@ -408,7 +408,7 @@ def test_a_download_that_fails_says_so(monkeypatch, tmp_path, error):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(checkpoint, '_download', fail)
+    monkeypatch.setattr(download, '_download', fail)
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     with pytest.raises(
         CheckpointError, match='https://x.org/a.pth cannot be had: .* name the file'

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmattn.config import load as config_module
+from mmattn.config import check as config_module
 from mmattn.config import runner_keys
 from mmattn.config.check import check_config
 from mmattn.config.load import load_config, parse_options

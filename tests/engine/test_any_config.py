@@ -301,7 +301,7 @@ def test_a_link_takes_the_place_of_a_copy(tmp_path, monkeypatch):
 
 def test_no_best_one_ends_no_training(tmp_path, no_links, monkeypatch):
     said = []
-    monkeypatch.setattr(saving, '_warn', said.append)
+    monkeypatch.setattr(saving, 'warn', said.append)
 
     def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device')

@@ -399,7 +399,7 @@ def test_a_seed_is_the_same_in_every_process():
 
 def test_attributes_of_the_data_set_are_reached():
     inner = BaseDataset(lazy_init=True, pipeline=[], metainfo=dict(classes=('a',)))
-    outer = exact.Positioned(inner, 0, True, 4)
+    outer = exact.ResumableDataset(inner, 0, True, 4)
     assert outer.metainfo['classes'] == ('a',)
     outer.pipeline = 'other'
     assert inner.pipeline == 'other'

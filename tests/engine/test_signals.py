@@ -53,11 +53,11 @@ def test_before_the_first_step_there_is_nothing_to_save(tiny, tmp_path, stage):
 
 def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
     """With its code, and what a distributed one has its other processes told."""
-    from mmattn.engine import runner
+    from mmattn.engine import test as module
 
-    monkeypatch.setattr(runner, '_run', lambda job: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(module, 'run_loop', lambda job: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Terminated, match=r'^stopped by SIGTERM\.$'):
-        runner.test(CONFIG, None, work_dir=tmp_path / 'run', options=tiny)
+        module.test(CONFIG, None, work_dir=tmp_path / 'run', options=tiny)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -98,6 +98,7 @@ def test_ctrl_c_once_ends_in_order_and_twice_at_once():
 
 def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
     from mmattn.checkpoint import write as saving
+    from mmattn.checkpoint.find import find_checkpoint
     from tests.checkpoint.test_checkpoints_survive import save, value
 
     save(tmp_path, 1)
@@ -113,7 +114,7 @@ def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2)
     monkeypatch.undo()
-    assert value(saving.find(tmp_path)) == 1 and not list(tmp_path.glob('*.part'))
+    assert value(find_checkpoint(tmp_path)) == 1 and not list(tmp_path.glob('*.part'))
 
 
 def test_codes():

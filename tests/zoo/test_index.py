@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
+from mmattn.config import index, published_weights
 from mmattn.errors import CheckpointError, UsageError
-from mmattn.zoo import index, list_models, load_model
+from mmattn.zoo import list_models, load_model
 from tests.conftest import ROOT
 
 NAME = 'fcn_r18_street'
@@ -72,7 +73,7 @@ def test_published_weights_are_found_by_name_and_their_whole_hash_is_checked(
     config = ROOT / 'configs' / f'{NAME}.py'
     for digest, fits in (sha256(file), True), ('0' * 64, False):
         rows = {NAME: index.Model(NAME, config, str(file), digest)}
-        monkeypatch.setattr(index, '_index', lambda rows=rows: rows)
+        monkeypatch.setattr(index, 'model_index', lambda rows=rows: rows)
         if fits:
             assert same(load_model(NAME), weights)
         else:
@@ -182,13 +183,13 @@ def test_a_run_with_attention_is_found_by_the_name_of_its_config(tmp_path, kind,
     published_as(tmp_path, 'other', attention, kind)
     config = tmp_path / 'own.py'
     for given in None, attention:
-        assert index.resolve(config, tmp_path, given) == (config, found)
+        assert published_weights.resolve(config, tmp_path, given) == (config, found)
     with pytest.raises(
         CheckpointError, match='has no weights of own_cbam: files are named own_cbam-'
     ):
-        index.resolve(config, tmp_path, 'cbam')
+        published_weights.resolve(config, tmp_path, 'cbam')
     with pytest.raises(CheckpointError, match='has no weights of own: '):
-        index.resolve(config, tmp_path, 'none')
+        published_weights.resolve(config, tmp_path, 'none')
 
 
 def test_the_plain_one_comes_first_and_of_several_one_is_to_be_named(tmp_path):
@@ -197,12 +198,12 @@ def test_the_plain_one_comes_first_and_of_several_one_is_to_be_named(tmp_path):
     with pytest.raises(
         CheckpointError, match='different attention: .*Choose with --attention'
     ) as e:
-        index.resolve(config, tmp_path, None)
+        published_weights.resolve(config, tmp_path, None)
     assert pam.name in str(e.value) and gc.name in str(e.value)
-    assert index.resolve(config, tmp_path, 'gc')[1] == gc  # the remedy
+    assert published_weights.resolve(config, tmp_path, 'gc')[1] == gc  # the remedy
     plain = published_as(tmp_path, 'own')
-    assert index.resolve(config, tmp_path)[1] == plain
-    assert index.resolve(config, tmp_path, 'pam')[1] == pam
+    assert published_weights.resolve(config, tmp_path)[1] == plain
+    assert published_weights.resolve(config, tmp_path, 'pam')[1] == pam
 
 
 def test_a_longer_name_is_another_model(tmp_path):
@@ -210,9 +211,9 @@ def test_a_longer_name_is_another_model(tmp_path):
     published_as(tmp_path, 'fcn_r18_mine')  # of nobody's: its notes tell
     published_as(tmp_path, 'fcn_r18_street', 'cbam')
     with pytest.raises(CheckpointError, match='has no weights of fcn_r18: '):
-        index.resolve(tmp_path / 'fcn_r18.py', tmp_path)
+        published_weights.resolve(tmp_path / 'fcn_r18.py', tmp_path)
     mine = published_as(tmp_path, 'fcn_r18', 'se')
-    assert index.resolve(tmp_path / 'fcn_r18.py', tmp_path)[1] == mine
+    assert published_weights.resolve(tmp_path / 'fcn_r18.py', tmp_path)[1] == mine
 
 
 def test_a_repository_with_attention(tmp_path, monkeypatch):
@@ -226,14 +227,14 @@ def test_a_repository_with_attention(tmp_path, monkeypatch):
     errors = SimpleNamespace(HfHubHTTPError=type('HubError', (Exception,), {}))
     monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
     for given in None, 'pam':
-        assert index.resolve(tmp_path / 'own.py', 'hf://a/b', given)[1] == pam
+        assert published_weights.resolve(tmp_path / 'own.py', 'hf://a/b', given)[1] == pam
     files.append('fcn_r18_street-01234567.pth')  # of the index: no fcn_r18 with `street` added
     with pytest.raises(CheckpointError, match='hf://a/b has no weights of fcn_r18'):
-        index.resolve(tmp_path / 'fcn_r18.py', 'hf://a/b', None)
+        published_weights.resolve(tmp_path / 'fcn_r18.py', 'hf://a/b', None)
     files.append(published_as(tmp_path, 'own', 'gc').name)
     with pytest.raises(CheckpointError, match=r'different attention.*Name one, hf://a/b/FILE\.'):
-        index.resolve(tmp_path / 'own.py', 'hf://a/b', None)
-    assert index.resolve(tmp_path / 'own.py', f'hf://a/b/{pam.name}', None)[1] == pam
+        published_weights.resolve(tmp_path / 'own.py', 'hf://a/b', None)
+    assert published_weights.resolve(tmp_path / 'own.py', f'hf://a/b/{pam.name}', None)[1] == pam
 
 
 def test_a_card_names_every_data_set_and_no_path_of_this_machine(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The index of models: every config by its name, with the weights that are published for it."""
+"""Loading a model of the index with its published weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
