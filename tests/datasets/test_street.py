@@ -5,8 +5,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mmattn.datasets import street as module
-from mmattn.datasets.street import ID, TRAIN_ID, annotations, generate, render
+from mmattn.datasets import street_labels as module
+from mmattn.datasets.street import generate
+from mmattn.datasets.street_labels import ID, TRAIN_ID, annotations
+from mmattn.datasets.street_scene import render
 from mmattn.errors import UsageError
 
 
@@ -80,7 +82,7 @@ def test_coco_json_covers_the_instances(street):
     for image in coco.imgs.values():
         name = image['file_name'].replace('_leftImg8bit.png', '_gtFine_instanceIds.png')
         ids = cv2.imread(str(street / 'gtFine' / 'train' / name), cv2.IMREAD_UNCHANGED)
-        things = [i for i in np.unique(ids[ids >= 1000]) if (ids == i).sum() >= module._MIN_AREA]
+        things = [i for i in np.unique(ids[ids >= 1000]) if (ids == i).sum() >= module.MIN_AREA]
         anns = coco.loadAnns(coco.getAnnIds(image['id']))
         assert len(anns) == len(things)
         for ann, thing in zip(anns, things):

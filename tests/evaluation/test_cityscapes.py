@@ -191,7 +191,7 @@ def test_predictions_without_ground_truth_are_named(split, capsys):
 
 
 def test_label_ids_are_the_table_of_street():
-    from mmattn.datasets.street import TRAIN_ID
+    from mmattn.datasets.street_labels import TRAIN_ID
 
     assert (TRAIN_ID[label_ids()] == np.arange(19)).all()
     names = tuple(id2label[ident].name for ident in label_ids().tolist())
@@ -430,7 +430,7 @@ def test_refuses_instances_of_no_class(value, why, split):
 
 
 def as_train_ids(split, ignored):
-    from mmattn.datasets.street import TRAIN_ID
+    from mmattn.datasets.street_labels import TRAIN_ID
 
     for path in split[1].rglob('*.png'):
         truth = split[0] / 'street' / path.name.replace('leftImg8bit', 'gtFine_labelIds')
