@@ -5,7 +5,7 @@ import torch
 
 from mmattn.blocks.base import registered_blocks
 from mmattn.errors import UsageError
-from mmattn.zoo.catalogue import SIZE, list_blocks, markdown
+from mmattn.zoo.catalogue import SIZE, list_blocks, to_markdown
 from tests.conftest import ROOT
 from tools import list_blocks as tool
 
@@ -14,7 +14,7 @@ def test_readme_has_the_table():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     start = '<!-- python tools/list_blocks.py --markdown -->\n'
     table = text.partition(start)[2].partition('<!-- end -->')[0]
-    assert table == markdown(list_blocks()), 'run: python tools/list_blocks.py --markdown'
+    assert table == to_markdown(list_blocks()), 'run: python tools/list_blocks.py --markdown'
 
 
 def test_the_package_offers_every_block():

@@ -18,13 +18,13 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.zoo.catalogue import list_blocks, markdown, show
+        from mmattn.zoo.catalogue import list_blocks, print_table, to_markdown
 
-        rows = list_blocks(args.pattern)
+        blocks = list_blocks(args.pattern)
         if args.markdown:
-            print(markdown(rows), end='')
+            print(to_markdown(blocks), end='')
         else:
-            show(rows)
+            print_table(blocks)
 
     return run(task, args)
 

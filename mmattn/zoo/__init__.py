@@ -1,4 +1,4 @@
-"""Published weights: making them, finding them, and taking over those of authors."""
+"""Published weights: load, publish, and convert those of authors."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""The blocks as a table: where each is from, what it weighs, what it costs, what it cannot do."""
+"""Catalogue of blocks: paper, parameters, MACs, start and limits of each, as a table."""
 
 import fnmatch
 import re
@@ -18,18 +18,18 @@ _COLUMNS = ('block', 'paper', 'weights over', 'parameters', 'MACs', 'identity at
 
 
 @dataclass(frozen=True)
-class Block:
-    """A row of the table.
+class BlockInfo:
+    """What the catalogue knows of a block.
 
     Attributes:
-        name: the class.
-        paper, year, arxiv: from the header of its file; None where that names none.
+        name: class name.
+        paper, year, arxiv: source named in the header of its file; None if there is none.
         kind: what the attention weights run over.
-        parameters, macs: of the block with its authors' arguments at `SIZE`, one image. Counted are
-            convolutions and matrix products, those between positions included; not the passes over
-            the map that gates make, whose cost is memory traffic.
+        parameters, macs: cost with the authors' arguments at `SIZE`, one image. MACs count
+            convolutions and matrix products, those between positions included, but not the
+            element-wise passes of gates, whose cost is memory traffic.
         identity: whether it starts as the identity with init='paper'; with 'identity' all do.
-        limits: promise -> why it cannot be kept; of any arguments that the tests try.
+        limits: promise of the blocks -> why this one cannot keep it, over all arguments tested.
     """
 
     name: str
@@ -43,54 +43,54 @@ class Block:
     limits: dict[str, str]
 
 
-def list_blocks(pattern: str = '*') -> list[Block]:
-    """Rows for the blocks whose name fits a pattern such as '*nonlocal*', whatever the case.
+def list_blocks(pattern: str = '*') -> list[BlockInfo]:
+    """Blocks whose name matches a pattern such as '*nonlocal*'; case does not matter.
 
     Raises:
-        UsageError: no name fits.
+        UsageError: no name matches.
     """
-    every = registered_blocks()
-    names = [name for name in every if fnmatch.fnmatch(name.lower(), pattern.lower())]
+    classes = registered_blocks()
+    names = [name for name in classes if fnmatch.fnmatch(name.lower(), pattern.lower())]
     if not names:
-        raise UsageError(f'no block fits {pattern!r}. There are: {", ".join(every)}.')
-    return [_describe(every[name]) for name in names]
+        raise UsageError(f'no block fits {pattern!r}. There are: {", ".join(classes)}.')
+    return [_describe(classes[name]) for name in names]
 
 
-def markdown(rows: list[Block]) -> str:
-    """The table as Markdown, in the form of the README."""
+def to_markdown(blocks: list[BlockInfo]) -> str:
+    """The table as Markdown, as in the README."""
     lines = [f'| {" | ".join(_COLUMNS)} |', '|---|---|---|---:|---:|---|---|']
-    for row in rows:
-        name, paper, *rest = _cells(row)
-        link = f'[{paper}](https://arxiv.org/abs/{row.arxiv})' if row.arxiv else paper
+    for info in blocks:
+        name, paper, *rest = _cells(info)
+        link = f'[{paper}](https://arxiv.org/abs/{info.arxiv})' if info.arxiv else paper
         lines.append(f'| {" | ".join([f"`{name}`", link, *rest])} |')
     return '\n'.join(lines) + '\n'
 
 
-def show(rows: list[Block]) -> None:
-    """Print the table to the terminal, as wide as it is; not cut where output is piped."""
+def print_table(blocks: list[BlockInfo]) -> None:
+    """Print the table in the width of the terminal; uncut where output is piped."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*_COLUMNS, caption=f'parameters and MACs at {"x".join(map(str, SIZE))}')
     for column in table.columns[3:5]:
         column.justify = 'right'
-    for row in rows:
-        table.add_row(*_cells(row))
+    for info in blocks:
+        table.add_row(*_cells(info))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
 
 
-def _cells(row: Block) -> list[str]:
-    limits = '; '.join(f'{name.replace("_", " ")}: {why}' for name, why in row.limits.items())
-    start = 'yes' if row.identity else "with `init='identity'`"
-    macs = f'{row.macs / 1e9:.2f} G' if row.macs >= 1e7 else f'{row.macs / 1e6:.2f} M'
-    paper = f'{row.paper} ({row.year})' if row.paper else '-'
-    return [row.name, paper, row.kind, f'{row.parameters:,}', macs, start, limits or '-']
+def _cells(info: BlockInfo) -> list[str]:
+    limits = '; '.join(f'{name.replace("_", " ")}: {why}' for name, why in info.limits.items())
+    start = 'yes' if info.identity else "with `init='identity'`"
+    macs = f'{info.macs / 1e9:.2f} G' if info.macs >= 1e7 else f'{info.macs / 1e6:.2f} M'
+    paper = f'{info.paper} ({info.year})' if info.paper else '-'
+    return [info.name, paper, info.kind, f'{info.parameters:,}', macs, start, limits or '-']
 
 
-def _describe(cls: type[AttentionBlock]) -> Block:
+def _describe(cls: type[AttentionBlock]) -> BlockInfo:
     header = ' '.join((sys.modules[cls.__module__].__doc__ or '').split())
     source = re.search(r'Source: (.+?), [^,]*?(\d{4}), arXiv (\d{4}\.\d{5})', header)
     paper, year, arxiv = source.groups() if source else (None, None, None)
@@ -103,7 +103,7 @@ def _describe(cls: type[AttentionBlock]) -> Block:
     limits = {}
     for example in cls.examples:
         limits |= cls.build(**example).limits
-    return Block(
+    return BlockInfo(
         name=cls.__name__,
         paper=paper,
         year=year and int(year),

@@ -1,4 +1,4 @@
-"""Loading a model of the index with its published weights."""
+"""Load a model of the index with its published weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +16,19 @@ def load_model(
     """A model with its weights, in eval mode, ready for `mmattn.inference.predictor.Predictor`.
 
     Args:
-        name: of the index, or the path of a config.
-        weights: a checkpoint; a folder of published files, of which the newest with this name
-            counts, or else the newest of this model with attention that was added to it;
-            `https://...`; `hf://owner/repository`, or with a file behind it. None for the
-            published ones. The hash in the name of a published file is checked.
-        device: 'cpu', 'cuda:0', ...; None for the best.
+        name: name in the index, or path of a config.
+        weights: checkpoint file; `https://...`; `hf://owner/repository` or
+            `hf://owner/repository/file`; or a folder of published files, of which the newest with
+            this name is taken, else the newest of this model with attention added to it. None for
+            the published weights. The hash in the name of a published file is checked.
+        device: 'cpu', 'cuda:0', ...; None for the best available.
 
     Returns:
         the network; its `cfg` is the config.
 
     Raises:
         UsageError: no such name; nothing is published under it and no weights are named.
-        CheckpointError: the weights cannot be had, are damaged, or do not fit.
+        CheckpointError: the weights cannot be downloaded or read, are damaged, or do not fit.
     """
     config, checkpoint = resolve(name, weights)
     return build_model(config, checkpoint, device=device)[0]

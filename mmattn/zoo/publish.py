@@ -1,4 +1,4 @@
-"""Publishing: a training checkpoint becomes weights with a hash in their name and a model card."""
+"""Publish a training checkpoint: weights with a hash in their name, and a model card."""
 
 import hashlib
 import json
@@ -28,41 +28,43 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
     bytes. Both files are read back and compared before this returns.
 
     Args:
-        config: the config it was trained with; the weights must fit it.
-        checkpoint: what training wrote.
-        out_dir: the folder for the three files.
+        config: config it was trained with; the weights must fit it.
+        checkpoint: checkpoint that training wrote.
+        out_dir: folder for the three files.
 
     Returns:
         `{'safetensors': path, 'pth': path, 'card': path}`.
 
     Raises:
         CheckpointError: the checkpoint does not fit the config, or holds nan or inf.
-        WriteError: `out_dir` cannot be written.
+        WriteError: `out_dir` cannot be written, or a file does not read back.
     """
     model, cfg = build_model(config, checkpoint)
     content = read_checkpoint(checkpoint)
-    # copies, as safetensors refuses tensors that share memory, which a module under two names has
+    # copies: safetensors refuses tensors that share memory, as those of a module with two names do
     weights = {k: v.cpu().clone().contiguous() for k, v in sorted(model.state_dict().items())}
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
-            bad = int((~value.isfinite()).sum())
-            raise CheckpointError(f'checkpoint {checkpoint}: {name} holds {bad} non-finite values.')
+            count = int((~value.isfinite()).sum())
+            raise CheckpointError(
+                f'checkpoint {checkpoint}: {name} holds {count} non-finite values.'
+            )
     meta = content.get('meta', {})
     attention = meta.get('attention')
     stem = run_name(config, attention and attention['names'])
-    names = _names(cfg, meta)
+    dataset = _dataset_meta(cfg, meta)
     # one entry: safetensors writes several in an order that changes from process to process
-    about = dict(config=Path(config).stem, dataset_meta=names)
+    model_meta = dict(config=Path(config).stem, dataset_meta=dataset)
     if attention:
-        about['attention'] = attention
+        model_meta['attention'] = attention
     if forms := block_forms(model):
-        about['blocks'] = forms
-    notes = dict(mmattn=json.dumps(about, sort_keys=True))
+        model_meta['blocks'] = forms
+    header = dict(mmattn=json.dumps(model_meta, sort_keys=True))
     buffer = BytesIO()
-    torch.save(dict(state_dict=weights, meta=about), buffer)
+    torch.save(dict(state_dict=weights, meta=model_meta), buffer)
     out_dir = Path(out_dir)
     paths = {
-        'safetensors': _write(out_dir, stem, '.safetensors', save(weights, metadata=notes)),
+        'safetensors': _write(out_dir, stem, '.safetensors', save(weights, metadata=header)),
         'pth': _write(out_dir, stem, '.pth', buffer.getvalue()),
     }
     for path in paths.values():
@@ -70,29 +72,29 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         load_weights(model, read_back['state_dict'], path, read_back['meta'].get('blocks'))
         if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
-    shown = load_config(config, attention=attention)
-    card = _card(stem, Path(config).stem, shown, meta, names, Path(checkpoint), paths)
+    trained = load_config(config, attention=attention)
+    card = _card(stem, Path(config).stem, trained, meta, dataset, Path(checkpoint), paths)
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths
 
 
 def upload(paths: dict[str, Path], repository: str, *, private: bool = False) -> str:
-    """Put published files into a repository of the Hugging Face Hub, made if it is not there.
+    """Upload published files to a repository of the Hugging Face Hub, created if missing.
 
     The card becomes the README if the repository has none. `mmattn.zoo.load_model(name,
     'hf://owner/repository')` loads from there.
 
     Args:
-        paths: of `publish`.
+        paths: files to upload, as `publish` returns them.
         repository: 'owner/name'; the token is that of `hf auth login`, or HF_TOKEN.
-        private: of a repository that is made.
+        private: whether a repository that is created is private.
 
     Returns:
-        its address.
+        the address of the repository.
 
     Raises:
-        UsageError: huggingface_hub is not installed; not of the form owner/name.
+        UsageError: huggingface_hub is not installed; the repository is not owner/name.
         WriteError: the hub refuses, or there is no network.
     """
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repository):
@@ -107,13 +109,13 @@ def upload(paths: dict[str, Path], repository: str, *, private: bool = False) ->
     hub = HfApi()
     try:
         hub.create_repo(repository, exist_ok=True, private=private)
-        there = hub.list_repo_files(repository)
+        existing = hub.list_repo_files(repository)
         files = {path.name: path for path in paths.values()}
-        if 'README.md' not in there:
+        if 'README.md' not in existing:
             files['README.md'] = paths['card']
         for name, path in files.items():
             hub.upload_file(path_or_fileobj=path, path_in_repo=name, repo_id=repository)
-    except (OSError, HfHubHTTPError, ValueError) as error:  # no network, token or right
+    except (OSError, HfHubHTTPError, ValueError) as error:  # no network, token or permission
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise WriteError(
             f'cannot upload to {repository}: {reason} The files themselves are written.'
@@ -132,37 +134,37 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
     return path
 
 
-def _names(cfg: Config, meta: dict) -> dict:
-    """Class names and colours, from the checkpoint or else from the data of the config."""
-    known = {**dataset_meta(cfg), **meta.get('dataset_meta', {})}
-    known = without_tensors(plain_part(known, 'dataset_meta'))
-    found = {k: known[k] for k in ('classes', 'palette', 'licence') if known.get(k)}
-    return json.loads(json.dumps(found))  # tuples and lists alike: the same bytes every time
+def _dataset_meta(cfg: Config, meta: dict) -> dict:
+    """Class names, colours and licence, from the checkpoint or else from the config's data."""
+    merged = {**dataset_meta(cfg), **meta.get('dataset_meta', {})}
+    merged = without_tensors(plain_part(merged, 'dataset_meta'))
+    fields = {k: merged[k] for k in ('classes', 'palette', 'licence') if merged.get(k)}
+    return json.loads(json.dumps(fields))  # tuples become lists: the same bytes every time
 
 
-def _measured(checkpoint: Path, stem: str) -> str:
-    """What is known of the checkpoint's quality: a test's record, else the training log."""
-    own = sha256(checkpoint)
+def _metrics(checkpoint: Path, stem: str) -> str:
+    """The checkpoint's quality in Markdown: from a record of testing, else the training log."""
+    digest = sha256(checkpoint)
     for folder in checkpoint.parent, Path('work_dirs') / stem:
         for path in sorted((folder / 'metrics').glob('*.json')):
             record = json.loads(path.read_text())
-            if record.get('sha256') == own:
-                rows = '\n'.join(
+            if record.get('sha256') == digest:
+                lines = '\n'.join(
                     f'| {k} | {"absent" if v is None else v} |'
                     for k, v in record['metrics'].items()
                     if '_time' not in k
                 )
                 return (
-                    f'| metric | value |\n|---|---|\n{rows}\n\n'
+                    f'| metric | value |\n|---|---|\n{lines}\n\n'
                     f'By `{_without_machine(record["command"])}` on {record["hardware"]}, '
                     f'torch {record["torch"]}.'
                 )
-    named = facts_of(checkpoint).get('copy_of')  # best.pth where there are no links
-    found = re.search(r'(\d+)$', Path(named).stem if named else checkpoint.resolve().stem)
+    original = facts_of(checkpoint).get('copy_of')  # best.pth where there are no links
+    number = re.search(r'(\d+)$', Path(original).stem if original else checkpoint.resolve().stem)
     scalars = read_scalars(checkpoint.resolve().parent)
     for metric in 'mIoU', 'coco/bbox_mAP':
-        if found and int(found.group()) in scalars.get(metric, {}):
-            value = scalars[metric][int(found.group())]
+        if number and int(number.group()) in scalars.get(metric, {}):
+            value = scalars[metric][int(number.group())]
             return f'{metric} {value} on the validation data, during training.'
     return 'Not measured: run `tools/test.py` and publish again.'
 
@@ -172,18 +174,18 @@ def _card(
     config: str,
     cfg: Config,
     meta: dict,
-    names: dict,
+    dataset: dict,
     checkpoint: Path,
     paths: dict[str, Path],
 ) -> str:
     blocks = meta.get('attention', {}).get('names')
     command = f'configs/{config}.py' + (f' --attention {blocks}' if blocks else '')
-    leaves = dict.fromkeys(map(_source, dataset_leaves(cfg.train_dataloader['dataset'])))
-    shown = Config(_portable({k: v for k, v in cfg.to_dict().items() if k not in _PRIVATE}))
+    sources = dict.fromkeys(map(_source, dataset_leaves(cfg.train_dataloader['dataset'])))
+    portable = Config(_portable({k: v for k, v in cfg.to_dict().items() if k not in _RUN_KEYS}))
     files = '\n'.join(
         f'| `{p.name}` | {p.stat().st_size / 1e6:.1f} MB | `{sha256(p)}` |' for p in paths.values()
     )
-    licence = f'\nLicence of the data: {names["licence"]}.\n' if 'licence' in names else ''
+    licence = f'\nLicence of the data: {dataset["licence"]}.\n' if 'licence' in dataset else ''
     return f"""# {stem}
 
 Trained with mmattn, config `{command}`, iteration {meta.get('iter', 'unknown')}.
@@ -196,12 +198,12 @@ Trained with mmattn, config `{command}`, iteration {meta.get('iter', 'unknown')}
 
 ## Metric
 
-{_measured(checkpoint, stem)}
+{_metrics(checkpoint, stem)}
 
 ## Data
 
-{'; '.join(leaves)}; {len(names['classes'])} classes:
-{', '.join(names['classes'])}.
+{'; '.join(sources)}; {len(dataset['classes'])} classes:
+{', '.join(dataset['classes'])}.
 {licence}
 ## Command
 
@@ -214,21 +216,21 @@ Seed {meta.get('seed', 'not recorded')}.
 ## Config
 
 ```python
-{shown.pretty_text.strip()}
+{portable.pretty_text.strip()}
 ```
 """
 
 
 def _source(leaf: dict) -> str:
-    """A data set and where it lies, in words."""
+    """A dataset and its location, as `type` at `folder`, `file`."""
     kind = leaf['type'] if isinstance(leaf['type'], str) else leaf['type'].__name__
-    places = [leaf.get('data_root'), leaf.get('ann_file')]
-    shown = [f'`{_portable(place)}`' for place in places if place]
-    return f'`{kind}`' + (f' at {", ".join(shown)}' if shown else '')
+    paths = [leaf.get('data_root'), leaf.get('ann_file')]
+    quoted = [f'`{_portable(path)}`' for path in paths if path]
+    return f'`{kind}`' + (f' at {", ".join(quoted)}' if quoted else '')
 
 
 def _portable(value):
-    """The same structure with paths as one would type them, and none of this machine."""
+    """The same structure without folders of this machine in its strings."""
     if isinstance(value, dict):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -237,11 +239,18 @@ def _portable(value):
 
 
 def _without_machine(text: str) -> str:
-    """A text without folders of this machine: paths from where one stands, or the names alone."""
+    """The text with paths relative to the working folder, or as file names alone."""
     for folder in Path.cwd(), Path.home():
         if folder != Path(folder.anchor):
             text = text.replace(f'{folder}/', '').replace(str(folder), folder.name)
-    return re.sub(r'(?<![\w./:-])/(?:[\w.@+ -]+/)*([\w.@+-]+)', r'\1', text)  # no part of a URL
+    return re.sub(r'(?<![\w./:-])/(?:[\w.@+ -]+/)*([\w.@+-]+)', r'\1', text)  # URLs stay
 
 
-_PRIVATE = ('work_dir', 'experiment_name', 'load_from', 'resume', 'launcher')  # of one run
+# keys that describe one run, not the model
+_RUN_KEYS = (
+    'work_dir',
+    'experiment_name',
+    'load_from',
+    'resume',
+    'launcher',
+)

@@ -203,7 +203,7 @@ def test_the_mode_is_read_from_the_tensors_where_they_tell():
         from_author('nl', 'NONLocalBlock2D', ctor, gaussian | pairs)
     concatenation = gaussian | pairs | draw(**{'concat_project.0.weight': (1, 8, 1, 1)})
     assert from_author('nl', 'NONLocalBlock2D', ctor, concatenation).mode == 'concatenation'
-    with pytest.raises(ValueError, match='says gaussian, but the tensors are of another mode'):
+    with pytest.raises(ValueError, match='names gaussian, but the tensors are of another mode'):
         from_author('nl', 'NONLocalBlock2D', ctor, concatenation, path='lib/non_local_gaussian.py')
 
 
