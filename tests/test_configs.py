@@ -78,9 +78,9 @@ def test_a_segmentor_trains_and_tests_a_step(path, street, tmp_path):
     if path.stem.endswith('ade20k'):
         options = as_ade20k(options, tmp_path / 'data')
     rehearsed = 'r18' in path.stem  # the others are made of the same parts
-    work_dir = train(path, work_dir=tmp_path, options=options, rehearsal=rehearsed)
+    work_dir = train(path, work_dir=tmp_path, cfg_options=options, rehearsal=rehearsed)
     weights = work_dir / 'iter_1.pth'
-    metrics = evaluate(path, weights, work_dir=tmp_path, options=options, rehearsal=rehearsed)
+    metrics = evaluate(path, weights, work_dir=tmp_path, cfg_options=options, rehearsal=rehearsed)
     assert 0 <= metrics['mIoU'] <= 100
     assert (work_dir / 'curves.png').stat().st_size > 10_000
 
@@ -88,7 +88,7 @@ def test_a_segmentor_trains_and_tests_a_step(path, street, tmp_path):
 @pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
 def test_a_detector_trains_and_tests_a_step(path, street, tmp_path):
     options = detector_options(path, street, tmp_path)
-    run = dict(work_dir=tmp_path / 'run', options=options, rehearsal='r18' in path.stem)
+    run = dict(work_dir=tmp_path / 'run', cfg_options=options, rehearsal='r18' in path.stem)
     work_dir = train(path, validate=False, **run)
     weights = work_dir / 'iter_1.pth'
     metrics = evaluate(path, weights, **run)

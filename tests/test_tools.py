@@ -142,7 +142,7 @@ def test_resume_with_nothing_there(tiny, tmp_path, capsys):
 def test_untrained_network_is_near_chance_and_a_few_steps_help(trained, tiny, tmp_path):
     from mmattn.engine.test import test as evaluate
 
-    assert evaluate(CONFIG, None, work_dir=tmp_path, options=tiny)['mIoU'] < 10
+    assert evaluate(CONFIG, None, work_dir=tmp_path, cfg_options=tiny)['mIoU'] < 10
 
 
 # ---- bad input: one sentence, the right code, nothing overwritten ----------------------------------

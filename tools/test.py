@@ -36,20 +36,22 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.engine.test import test
+        from mmattn.engine.test import TestOptions, test
 
         metrics = test(
             args.config,
             args.checkpoint,
-            work_dir=args.work_dir,
-            out=args.out,
-            show_dir=args.show_dir,
-            attention=args.attention,
-            options=args.cfg_options,
-            launcher=args.launcher,
-            tta=args.tta,
-            skip_data_check=args.skip_data_check,
-            rehearsal=not args.no_rehearsal,
+            TestOptions(
+                work_dir=args.work_dir,
+                out=args.out,
+                show_dir=args.show_dir,
+                attention=args.attention,
+                cfg_options=args.cfg_options,
+                launcher=args.launcher,
+                tta=args.tta,
+                skip_data_check=args.skip_data_check,
+                rehearsal=not args.no_rehearsal,
+            ),
         )
         for name, value in metrics.items():
             print(f'{name:24s} {"absent" if value != value else value}')

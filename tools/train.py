@@ -46,24 +46,26 @@ def main(argv: list[str] | None = None) -> int:
     args = args.parse_args(argv)
 
     def task() -> None:
-        from mmattn.engine.train import train
+        from mmattn.engine.train import TrainOptions, train
 
         work_dir = train(
             args.config,
-            work_dir=args.work_dir,
-            resume=args.resume,
-            init_from=args.init_from,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            attention=args.attention,
-            options=args.cfg_options,
-            launcher=args.launcher,
-            seed=args.seed,
-            validate=not args.no_validate,
-            allow_topology_change=args.allow_topology_change,
-            allow_config_change=args.allow_config_change,
-            rehearsal=not args.no_rehearsal,
-            skip_data_check=args.skip_data_check,
+            TrainOptions(
+                work_dir=args.work_dir,
+                resume=args.resume,
+                init_from=args.init_from,
+                amp=args.amp,
+                auto_scale_lr=args.auto_scale_lr,
+                attention=args.attention,
+                cfg_options=args.cfg_options,
+                launcher=args.launcher,
+                seed=args.seed,
+                validate=not args.no_validate,
+                allow_topology_change=args.allow_topology_change,
+                allow_config_change=args.allow_config_change,
+                rehearsal=not args.no_rehearsal,
+                skip_data_check=args.skip_data_check,
+            ),
         )
         curves = ', logs and curves.png' if (work_dir / 'curves.png').exists() else ' and logs'
         print(f'done: checkpoints{curves} are in {work_dir}')

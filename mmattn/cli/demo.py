@@ -55,7 +55,7 @@ def demo(
     for name, config in configs.items():
         console.rule(f'training {config.stem}')
         began = time.monotonic()
-        train(config, work_dir=out_dir / config.stem, options=options)
+        train(config, work_dir=out_dir / config.stem, cfg_options=options)
         seconds[name] = time.monotonic() - began
     console.rule('evaluating on the test scenes')
     for name, config in configs.items():
@@ -65,11 +65,11 @@ def demo(
             work_dir / 'best.pth',
             work_dir=work_dir,
             show_dir=out_dir / 'pictures' if name == 'ccnet' else None,
-            options=options,
+            cfg_options=options,
         )
         scores[name] = metrics['mIoU']
     scores['untrained'] = test(
-        configs['ccnet'], None, work_dir=out_dir / 'untrained', options=options
+        configs['ccnet'], None, work_dir=out_dir / 'untrained', cfg_options=options
     )['mIoU']
     console.rule('publishing')
     best = out_dir / configs['ccnet'].stem / 'best.pth'

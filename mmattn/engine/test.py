@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,70 +31,85 @@ from .build import (
 from .commands import option_flags, relative_path
 from .evaluators import folder_of, folders_written, prepare_evaluation, write_to
 from .hardware import hardware
+from .options import complete
 from .signals import handle_signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOptions:
+    """Options of `test`, and flags of `tools/test.py`.
+
+    Attributes:
+        work_dir: folder for the log and `metrics/<checkpoint>.json` (with `tta`,
+            `<checkpoint>_tta.json`), default `work_dirs/<config name>`.
+        out: a `.pkl` file for all predictions, or a folder for label maps as PNG (see `IoUMetric`)
+            or for `results.bbox.json` and `results.segm.json` in COCO's format.
+        show_dir: folder for pictures of image, ground truth and prediction side by side.
+        attention: names of blocks to add; by default those that the checkpoint was trained with.
+        cfg_options: changes to the config; a dict of dotted keys, or `key=value` strings.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        tta: test-time augmentation: average a segmentor over the scales and flips of the config's
+            `tta_pipeline`, or of `mmattn.models.seg_tta.tta_pipeline`, with its `tta_model`, or
+            `mmattn.SegTTAModel`.
+        skip_data_check: do not check the data files first.
+        rehearsal: try one image with its metrics and pictures first, see `rehearse`.
+    """
+
+    __test__ = False  # no test case of pytest
+
+    work_dir: str | Path | None = None
+    out: str | Path | None = None
+    show_dir: str | Path | None = None
+    attention: str | None = None
+    cfg_options: dict | list[str] | None = None
+    launcher: str = 'none'
+    tta: bool = False
+    skip_data_check: bool = False
+    rehearsal: bool = True
 
 
 def test(
     config: str | Path,
     checkpoint: str | Path | None,
-    *,
-    work_dir: str | Path | None = None,
-    out: str | Path | None = None,
-    show_dir: str | Path | None = None,
-    attention: str | None = None,
-    options: dict | list[str] | None = None,
-    launcher: str = 'none',
-    tta: bool = False,
-    skip_data_check: bool = False,
-    rehearsal: bool = True,
+    options: TestOptions | None = None,
+    **fields,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config.
 
     Args:
-        config: its path.
-        checkpoint: a `.pth` or `.safetensors` file, or what `mmattn.zoo.load_model` takes; None
-            evaluates the network as it starts.
-        work_dir: where log and `metrics/<checkpoint>.json` go (with `tta`, `<checkpoint>_tta`),
-            default `work_dirs/<config name>`.
-        out: a `.pkl` to dump all predictions into, or a folder: for label maps as PNG (see
-            `IoUMetric`), or `results.bbox.json` and `results.segm.json` in COCO's format.
-        show_dir: a folder for pictures of image, truth and prediction side by side.
-        attention: blocks to add; by default those that the checkpoint was trained with.
-        options: changes to the config, dotted keys; a dict or `key=value` strings.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
-        tta: average a segmentor over the scales and flips of the config's `tta_pipeline`, or of
-            `mmattn.models.seg_tta.tta_pipeline`, by its `tta_model`, or `mmattn.SegTTAModel`.
-        skip_data_check: do not look at the files of the data first.
-        rehearsal: try one image with its metrics and pictures first, see `rehearse`.
+        config: path of the config file, or the name of a model of the index.
+        checkpoint: a `.pth` or `.safetensors` file, or anything else that `mmattn.zoo.load_model`
+            takes; None evaluates the network with its initial weights.
+        options: see `TestOptions`.
+        fields: single fields of `TestOptions`, such as `tta=True`; they replace those of `options`.
 
     Returns:
         the metrics, in percent; nan for a class that is absent, null in the JSON.
 
     Raises:
-        MmattnError: of the kind that fits.
+        MmattnError: of the fitting kind.
+        TypeError: an unknown field; names the nearest.
     """
+    options = complete(options or TestOptions(), fields)
     if checkpoint is not None:
-        config, checkpoint = resolve(config, checkpoint, attention)
+        config, checkpoint = resolve(config, checkpoint, options.attention)
     with (
         handle_signals(training=False) as listener,
         connected(
-            launcher, config, options, attention, checkpoint, work_dir, training=False
+            options.launcher, config, options.cfg_options, options.attention, checkpoint,
+            options.work_dir, training=False,
         ) as ranks,
-    ):
+    ):  # fmt: skip
         if ranks:
             listener.check_others = ranks.raise_if_over
-        return _test(
-            config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
-            skip_data_check, rehearsal,
-        )  # fmt: skip
+        return _test(config, checkpoint, options)
 
 
-def _test(
-    config, checkpoint, work_dir, out, show_dir, attention, options, launcher, tta,
-    skip_data_check, rehearsal,
-) -> dict[str, float]:  # fmt: skip
-    options = parse_options(options)
-    cfg = prepare_config(config, options, launcher, work_dir, attention, checkpoint)
+def _test(config: str | Path, checkpoint: Path | None, options: TestOptions) -> dict[str, float]:
+    cfg_options, out, show_dir = parse_options(options.cfg_options), options.out, options.show_dir
+    cfg = prepare_config(
+        config, cfg_options, options.launcher, options.work_dir, options.attention, checkpoint
+    )
     work_dir = Path(cfg.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
@@ -102,7 +118,7 @@ def _test(
         heads = dict(class_counts(cfg.model, 'model'))
         meta = read_checkpoint(checkpoint).get('meta', {})
         check_checkpoint_classes(cfg, heads, meta, checkpoint)
-    if tta:
+    if options.tta:
         _use_tta(cfg)
     if out:
         write_to(cfg, out)
@@ -118,10 +134,10 @@ def _test(
     for key, folder in folders_written(cfg, 'test'):
         check_writable(folder, key)
     if is_main():
-        check_loaders(cfg, 'test', skip=skip_data_check)
+        check_loaders(cfg, 'test', skip=options.skip_data_check)
     runner = build_runner(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
-    runner.rehearses = rehearsal
+    runner.rehearses = options.rehearsal
     if not checkpoint:
         runner._init_model_weights()
     metrics = plain(run_loop(runner.test), 'metrics')  # of any evaluator: numbers of NumPy, too
@@ -132,14 +148,14 @@ def _test(
             sha256=sha256(checkpoint),
             metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
             command=f'python tools/test.py {relative_path(config)} {relative_path(checkpoint)}'
-            + (f' --attention {attention}' if attention else '')
-            + (' --tta' if tta else '')
-            + option_flags(options),
+            + (f' --attention {options.attention}' if options.attention else '')
+            + (' --tta' if options.tta else '')
+            + option_flags(cfg_options),
             hardware=hardware(),
             torch=torch.__version__,
             date=time.strftime('%Y-%m-%d'),
         )
-        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}{"_tta" if tta else ""}.json'
+        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}{"_tta" if options.tta else ""}.json'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + '\n')
     return metrics

@@ -1,6 +1,7 @@
 """Training a config."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -33,87 +34,99 @@ from .build import (
 from .commands import train_command
 from .distributed import Ranks
 from .evaluators import folders_written, prepare_evaluation
+from .options import complete
 from .out_of_memory import is_out_of_memory, memory_shortage
 from .run_length import batch_size_of, check_batches, check_lengths
 from .signals import SignalHandler, handle_signals
 
 
-def train(
-    config: str | Path,
-    *,
-    work_dir: str | Path | None = None,
-    resume: str | None = None,
-    init_from: str | None = None,
-    attention: str | None = None,
-    amp: bool = False,
-    auto_scale_lr: bool = False,
-    options: dict | list[str] | None = None,
-    launcher: str = 'none',
-    seed: int | None = None,
-    validate: bool = True,
-    allow_topology_change: bool = False,
-    allow_config_change: bool = False,
-    rehearsal: bool = True,
-    skip_data_check: bool = False,
-    hooks: Iterable[Hook] = (),
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `train`, and flags of `tools/train.py`.
+
+    Attributes:
+        work_dir: folder for logs and checkpoints, default `work_dirs/<config name>`.
+        resume: path of the checkpoint to go on from; 'latest' for the last one in `work_dir`,
+            'auto' for the same or, if there is none, a fresh start.
+        init_from: path or address of weights to start from; those that do not fit are left out.
+        attention: names of blocks to add, see `add_attention`; a resumed run keeps its blocks.
+        amp: mixed precision, GPU only.
+        auto_scale_lr: multiply the learning rate by the batch size over the config's base batch
+            size.
+        cfg_options: changes to the config; a dict of dotted keys, or `key=value` strings.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        seed: random seed, instead of the config's.
+        validate: validate during training.
+        allow_topology_change: resume with another number of processes, not bit-exactly.
+        allow_config_change: resume with another config, not bit-exactly.
+        rehearsal: try one small step and the validation of one image first, see `rehearse`.
+        skip_data_check: do not check the data files first.
+        hooks: hooks to register in addition to those of the config.
+    """
+
+    work_dir: str | Path | None = None
+    resume: str | Path | None = None
+    init_from: str | Path | None = None
+    attention: str | None = None
+    amp: bool = False
+    auto_scale_lr: bool = False
+    cfg_options: dict | list[str] | None = None
+    launcher: str = 'none'
+    seed: int | None = None
+    validate: bool = True
+    allow_topology_change: bool = False
+    allow_config_change: bool = False
+    rehearsal: bool = True
+    skip_data_check: bool = False
+    hooks: Iterable[Hook] = ()
+
+
+def train(config: str | Path, options: TrainOptions | None = None, **fields) -> Path:
     """Train a config.
 
-    A run that is resumed gives bit for bit what it would have given without a stop, on as many
-    processes and threads. SIGTERM, SIGUSR1 and Ctrl-C end it behind the step, with a checkpoint.
+    A resumed run gives bit for bit the result of an uninterrupted one, on the same number of
+    processes and threads. SIGTERM, SIGUSR1 and Ctrl-C end it after the current step, with a
+    checkpoint.
 
     Args:
-        config: its path.
-        work_dir: where logs and checkpoints go, default `work_dirs/<config name>`.
-        resume: a checkpoint to go on from, 'latest' for the one in `work_dir`, 'auto' for the same
-            or a fresh start if there is none.
-        init_from: weights to start from, as far as they fit.
-        attention: blocks to add, see `add_attention`; a resumed run has those it began with.
-        amp: mixed precision, GPU only.
-        auto_scale_lr: scale the learning rate by the batch size over the config's base batch size.
-        options: changes to the config, dotted keys; a dict or `key=value` strings.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
-        seed: overrides the config's.
-        validate: off skips validation during training.
-        allow_topology_change: resume with another number of processes, inexactly.
-        allow_config_change: resume with another config, inexactly.
-        rehearsal: try a small step and the validation of an image first, see `rehearse`.
-        skip_data_check: do not look at the files of the data first.
-        hooks: beside those of the config.
+        config: path of the config file.
+        options: see `TrainOptions`.
+        fields: single fields of `TrainOptions`, such as `seed=0`; they replace those of `options`.
 
     Returns:
         the work dir.
 
     Raises:
-        MmattnError: of the kind that fits; what is wrong with config, data or checkpoint is
-            raised before a file is written.
+        MmattnError: of the fitting kind; problems of config, data or checkpoint are raised before
+            a file is written.
         Stopped: by a signal; a checkpoint is saved.
         Terminated: by a signal before the first step.
+        TypeError: an unknown field; names the nearest.
     """
+    options = complete(options or TrainOptions(), fields)
     with handle_signals() as listener:
-        allowed = dict(topology=allow_topology_change, config=allow_config_change)
-        checkpoint = None if resume in ('latest', 'auto') else resume
-        with connected(launcher, config, options, attention, checkpoint, work_dir) as ranks:
+        checkpoint = None if options.resume in ('latest', 'auto') else options.resume
+        with connected(
+            options.launcher, config, options.cfg_options, options.attention, checkpoint,
+            options.work_dir,
+        ) as ranks:  # fmt: skip
             if ranks:
                 listener.check_others = ranks.raise_if_over
-            return _train(
-                config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options,
-                launcher, seed, validate, allowed, rehearsal, skip_data_check, hooks, listener,
-                ranks,
-            )  # fmt: skip
+            return _train(config, options, listener, ranks)
 
 
 def _train(
-    config, work_dir, resume, init_from, attention, amp, auto_scale_lr, options, launcher, seed,
-    validate, allowed: dict, rehearsal: bool, skip_data_check: bool, hooks: Iterable[Hook],
-    listener: SignalHandler, ranks: Ranks | None,
-) -> Path:  # fmt: skip
-    options = parse_options(options)
+    config: str | Path, options: TrainOptions, listener: SignalHandler, ranks: Ranks | None
+) -> Path:
+    cfg_options = parse_options(options.cfg_options)
+    resume, init_from = options.resume, options.init_from
     if resume and init_from:
         raise UsageError('--resume and --init-from exclude each other: the first has all weights.')
     found = None
     if resume:
-        folder = run_folder(config, load_config(config, options, attention), work_dir)
+        folder = run_folder(
+            config, load_config(config, cfg_options, options.attention), options.work_dir
+        )
         found = find_checkpoint(folder) if resume in ('latest', 'auto') else Path(resume)
         if found is None and resume == 'latest':
             raise CheckpointError(
@@ -123,23 +136,21 @@ def _train(
         if found is None:
             check_empty_of_weights(folder)
             print_log(f'no checkpoint in {folder}, starting at 0')
-    cfg = prepare_config(config, options, launcher, work_dir, attention, found)
+    cfg = prepare_config(
+        config, cfg_options, options.launcher, options.work_dir, options.attention, found
+    )
     if cfg.get('resume') and not resume and not init_from:  # as a config of the packages may say
-        return _train(
-            config, work_dir, cfg.get('load_from') or 'auto', init_from, attention, amp,
-            auto_scale_lr, options, launcher, seed, validate, allowed, rehearsal, skip_data_check,
-            hooks, listener, ranks,
-        )  # fmt: skip
+        resume = cfg.get('load_from') or 'auto'
+        return _train(config, replace(options, resume=resume), listener, ranks)
     check_lengths(cfg)
     batch = batch_size_of(cfg.train_dataloader)
     meta = read_checkpoint(found).get('meta', {}) if found else {}
-    if seed is None:
-        seed = meta.get('seed')
+    seed = meta.get('seed') if options.seed is None else options.seed
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
-    if amp:
+    if options.amp:
         use_amp(cfg)
-    validate = validate and cfg.get('val_cfg') is not None
+    validate = options.validate and cfg.get('val_cfg') is not None
     if not validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     work_dir = Path(cfg.work_dir)
@@ -150,32 +161,39 @@ def _train(
         cfg.load_from = str(init_from)
     course = course_of(cfg)
     if found:
-        why = check_same(meta, course, world_size(cfg), batch, **allowed)
+        why = check_same(
+            meta,
+            course,
+            world_size(cfg),
+            batch,
+            topology=options.allow_topology_change,
+            config=options.allow_config_change,
+        )
         if why:
             warn(f'exactness not guaranteed because {"; ".join(why)}')
-        if not allowed['config']:
+        if not options.allow_config_change:
             check_checkpoint_classes(cfg, dict(class_counts(cfg.model, 'model')), meta, found)
     check_writable(work_dir)
     for key, folder in folders_written(cfg, 'val') if validate else ():
         check_writable(folder, key)
     if is_main():
-        check_loaders(cfg, 'train', *(['val'] if validate else []), skip=skip_data_check)
-    scale_lr(cfg, auto_scale_lr)
+        check_loaders(cfg, 'train', *(['val'] if validate else []), skip=options.skip_data_check)
+    scale_lr(cfg, options.auto_scale_lr)
     runner = (
         build_runner(cfg, 'train_loop', 'val_loop') if validate else build_runner(cfg, 'train_loop')
     )
     check_batches(runner)
     if validate:
         prepare_evaluation(runner, 'val')
-    runner.course, runner.guard.listener, runner.rehearses = course, listener, rehearsal
-    for hook in hooks:
+    runner.course, runner.guard.listener, runner.rehearses = course, listener, options.rehearsal
+    for hook in options.hooks:
         runner.register_hook(hook)
     if ranks:
         ranks.runner = runner
     if not cfg.resume:
         runner.start = 'partial' if init_from else 'plain'
     runner.train_command = train_command(
-        config, options, seed, amp, auto_scale_lr, attention, init_from
+        config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from
     )
     report_blocks(runner.model, cfg)
     batches = getattr(runner.train_loop, 'batches', None)

@@ -161,7 +161,7 @@ def _start(config: str | Path, folder: Path, options) -> int:
 
     def job() -> None:
         hook = Recorder(folder / 'record.jsonl')
-        train(config, work_dir=folder, resume='auto', options=options, hooks=[hook])
+        train(config, work_dir=folder, resume='auto', cfg_options=options, hooks=[hook])
 
     return _fork(job, folder / 'output.txt')
 

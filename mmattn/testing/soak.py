@@ -102,7 +102,7 @@ def soak(
     folder = Path(out_dir)
     check_empty(folder)
     path = folder / 'footprint.jsonl'
-    train(config, work_dir=folder, options=options, hooks=[Footprint(path, interval)])
+    train(config, work_dir=folder, cfg_options=options, hooks=[Footprint(path, interval)])
     text = path.read_text(encoding='utf-8') if path.exists() else ''
     judge([json.loads(line) for line in text.splitlines()], say)
 

@@ -163,7 +163,7 @@ def test_every_tool_takes_it(left, street, tmp_path, monkeypatch, capsys):
               attention=attention, device='cpu')  # fmt: skip
         assert 'mIoU' in evaluate(
             config, tmp_path / 'published', work_dir=tmp_path / 'test', attention=attention,
-            options=(options or {}) | tiny_options(street),
+            cfg_options=(options or {}) | tiny_options(street),
         )  # fmt: skip
     model = load_model(own, tmp_path / 'published', 'cpu')
     assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items())

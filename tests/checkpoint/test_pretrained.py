@@ -311,7 +311,7 @@ def test_init_from_takes_weights_under_model(still, tmp_path):  # noqa: F811
     plain = ResNet(18, base_channels=8, stem_channels=8, norm_eval=False).state_dict()
     torch.save(dict(model=plain, epoch=3), tmp_path / 'resnet.pth')
     train(
-        DETECTOR, work_dir=tmp_path / 'run', validate=False, rehearsal=False, options=options,
+        DETECTOR, work_dir=tmp_path / 'run', validate=False, rehearsal=False, cfg_options=options,
         init_from=tmp_path / 'resnet.pth',
     )  # fmt: skip
     found = read_checkpoint(tmp_path / 'run' / 'iter_1.pth')['state_dict']

@@ -467,7 +467,7 @@ def cbam(still, imagenet, tmp_path_factory):
     """The folder of a run with CBAM, started from the ImageNet file."""
     work_dir = tmp_path_factory.mktemp('runs') / 'cbam'
     start = {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=str(imagenet))}
-    checkpoint, log = begun(work_dir, attention='cbam', options=still | start)
+    checkpoint, log = begun(work_dir, attention='cbam', cfg_options=still | start)
     return work_dir, checkpoint, log
 
 
@@ -486,7 +486,7 @@ def test_a_run_starts_from_pretrained_weights_and_says_so(cbam, imagenet):
 
 def test_replaced_convolutions_of_a_run_start_from_the_pretrained_ones(still, imagenet, tmp_path):
     start = {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=str(imagenet))}
-    checkpoint, log = begun(tmp_path, attention='sk', options=still | start)
+    checkpoint, log = begun(tmp_path, attention='sk', cfg_options=still | start)
     wanted, found = torch.load(imagenet), checkpoint['state_dict']
     for k in range(1, 5):
         own = found[f'backbone.layer{k}.1.conv2.convs.0.0.weight']
@@ -499,7 +499,7 @@ def test_a_part_of_a_checkpoint_is_named_by_its_prefix(still, cbam, tmp_path):
     path = cbam[0] / 'iter_1.pth'
     cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
     options = still | {'model.backbone.init_cfg': cfg}
-    checkpoint, log = begun(tmp_path, attention='cbam', options=options)
+    checkpoint, log = begun(tmp_path, attention='cbam', cfg_options=options)
     wanted = learned(read_checkpoint(path)['state_dict'])
     found = checkpoint['state_dict']
     for key, value in wanted.items():
@@ -514,7 +514,7 @@ def test_pretrained_weights_of_another_network_are_refused(still, tmp_path):
     options = still | {'model.backbone.init_cfg': cfg}
     message = r'other.pth .*another model.* model.backbone.init_cfg.checkpoint=FILE.*init_cfg=None'
     with pytest.raises(CheckpointError, match=message):
-        train(CONFIG, work_dir=tmp_path / 'run', validate=False, options=options)
+        train(CONFIG, work_dir=tmp_path / 'run', validate=False, cfg_options=options)
 
 
 class Payload:
@@ -533,7 +533,7 @@ def test_code_in_pretrained_weights_is_refused_and_does_not_run(still, tmp_path)
     cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'bad.pth'))
     options = still | {'model.backbone.init_cfg': cfg}
     with pytest.raises(CheckpointError, match='it is refused, as loading it could execute code'):
-        train(CONFIG, work_dir=tmp_path / 'run', validate=False, options=options)
+        train(CONFIG, work_dir=tmp_path / 'run', validate=False, cfg_options=options)
     assert not marker.exists()
 
 
@@ -541,12 +541,14 @@ def test_code_in_pretrained_weights_is_refused_and_does_not_run(still, tmp_path)
 def plain(still, tmp_path_factory):
     """The checkpoint of a run without attention."""
     work_dir = tmp_path_factory.mktemp('runs') / 'plain'
-    begun(work_dir, options=still)
+    begun(work_dir, cfg_options=still)
     return work_dir / 'iter_1.pth'
 
 
 def test_load_from_takes_a_plain_detector_into_one_with_attention(still, plain, tmp_path):
-    checkpoint, log = begun(tmp_path, attention='cbam', options=still | {'load_from': str(plain)})
+    checkpoint, log = begun(
+        tmp_path, attention='cbam', cfg_options=still | {'load_from': str(plain)}
+    )
     wanted = learned(read_checkpoint(plain)['state_dict'])
     found = checkpoint['state_dict']
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
@@ -562,8 +564,8 @@ def test_load_from_refuses_what_does_not_fit_and_init_from_takes_the_rest(still,
     torch.save(weights, path)
     message = f'part.pth does not fit the model: {len(gone)} missing: neck.*left over: extra.weight'
     with pytest.raises(CheckpointError, match=f'{message}.*--init-from'):
-        begun(tmp_path / 'a', options=still | {'load_from': str(path)})
-    checkpoint, log = begun(tmp_path / 'b', init_from=path, options=still)
+        begun(tmp_path / 'a', cfg_options=still | {'load_from': str(path)})
+    checkpoint, log = begun(tmp_path / 'b', init_from=path, cfg_options=still)
     found = checkpoint['state_dict']
     del weights['extra.weight']
     assert all(torch.equal(found[key], value) for key, value in learned(weights).items())
@@ -588,7 +590,7 @@ def test_what_was_added_is_recorded(cbam):
 def test_a_checkpoint_is_tested_and_published_without_naming_its_attention(cbam, still, tmp_path):
     path = cbam[0] / 'iter_1.pth'
     for attention in None, 'cbam':
-        metrics = evaluate(CONFIG, path, work_dir=tmp_path, attention=attention, options=still)
+        metrics = evaluate(CONFIG, path, work_dir=tmp_path, attention=attention, cfg_options=still)
         assert 'coco/bbox_mAP' in metrics
     model, _ = build_model(CONFIG, path)
     assert unchanged(model, cbam[1]['state_dict'])
@@ -605,22 +607,22 @@ def test_a_checkpoint_is_tested_and_published_without_naming_its_attention(cbam,
 def test_another_attention_than_the_checkpoints_is_refused(cbam, still, tmp_path, other):
     path = cbam[0] / 'iter_1.pth'
     with pytest.raises(UsageError, match=f'--attention {other}: .* was trained with cbam. Leave'):
-        evaluate(CONFIG, path, work_dir=tmp_path, attention=other, options=still)
+        evaluate(CONFIG, path, work_dir=tmp_path, attention=other, cfg_options=still)
     with pytest.raises(UsageError, match='was trained with cbam'):
-        train(CONFIG, work_dir=tmp_path, resume=str(path), attention=other, options=still)
+        train(CONFIG, work_dir=tmp_path, resume=str(path), attention=other, cfg_options=still)
 
 
 def test_attention_on_a_plain_checkpoint_is_refused_by_its_weights(plain, still, tmp_path):
     with pytest.raises(
         CheckpointError, match=r'does not fit the model: \d+ missing: backbone.*cbam'
     ):
-        evaluate(CONFIG, plain, work_dir=tmp_path, attention='cbam', options=still)
+        evaluate(CONFIG, plain, work_dir=tmp_path, attention='cbam', cfg_options=still)
 
 
 def test_a_run_that_goes_on_has_the_attention_it_began_with(cbam, still, tmp_path):
     shutil.copytree(cbam[0], tmp_path / 'run')
     options = still | {'train_cfg.max_iters': 2}
-    train(CONFIG, work_dir=tmp_path / 'run', resume='latest', validate=False, options=options)
+    train(CONFIG, work_dir=tmp_path / 'run', resume='latest', validate=False, cfg_options=options)
     after = read_checkpoint(tmp_path / 'run' / 'iter_2.pth')
     assert after['meta']['attention'] == cbam[1]['meta']['attention']
     assert after['state_dict'].keys() == cbam[1]['state_dict'].keys()

@@ -40,7 +40,7 @@ def plain(street, tmp_path_factory):
 
 def weights(street, folder, **options) -> dict:
     options = {**tiny_options(street), 'train_cfg.max_iters': 1, 'randomness.seed': 3, **options}
-    run = train(CONFIG, work_dir=folder, options=options, validate=False)
+    run = train(CONFIG, work_dir=folder, cfg_options=options, validate=False)
     return torch.load(run / 'iter_1.pth', weights_only=True)['state_dict']
 
 
@@ -97,7 +97,7 @@ def test_a_value_that_cannot_be_is_refused(options, message):
 def test_modules_that_cannot_be_taken_are_refused(key, value, message, street, tmp_path):
     options = {**tiny_options(street), key: value}
     with pytest.raises(UsageError, match=message):
-        train(CONFIG, work_dir=tmp_path, options=options, validate=False, attention='se')
+        train(CONFIG, work_dir=tmp_path, cfg_options=options, validate=False, attention='se')
 
 
 def test_without_a_compiler_compile_says_what_to_write(monkeypatch):

@@ -187,7 +187,7 @@ def test_a_run_of_classes_goes_on_from_what_it_wrote(street, tmp_path):
     options = {**tiny_options(street), 'train_cfg.max_iters': 2, 'randomness.seed': 3}
     cfg = load_config(CONFIG, options)
     check_config(cfg)
-    plain = train(CONFIG, work_dir=tmp_path / 'plain', options=options, validate=False)
+    plain = train(CONFIG, work_dir=tmp_path / 'plain', cfg_options=options, validate=False)
     (tmp_path / 'lazy.py').write_text(as_classes(cfg))
     (tmp_path / 'child.py').write_text(
         'from mmengine.config import read_base\nwith read_base():\n    from .lazy import *\n'
@@ -200,7 +200,7 @@ def test_a_run_of_classes_goes_on_from_what_it_wrote(street, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
     dumped = lazy / 'child.py'
     found = evaluate(dumped, lazy / 'iter_2.pth', work_dir=tmp_path / 'test')
-    same = evaluate(CONFIG, plain / 'iter_2.pth', work_dir=tmp_path / 'test', options=options)
+    same = evaluate(CONFIG, plain / 'iter_2.pth', work_dir=tmp_path / 'test', cfg_options=options)
     assert found == pytest.approx(same, rel=0, abs=0, nan_ok=True)
     train(dumped, work_dir=lazy, resume='latest', validate=False)  # it changed nothing
 

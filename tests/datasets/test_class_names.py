@@ -67,16 +67,16 @@ def test_sets_of_one_config_have_one_order(root, truth, found, tmp_path):
     path = config(tmp_path / 'own.py', root)
     file = {'test_dataloader.dataset.ann_file': 'swapped.json'}
     with pytest.raises(DataError, match='Put the categories of the file in the order') as first:
-        evaluate(path, None, work_dir=tmp_path, options=file)
+        evaluate(path, None, work_dir=tmp_path, cfg_options=file)
     assert 'metainfo.classes=' not in str(first.value)
     told = file | {'test_dataloader.dataset.metainfo.classes': SWAPPED}
     with pytest.raises(UsageError) as info:
-        evaluate(path, None, work_dir=tmp_path, options=told)
+        evaluate(path, None, work_dir=tmp_path, cfg_options=told)
     assert "('red', 'green')" in str(info.value) and "('green', 'red')" in str(info.value)
     assert 'same names in another order' in str(info.value)
     command = str(first.value).split('the order of the config: ')[1]  # the remedy of the first
     subprocess.run(command.replace('python', sys.executable, 1), shell=True, check=True)
-    metrics = evaluate(path, None, work_dir=tmp_path, options=file)
+    metrics = evaluate(path, None, work_dir=tmp_path, cfg_options=file)
     assert metrics['coco/bbox_mAP'] == ap(truth, found) == 0.43
 
 
@@ -94,7 +94,7 @@ def test_the_remedy_for_one_config(root, truth, found, tmp_path):
     known = {k: [(*r[:4], 1 - r[4], r[5]) for r in rows] for k, rows in found.items()}
     with pytest.MonkeyPatch.context() as patch:
         recite(patch, known)  # a network that was trained in this order
-        metrics = evaluate(path, None, work_dir=tmp_path, options=files)
+        metrics = evaluate(path, None, work_dir=tmp_path, cfg_options=files)
     assert metrics['coco/bbox_mAP'] == ap(truth, found)
 
 
@@ -103,7 +103,7 @@ def test_a_training_with_two_orders_is_refused(root, truth, tmp_path, part):
     path = config(tmp_path / 'own.py', root)
     swapped = {f'{part}_dataloader.dataset.metainfo.classes': SWAPPED}
     with pytest.raises(UsageError, match='the same names in another order'):
-        train(path, work_dir=tmp_path / 'work', options=swapped)
+        train(path, work_dir=tmp_path / 'work', cfg_options=swapped)
     assert not (tmp_path / 'work').exists()
 
 
@@ -159,7 +159,7 @@ def test_names_of_its_own_are_no_other_order(root, truth, weights, found, tmp_pa
         with pytest.raises((UsageError, CheckpointError), match='other names|another order'):
             build_model(path, good, {key: other}, device='cpu')
     with pytest.raises(UsageError, match='other names'):  # where it would be scored
-        evaluate(path, good, work_dir=tmp_path, options={key: ('红色', 'Grün')})
+        evaluate(path, good, work_dir=tmp_path, cfg_options={key: ('红色', 'Grün')})
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_run_is_not_resumed_with_its_classes_swapped(root, truth, tmp_path):
     longer = {'train_cfg.max_iters': 3}
     swapped = config(tmp_path / 'swapped.py', root, classes=SWAPPED)
     with pytest.raises(UsageError, match='config differs from the checkpoint: .*classes'):
-        train(swapped, work_dir=work, resume='latest', options=longer, validate=False)
+        train(swapped, work_dir=work, resume='latest', cfg_options=longer, validate=False)
     content = torch.load(work / 'iter_2.pth', weights_only=True)
     content['meta']['dataset_meta']['classes'] = SWAPPED  # as if the class of the data had changed
     torch.save(content, tmp_path / 'other.pth')
@@ -241,16 +241,16 @@ def test_a_segmentor_whose_classes_are_renamed_in_another_order(street, tmp_path
     torch.save(
         dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=names))), path
     )
-    before = evaluate(base, path, work_dir=tmp_path, options=small)
+    before = evaluate(base, path, work_dir=tmp_path, cfg_options=small)
     moved = (names[1], names[0], *names[2:])
     sets = {
         f'{n}_dataloader.dataset.metainfo': dict(classes=moved) for n in ('train', 'val', 'test')
     }
     with pytest.raises(CheckpointError) as info:
-        evaluate(base, path, work_dir=tmp_path, options=small | sets)
+        evaluate(base, path, work_dir=tmp_path, cfg_options=small | sets)
     text = str(info.value)
     assert f'class 0 is {names[0]!r} in the checkpoint, {moved[0]!r} in' in text
     assert re.search('If the numbers in the label maps are those of the checkpoint', text)
     told = {k: dict(classes=names) for k in sets}
-    after = evaluate(base, path, work_dir=tmp_path, options=small | told)
+    after = evaluate(base, path, work_dir=tmp_path, cfg_options=small | told)
     assert after['mIoU'] == before['mIoU'] and after['IoU.road'] == before['IoU.road']

@@ -60,7 +60,7 @@ def once(folder, options, *hooks, config=CONFIG, **given):
     hooks = [Recorder(folder.with_suffix('.jsonl')), *hooks]
     options = deepcopy(options if config == DETECTOR else SMALL | options)  # merging takes keys out
     try:
-        train(config, work_dir=folder, options=options, hooks=hooks, **given)
+        train(config, work_dir=folder, cfg_options=options, hooks=hooks, **given)
     except Killed:
         return False
     return True

@@ -226,7 +226,7 @@ def test_two_ranks_test_as_one_and_one_that_is_killed_is_named(whole, street, tm
     done = launched([*given, str(runs[0])], tmp_path / 'trace', tool='test')
     assert done.code == 0 and not done.orphans
     assert ended(runs[0] / 'test', capsys) == (0, '')
-    alone = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'one', options=changes(street)[1:])
+    alone = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'one', cfg_options=changes(street)[1:])
     record = json.loads((runs[0] / f'metrics/iter_{STEPS}.json').read_text())
     assert record['metrics'] == {
         k: None if v != v else pytest.approx(v, abs=1e-9) for k, v in alone.items()

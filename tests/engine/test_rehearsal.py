@@ -78,8 +78,8 @@ def test_a_run_with_a_rehearsal_is_bit_for_bit_one_without(kind, small, tmp_path
         (small, 'iter_2.pth') if kind == 'iterations' else (epochs(small), 'iter_12.pth')
     )
     options = options | {f'{HEAD}.dropout_ratio': 0.5}  # which draws random numbers
-    train(CONFIG, work_dir=tmp_path / 'a', options=options, seed=1)
-    train(CONFIG, work_dir=tmp_path / 'b', options=options, seed=1, rehearsal=False)
+    train(CONFIG, work_dir=tmp_path / 'a', cfg_options=options, seed=1)
+    train(CONFIG, work_dir=tmp_path / 'b', cfg_options=options, seed=1, rehearsal=False)
     a, b = (end(tmp_path / run, last) for run in 'ab')
     hubs = [content.pop('message_hub')['runtime_info'] for content in (a, b)]
     for key in 'iter', 'epoch', 'best_score', 'max_iters', 'loss', 'lr':
@@ -97,8 +97,8 @@ def test_a_run_with_a_rehearsal_is_bit_for_bit_one_without(kind, small, tmp_path
 def test_activation_checkpointing_does_not_lead_back_to_the_network(small, tmp_path):
     """Its wrapper holds the forward of the network that it was made for."""
     options = small | {'activation_checkpointing': ['backbone.layer1']}
-    train(CONFIG, work_dir=tmp_path / 'a', options=options, seed=1)
-    train(CONFIG, work_dir=tmp_path / 'b', options=options, seed=1, rehearsal=False)
+    train(CONFIG, work_dir=tmp_path / 'a', cfg_options=options, seed=1)
+    train(CONFIG, work_dir=tmp_path / 'b', cfg_options=options, seed=1, rehearsal=False)
     assert same(*(end(tmp_path / run)['state_dict'] for run in 'ab'))
 
 
@@ -110,7 +110,9 @@ def test_hooks_of_others_are_not_rehearsed(small, tmp_path):
         def after_train_iter(self, runner, *args, **kwargs):
             seen.append(runner.iter)
 
-    train(CONFIG, work_dir=tmp_path, options=small | {'custom_hooks': [dict(type='CountsSteps')]})
+    train(
+        CONFIG, work_dir=tmp_path, cfg_options=small | {'custom_hooks': [dict(type='CountsSteps')]}
+    )
     assert seen == [0, 1]
 
 
@@ -224,16 +226,16 @@ FAULTS = {
 def test_a_fault_is_named_before_the_first_step_and_its_remedy_holds(name, small, tmp_path):
     wrong, message, remedy = FAULTS[name]
     with pytest.raises(UsageError, match=message):
-        train(CONFIG, work_dir=tmp_path, options=small | wrong)
+        train(CONFIG, work_dir=tmp_path, cfg_options=small | wrong)
     assert not list(tmp_path.rglob('*.pth'))
-    train(CONFIG, work_dir=tmp_path, options=small | wrong | remedy)
+    train(CONFIG, work_dir=tmp_path, cfg_options=small | wrong | remedy)
     assert (tmp_path / 'iter_2.pth').is_file()
 
 
 def test_the_best_of_one_class_needs_no_rule(small, tmp_path):
     """Of an IoU more is better."""
     best = {'default_hooks.checkpoint.save_best': 'IoU.road'}
-    train(CONFIG, work_dir=tmp_path, options=small | best)
+    train(CONFIG, work_dir=tmp_path, cfg_options=small | best)
     assert (tmp_path / 'best_IoU.road_iter_2.pth').is_file()
 
 
@@ -243,8 +245,8 @@ def test_a_last_batch_of_one_is_met_before_the_epoch_ends(small, tmp_path):
     with pytest.raises(
         UsageError, match='4 images in batches of 3 leave a last batch of one.*drop_'
     ):
-        train(CONFIG, work_dir=tmp_path, options=options)
-    train(CONFIG, work_dir=tmp_path, options=options | {'train_dataloader.drop_last': True})
+        train(CONFIG, work_dir=tmp_path, cfg_options=options)
+    train(CONFIG, work_dir=tmp_path, cfg_options=options | {'train_dataloader.drop_last': True})
 
 
 def test_a_group_norm_over_pooled_values_is_tried_on_two_images(small, tmp_path):
@@ -253,7 +255,7 @@ def test_a_group_norm_over_pooled_values_is_tried_on_two_images(small, tmp_path)
     options = {k: v for k, v in small.items() if 'auxiliary_head' not in k}
     options |= {HEAD: POOLED | dict(norm_cfg=norm), 'model.auxiliary_head': None}
     options |= {'model.backbone.norm_eval': True}
-    train(CONFIG, work_dir=tmp_path, options=options, validate=False)
+    train(CONFIG, work_dir=tmp_path, cfg_options=options, validate=False)
     assert (tmp_path / 'iter_2.pth').is_file()
 
 
@@ -261,7 +263,7 @@ def test_one_map_for_two_classes_wants_its_loss(small, tmp_path):
     """`out_channels=1` with a loss over classes."""
     options = small | {f'{HEAD}.out_channels': 1, f'{HEAD}.loss_decode.avg_non_ignore': False}
     with pytest.raises(UsageError) as caught:
-        train(CONFIG, work_dir=tmp_path, options=options)
+        train(CONFIG, work_dir=tmp_path, cfg_options=options)
     assert 'config' in str(caught.value)
 
 
@@ -276,7 +278,7 @@ def test_a_metric_that_needs_a_whole_set_is_left(small, tmp_path, caplog):
             return dict(mIoU=1.0)
 
     options = small | {'val_evaluator': dict(_delete_=True, type='NeedsTwo')}
-    train(CONFIG, work_dir=tmp_path, options=options)
+    train(CONFIG, work_dir=tmp_path, cfg_options=options)
     log = next(tmp_path.rglob('*.log')).read_text()
     assert 'the metrics are not rehearsed' in log and 'best_mIoU_iter_2' in log
 
@@ -304,7 +306,7 @@ def test_a_sampler_of_its_own_gives_the_batch(copies, small, tmp_path):
             raise TypeError('a generator cannot be copied')
 
     options = small | {'train_dataloader.sampler': dict(_delete_=True, type='Backwards')}
-    train(CONFIG, work_dir=tmp_path, options=options)
+    train(CONFIG, work_dir=tmp_path, cfg_options=options)
     log = next(tmp_path.rglob('*.log')).read_text()
     assert ('a step on 2 images' in log) is copies
     assert ('no step is rehearsed: the sampler cannot be copied' in log) is not copies
@@ -320,7 +322,7 @@ def test_a_detector_that_finds_nothing_yet_has_metrics(street, tmp_path):
     with pytest.raises(
         UsageError, match="save_best='mAP': val_evaluator gives .*mean coco/bbox_mAP"
     ):
-        train(path, work_dir=tmp_path / 'run', options=options)
+        train(path, work_dir=tmp_path / 'run', cfg_options=options)
 
 
 DETECTION = {
@@ -355,17 +357,17 @@ def test_a_fault_of_a_detector_is_named_with_its_key(name, street, tmp_path):
     options = network | detection(street) | {'train_cfg.max_epochs': 1}
     wrong, message, remedy = DETECTION[name]
     with pytest.raises(UsageError, match=message):
-        train(config, work_dir=tmp_path, options=options | wrong)
-    train(config, work_dir=tmp_path, options=options | wrong | remedy)
+        train(config, work_dir=tmp_path, cfg_options=options | wrong)
+    train(config, work_dir=tmp_path, cfg_options=options | wrong | remedy)
     assert (tmp_path / 'epoch_1.pth').is_file()
 
 
 def test_most_of_a_batch_being_padding_is_said(small, tmp_path):
     crop = {'train_dataloader.dataset.pipeline.3.crop_size': (16, 16)}
-    train(CONFIG, work_dir=tmp_path, options=small | crop)
+    train(CONFIG, work_dir=tmp_path, cfg_options=small | crop)
     log = next(tmp_path.rglob('*.log')).read_text()
     assert '94 % of a training batch is padding: images of 16x16 are padded to 64x64' in log
-    train(CONFIG, work_dir=tmp_path / 'b', options=small)
+    train(CONFIG, work_dir=tmp_path / 'b', cfg_options=small)
     assert 'padding' not in next((tmp_path / 'b').rglob('*.log')).read_text()
 
 
@@ -374,15 +376,15 @@ def test_no_memory_for_it_is_no_error(small, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError('no memory')
 
     monkeypatch.setattr(module, '_step', full)
-    train(CONFIG, work_dir=tmp_path, options=small)
+    train(CONFIG, work_dir=tmp_path, cfg_options=small)
     assert 'ran out of memory and was left' in next(tmp_path.rglob('*.log')).read_text()
 
 
 def test_a_test_rehearses_one_image(small, tmp_path):
-    train(CONFIG, work_dir=tmp_path, options=small)
+    train(CONFIG, work_dir=tmp_path, cfg_options=small)
     wrong = small | {'test_evaluator.iou_metrics': ['mFoo']}
     with pytest.raises(UsageError, match='mFoo'):
-        evaluate(CONFIG, tmp_path / 'iter_2.pth', work_dir=tmp_path, options=wrong)
+        evaluate(CONFIG, tmp_path / 'iter_2.pth', work_dir=tmp_path, cfg_options=wrong)
     log = max((tmp_path / 'test').rglob('*.log')).read_text()
     assert 'Iter(test)' not in log
 
@@ -406,7 +408,7 @@ def test_a_schedule_of_another_length_is_said(plan, warning, small, tmp_path):
         'train_cfg.max_iters': steps,
         'train_cfg.val_interval': 99,
     }
-    train(CONFIG, work_dir=tmp_path, options=options, validate=False)
+    train(CONFIG, work_dir=tmp_path, cfg_options=options, validate=False)
     log = next(tmp_path.rglob('*.log')).read_text()
     assert bool(re.search(warning, log)) if warning else 'the learning rate' not in log
 
@@ -422,7 +424,7 @@ def rates(folder) -> dict[int, float]:
 def test_a_longer_run_follows_the_schedule_of_its_config(small, tmp_path):
     def run(folder, length, **changes):
         end = {'param_scheduler.1.end': length, 'train_cfg.max_iters': length}
-        train(CONFIG, work_dir=folder, options=small | end, validate=False, **changes)
+        train(CONFIG, work_dir=folder, cfg_options=small | end, validate=False, **changes)
 
     run(tmp_path / 'whole', 6)
     run(tmp_path / 'longer', 3)
@@ -440,9 +442,9 @@ def test_a_schedule_with_a_function_of_its_own_is_saved_and_resumed(small, tmp_p
         'default_hooks.checkpoint.interval': 2,
         'default_hooks.checkpoint.max_keep_ckpts': 2,
     }
-    train(CONFIG, work_dir=tmp_path / 'a', options=options, validate=False, seed=1)
+    train(CONFIG, work_dir=tmp_path / 'a', cfg_options=options, validate=False, seed=1)
     start = tmp_path / 'a' / 'iter_2.pth'
-    train(CONFIG, work_dir=tmp_path / 'b', options=options, validate=False, resume=str(start))
+    train(CONFIG, work_dir=tmp_path / 'b', cfg_options=options, validate=False, resume=str(start))
     whole, resumed = end(tmp_path / 'a', 'iter_4.pth'), end(tmp_path / 'b', 'iter_4.pth')
     for part in 'state_dict', 'optimizer', 'param_schedulers':
         assert same(whole[part], resumed[part]), part
@@ -462,8 +464,8 @@ def test_fewer_images_than_a_batch_are_no_training(kind, small, tmp_path):
     with pytest.raises(
         UsageError, match='no batch: 4 images make none of batch_size=8 with drop_l'
     ):
-        train(CONFIG, work_dir=tmp_path, options=options)
-    train(CONFIG, work_dir=tmp_path, options=options | {'train_dataloader.batch_size': 4})
+        train(CONFIG, work_dir=tmp_path, cfg_options=options)
+    train(CONFIG, work_dir=tmp_path, cfg_options=options | {'train_dataloader.batch_size': 4})
 
 
 def test_a_batch_size_may_stand_in_the_batch_sampler(street, tmp_path):
@@ -478,5 +480,5 @@ def test_a_batch_size_may_stand_in_the_batch_sampler(street, tmp_path):
         f"_base_ = '{path}'\n_kept = {{k: v for k, v in _base_.train_dataloader.items() "
         "if k != 'batch_size'}\ntrain_dataloader = dict(_kept, _delete_=True)\ndel _kept\n"
     )
-    train(child, work_dir=tmp_path / 'run', options=options, validate=False)
+    train(child, work_dir=tmp_path / 'run', cfg_options=options, validate=False)
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()

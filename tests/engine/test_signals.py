@@ -57,7 +57,7 @@ def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, 'run_loop', lambda job: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Terminated, match=r'^stopped by SIGTERM\.$'):
-        module.test(CONFIG, None, work_dir=tmp_path / 'run', options=tiny)
+        module.test(CONFIG, None, work_dir=tmp_path / 'run', cfg_options=tiny)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

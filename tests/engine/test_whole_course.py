@@ -174,7 +174,7 @@ def test_the_whole_course(street, tmp_path, name):
     def run(folder, *hooks, **given):
         record = Recorder(tmp_path / f'{folder}.jsonl')
         return train(
-            config, work_dir=tmp_path / folder, options=options, seed=5, rehearsal=False,
+            config, work_dir=tmp_path / folder, cfg_options=options, seed=5, rehearsal=False,
             hooks=[record, *hooks], **given,
         )  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_the_whole_course(street, tmp_path, name):
         assert (tmp_path / 'stopped' / 'best.pth').resolve().name == (
             'best_coco_bbox_mAP_epoch_1.pth'
         )
-    metrics = evaluate(config, checkpoint, work_dir=tmp_path / 'test', options=options)
+    metrics = evaluate(config, checkpoint, work_dir=tmp_path / 'test', cfg_options=options)
     assert ('coco/bbox_mAP' if detects else 'mIoU') in metrics
     photo = min((street / 'leftImg8bit/test').rglob('*.png'))
     infer(config, checkpoint, photo, out_dir=tmp_path / 'out', options=options, device='cpu')

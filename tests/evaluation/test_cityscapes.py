@@ -229,7 +229,7 @@ def test_what_a_test_run_writes_is_scored_alike(street, tiny, tmp_path):
     from mmattn.engine.test import test
 
     out, config = tmp_path / 'maps', str(ROOT / 'configs' / 'fcn_r18_street.py')
-    metrics = test(config, None, work_dir=tmp_path / 'run', out=out, options=tiny)
+    metrics = test(config, None, work_dir=tmp_path / 'run', out=out, cfg_options=tiny)
     scores = evaluate_cityscapes(street / 'gtFine' / 'test', out)
     assert metrics['mIoU'] == round(100 * scores.numbers['IoU_classes'], 2)
 

@@ -59,8 +59,8 @@ def segmentor(street, tmp_path):
     options = tiny_options(street) | {'test_dataloader.dataset.data_root': str(root)}
 
     def run(**more):
-        changes = options | more.pop('options', {})
-        return evaluate(FCN, None, work_dir=tmp_path / 'work', options=changes, **more)
+        changes = options | more.pop('cfg_options', {})
+        return evaluate(FCN, None, work_dir=tmp_path / 'work', cfg_options=changes, **more)
 
     return run, root
 
@@ -88,7 +88,7 @@ def test_maps_and_pictures_of_segments_keep_their_folders(segmentor, tmp_path, s
     assert names(tmp_path / 'show') == names(tmp_path / 'maps') == expected
     evaluate(
         FCN, None, work_dir=tmp_path / 'flat', out=tmp_path / 'flat_maps',
-        options=tiny_options(street),
+        cfg_options=tiny_options(street),
     )  # fmt: skip
     flat = sorted((tmp_path / 'flat_maps').glob('*.png'))
     for name, other in zip(expected, flat, strict=True):
@@ -99,9 +99,9 @@ def test_maps_and_pictures_of_segments_keep_their_folders(segmentor, tmp_path, s
 def test_mmsegs_own_metric_keeps_them_too(segmentor, tmp_path):
     run, _ = segmentor
     stock = {'test_evaluator.type': 'IoUMetric'}
-    metrics = run(out=tmp_path / 'maps', options=stock)
+    metrics = run(out=tmp_path / 'maps', cfg_options=stock)
     assert len(names(tmp_path / 'maps')) == 2
-    assert run(options=stock)['mIoU'] == pytest.approx(metrics['mIoU'], abs=0.011)
+    assert run(cfg_options=stock)['mIoU'] == pytest.approx(metrics['mIoU'], abs=0.011)
 
 
 def test_names_that_differ_in_their_suffix_or_not_at_all():
@@ -213,7 +213,7 @@ def test_results_are_not_written_over_annotations(detector):
     before = digests(root)
     changed = {'test_dataloader.dataset.ann_file': 'results.bbox.json'}
     with pytest.raises(UsageError, match='results.bbox.json would replace .*/results.bbox.json'):
-        run(out=root, options=changed)
+        run(out=root, cfg_options=changed)
     assert digests(root) == before
 
 
@@ -252,10 +252,10 @@ def test_files_of_a_metric_that_cannot_be_written(detector, tmp_path, place):
     prefix = str(tmp_path / place)
     key = 'evaluator.outfile_prefix'
     with pytest.raises(WriteError, match=rf'Choose another folder with test_{key}'):
-        run(options={f'test_{key}': prefix})
+        run(cfg_options={f'test_{key}': prefix})
     with pytest.raises(WriteError, match=rf'Choose another folder with val_{key}'):
-        train(tmp_path / 'own.py', work_dir=tmp_path / 'run', options={f'val_{key}': prefix})
-    run(options={f'test_{key}': str(tmp_path / 'new/deep/results')})
+        train(tmp_path / 'own.py', work_dir=tmp_path / 'run', cfg_options={f'val_{key}': prefix})
+    run(cfg_options={f'test_{key}': str(tmp_path / 'new/deep/results')})
     assert names(tmp_path / 'new') == ['deep/results.bbox.json']
 
 
@@ -277,8 +277,8 @@ def test_maps_of_a_set_whose_0_is_nothing_are_those_of_infer(segmentor, tmp_path
         labels = np.array(Image.open(path))
         Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
     reduced = {'test_dataloader.dataset.reduce_zero_label': True}
-    run(out=tmp_path / 'maps', options=reduced)
-    run(out=tmp_path / 'sent', options=reduced | {'test_evaluator.format_only': True})
+    run(out=tmp_path / 'maps', cfg_options=reduced)
+    run(out=tmp_path / 'sent', cfg_options=reduced | {'test_evaluator.format_only': True})
     (name, *_) = names(tmp_path / 'maps')
     ours, sent = (np.array(Image.open(tmp_path / k / name)) for k in ('maps', 'sent'))
     assert np.array_equal(ours + 1, sent)

@@ -59,7 +59,7 @@ def found(sets, monkeypatch):
 
 def scored(root, tmp_path, extra='', **options):
     path = config(tmp_path / 'own.py', root, extra)
-    return evaluate(path, None, work_dir=tmp_path / 'work', options=options)
+    return evaluate(path, None, work_dir=tmp_path / 'work', cfg_options=options)
 
 
 def ap(*args):

@@ -320,10 +320,10 @@ def test_the_tool_averages(mode, checkpoint, tiny, tmp_path, capsys, monkeypatch
         out=tmp_path / 'their_maps',
         tta=True,
         rehearsal=False,  # which would merge, too
-        options=options | {'model.type': 'EncoderDecoder', 'tta_model.type': 'SegTTAModel'},
+        cfg_options=options | {'model.type': 'EncoderDecoder', 'tta_model.type': 'SegTTAModel'},
     )
     assert same(theirs, record['metrics']) and len(merged) == 2
-    single = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'single', options=options)
+    single = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'single', cfg_options=options)
     assert not same(single, record['metrics'])
     for found, path in zip(written, sorted((tmp_path / 'their_maps').glob('*.png')), strict=True):
         assert (found == cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).all()
@@ -334,8 +334,8 @@ def test_the_configs_own_pipeline_is_taken(checkpoint, tiny, tmp_path, monkeypat
     own[1]['transforms'][:2] = own[1]['transforms'][0][2:3], own[1]['transforms'][1][:1]
     config = tmp_path / 'own.py'
     config.write_text(f"_base_ = ['{CONFIG}']\ntta_pipeline = {own!r}\n")
-    found = evaluate(config, checkpoint, work_dir=tmp_path / 'a', tta=True, options=tiny)
-    wanted = evaluate(config, checkpoint, work_dir=tmp_path / 'b', options=tiny)
+    found = evaluate(config, checkpoint, work_dir=tmp_path / 'a', tta=True, cfg_options=tiny)
+    wanted = evaluate(config, checkpoint, work_dir=tmp_path / 'b', cfg_options=tiny)
     assert same(found, wanted)  # at one scale and without flips it is the plain test
 
 
@@ -351,4 +351,4 @@ def test_refused(checkpoint, tiny, tmp_path, capsys, monkeypatch):
     ]
     options = tiny | {'test_dataloader.dataset.pipeline': steps}
     with pytest.raises(UsageError, match='--tta: no scales and flips for .*ResizeToMultiple'):
-        evaluate(CONFIG, checkpoint, work_dir=tmp_path, tta=True, options=options)
+        evaluate(CONFIG, checkpoint, work_dir=tmp_path, tta=True, cfg_options=options)
