@@ -45,6 +45,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmattn', 'mmattn.*']),
     package_data={'mmattn': ['py.typed', 'visualization/*.html']},
+    entry_points={'console_scripts': ['mmattn = mmattn.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},
     install_requires=['torch>=2.10', 'numpy', 'pycocotools', 'safetensors'],
     # Two lines provide the same import names, and pip would install both over each other: hence

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,65 @@ def test_help_loads_nothing_heavy(tool):
     )
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert found.stdout.startswith('usage:') and found.stdout.rstrip().endswith('0 []')
+
+
+def mmattn_command(*arguments):
+    return subprocess.run(
+        [sys.executable, '-m', 'mmattn', *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_every_tool_is_a_command_and_listed():
+    from mmattn.cli.main import COMMANDS
+
+    tools = {p.stem for p in (ROOT / 'tools').glob('*.py')} - {'setup_env'}
+    modules = {p.stem for p in (ROOT / 'mmattn' / 'cli').glob('*.py')}
+    assert tools == set(COMMANDS) == modules - {'__init__', 'common', 'main'}
+    done = mmattn_command('--help')
+    assert done.returncode == 0
+    listed = dict(re.findall(r'^  ([a-z-]+)  +([A-Z].*\.)$', done.stdout, re.MULTILINE))
+    assert list(listed) == [name.replace('_', '-') for name in COMMANDS]
+
+
+@pytest.mark.parametrize(
+    'arguments', [['--help'], ['train', '--help'], ['check_data', '--help'], ['nothing']]
+)
+def test_the_command_loads_nothing_heavy(arguments):
+    code = (
+        'import sys\n'
+        'from mmattn.cli.main import main\n'
+        'try:\n'
+        f'    main({arguments})\n'
+        'except SystemExit:\n'
+        '    pass\n'
+        "print([m for m in sys.modules if m in ('torch', 'mmengine', 'cv2', 'numpy')])\n"
+    )
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert found.stdout.rstrip().endswith('[]')
+
+
+@pytest.mark.parametrize('name', ['check-data', 'check_data'])
+def test_a_command_by_either_spelling_has_its_own_usage(name):
+    done = mmattn_command(name, '--help')
+    assert done.returncode == 0 and done.stdout.startswith('usage: mmattn check-data [-h]')
+    assert 'Example: mmattn check-data configs/' in done.stdout
+    assert 'tools/' not in done.stdout
+
+
+def test_the_command_without_or_with_an_unknown_command_is_exit_2():
+    done = mmattn_command()
+    assert done.returncode == 2 and 'commands:\n  prepare-data ' in done.stderr
+    done = mmattn_command('chek-data', 'config.py')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.startswith("error: mmattn has no command 'chek-data'; nearest: check-data")
+    assert mmattn_command('--version').stdout == f'mmattn {mmattn.__version__}\n'
+
+
+def test_a_command_ends_with_the_exit_code_of_its_error(tmp_path):
+    done = mmattn_command('exit-code', str(tmp_path))
+    assert done.returncode == 8 and done.stderr.startswith('error: ')
+    done = mmattn_command('train', 'none.py')
+    assert done.returncode == 2 and 'config none.py does not exist' in done.stderr
 
 
 def test_maths_and_blocks_need_no_mmcv():

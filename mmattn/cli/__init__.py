@@ -1,1 +1,1 @@
-"""Command line: one module per command, each with `main(argv)`."""
+"""Command line: one module per command, each with `main(argv, prog)`."""

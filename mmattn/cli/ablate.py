@@ -1,40 +1,49 @@
-"""Does a block help? Train and test one recipe with each of several blocks and seeds, and compare
-with the plain network: mean and spread, a paired test, what each costs, a picture of both.
+"""Train and test with several attention blocks and seeds, and compare.
 
-Call it again to go on after an interruption, or with more blocks or seeds: what is done stays done.
+Runs one recipe with each block and seed, and reports mean and standard deviation, a paired test
+against the plain network, the cost of each block, and a plot. Call it again to continue after an
+interruption, or with more blocks or seeds: finished runs are kept.
 
 Example: python tools/ablate.py configs/retinanet_r18_bccd.py --attention none,se,cbam,se+gc
 """
 
-import sys
-
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('config', help='config file of a detector or segmentor')
-    args.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('config', help='config file of a detector or segmentor')
+    parser.add_argument(
         '--attention', required=True, metavar='NAME,NAME,...',
-        help="what is compared, files of configs/_base_/attention; 'a+b' for both at once",
+        help="names to compare, files of configs/_base_/attention; 'a+b' for both at once, 'none' "
+        'for the plain network',
     )  # fmt: skip
-    args.add_argument('--seeds', type=int, default=3, help='how many; default: %(default)s')
-    args.add_argument('--jobs', type=int, default=1, help='runs at a time; default: %(default)s')
-    args.add_argument('--threads', type=int, help='of each run on a CPU; default: cores / jobs')
-    args.add_argument('--metric', help='of the test; default: mask AP, box AP or mIoU')
-    args.add_argument('--out-dir', help='default: work_dirs/ablation/<config name>')
-    args.add_argument(
-        '--scheduler', choices=['local', 'slurm', 'ray'], default='local',
-        help='who runs them; default: this machine',
-    )  # fmt: skip
-    args.add_argument(
-        '--scheduler-options', default='', metavar='TEXT',
-        help="of sbatch, e.g. '--partition=gpu --gres=gpu:1'; for ray e.g. 'num_gpus=1'",
-    )  # fmt: skip
-    args.add_argument(
-        '--cfg-options', nargs='+', metavar='KEY=VALUE', help='change the config of all runs'
+    parser.add_argument(
+        '--seeds', type=int, default=3, help='number of seeds for each; default: %(default)s'
     )
-    args = args.parse_args(argv)
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='number of runs at a time; default: %(default)s'
+    )
+    parser.add_argument(
+        '--threads', type=int, help='CPU threads of each run; default: number of cores / jobs'
+    )
+    parser.add_argument('--metric', help='test metric to compare; default: mask AP, box AP or mIoU')
+    parser.add_argument(
+        '--out-dir', help='folder for results; default: work_dirs/ablation/<config name>'
+    )
+    parser.add_argument(
+        '--scheduler', choices=['local', 'slurm', 'ray'], default='local',
+        help='where the runs are started; default: %(default)s, on this machine',
+    )  # fmt: skip
+    parser.add_argument(
+        '--scheduler-options', default='', metavar='TEXT',
+        help="extra options passed to sbatch, e.g. '--partition=gpu --gres=gpu:1', or to ray, e.g. "
+        "'num_gpus=1'",
+    )  # fmt: skip
+    parser.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', help='override config values of all runs'
+    )
+    args = parser.parse_args(argv)
 
     def task() -> None:
         from pathlib import Path
@@ -60,7 +69,3 @@ def main(argv: list[str] | None = None) -> int:
                 print((out_dir / 'results.md').read_text(encoding='utf-8'))
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,64 +1,80 @@
-"""Measure attention blocks beside their peers (MMCV, MMSegmentation, timm where installed, the
-authors' operations) in one process: equality first, then time forward and forward with backward,
-memory kept and at most, and the least time that the machine allows.
+"""Measure time and memory of the attention blocks against baselines.
 
-Ratios are peer over ours, so above 1 ours needs less. Each block has a size at which it tells
-something; --size is for all. Targets stand where size, device and dtype are theirs. Times on a CPU
-depend on the allocator: with MALLOC_MMAP_THRESHOLD_=8589934592 and
-MALLOC_TRIM_THRESHOLD_=8589934592 set before the start, memory is kept and not asked for anew; the
-first line says which it was.
+Baselines are MMCV, MMSegmentation, timm (where installed) and the authors' operations, in the same
+process with the same weights; equality is checked first. Measured are the forward pass, forward and
+backward, memory saved for backward, peak memory, and the lower bound that the machine sets.
 
---plot draws time and memory against the number of pixels, 16x16 to 128x256, of the blocks that the
-pattern names; without one, of four.
+Ratios are baseline over ours, so above 1 ours needs less. Each block has a representative size;
+--size sets one for all. Targets are shown where size, device and dtype are theirs. Times on a CPU
+depend on the allocator: MALLOC_MMAP_THRESHOLD_=8589934592 and MALLOC_TRIM_THRESHOLD_=8589934592,
+set before the start, make malloc reuse memory instead of returning it to the system; the first line
+of the output says which setting was used.
 
---plugins measures instead what putting blocks into a network costs beside the blocks themselves:
-Mask R-CNN R50 of mmdet beside ours, and with plugins that do nothing.
+--plot draws time and memory against the number of pixels, 16x16 to 128x256, of the blocks that
+match the pattern; without a pattern, of four.
 
---trust measures what the guarantees of a training cost: a step that is watched, a checkpoint that
-survives a kill, beside a plain step and torch.save with fsync.
+--plugins measures the overhead of inserting blocks into a network in addition to the blocks
+themselves: Mask R-CNN R50 of mmdet against ours, and with plugins that do nothing.
 
---segmentation measures what testing a segmentor costs beside its network, MMSegmentation beside
-ours: sliding windows, logits to a map of classes, intersection and union.
+--trust measures the overhead of safe training: a step with checks against a plain step, a
+crash-safe checkpoint against torch.save with fsync.
+
+--segmentation measures the cost of testing a segmentor outside its network, MMSegmentation against
+ours: sliding windows, logits to class maps, intersection and union.
 
 Example: python tools/benchmark.py 'c*' --size 2 256 64 64 --json benchmark.json
 """
 
 import os
-import sys
 
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('pattern', nargs='?', default='*', help='of the name; default: all')
-    args.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument(
+        'pattern', nargs='?', default='*', help='glob over case names (default: all)'
+    )
+    parser.add_argument(
         '--size', nargs=4, type=int, metavar=tuple('NCHW'),
-        help="of the input; default: each block's own",
+        help='input size; default: the representative size of each block',
     )  # fmt: skip
-    args.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...; default: cpu')
-    args.add_argument(
+    parser.add_argument(
+        '--device', default='cpu', help='cpu, cuda, cuda:1, ...; default: %(default)s'
+    )
+    parser.add_argument(
         '--dtype', default='fp32', choices=['fp32', 'fp16', 'bf16', 'fp64'],
-        help='of input and weights; default: fp32',
+        help='dtype of input and weights; default: %(default)s',
     )  # fmt: skip
-    args.add_argument('--rounds', type=int, default=7, help='at most; default: %(default)s')
-    args.add_argument('--json', metavar='OUT', help='write the figures there, too')
-    args.add_argument('--plot', metavar='OUT.png', help='draw time and memory by size')
-    other = args.add_mutually_exclusive_group()
-    other.add_argument('--plugins', action='store_true', help='the cost of plugging')
-    other.add_argument('--trust', action='store_true', help='the cost of the guarantees')
-    other.add_argument('--segmentation', action='store_true', help='the cost of testing segmentors')
-    given, args = args, args.parse_args(argv)
+    parser.add_argument(
+        '--rounds', type=int, default=7,
+        help='maximum number of rounds; the fastest counts; default: %(default)s',
+    )  # fmt: skip
+    parser.add_argument('--json', metavar='OUT', help='also write the results to this JSON file')
+    parser.add_argument(
+        '--plot', metavar='OUT.png', help='plot time and memory against the number of pixels'
+    )
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
+        '--plugins', action='store_true', help='measure the overhead of inserting blocks'
+    )
+    others.add_argument(
+        '--trust', action='store_true', help='measure the overhead of checks and safe checkpoints'
+    )
+    others.add_argument(
+        '--segmentation', action='store_true', help='measure the cost of testing segmentors'
+    )
+    args = parser.parse_args(argv)
     flags = [f'--{name}' for name in ('plugins', 'trust', 'segmentation') if getattr(args, name)]
     flag = flags[0] if flags else None
     if flag and (args.pattern != '*' or args.size):
-        given.error(f'{flag} has sizes of its own: leave pattern and --size out')
+        parser.error(f'{flag} has sizes of its own: leave pattern and --size out')
     if flag and (args.device != 'cpu' or args.dtype != 'fp32' or args.plot):
-        given.error(f'{flag} is for the CPU in fp32: leave --device, --dtype and --plot out')
+        parser.error(f'{flag} is for the CPU in fp32: leave --device, --dtype and --plot out')
     if args.rounds < 1:
-        given.error(f'--rounds {args.rounds}: allowed are numbers from 1')
+        parser.error(f'--rounds {args.rounds}: allowed are numbers from 1')
 
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the memory profiler's notes to its makers
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # silence the log of torch's profiler
 
     def task() -> None:
         if args.plugins:
@@ -89,7 +105,3 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,7 +1,8 @@
-"""What the command lines of the tools share: argument parsing that loads nothing heavy."""
+"""Argument parsing and exit codes that all commands share; loads nothing heavy."""
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -10,62 +11,92 @@ from mmattn.errors import run_tool
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_io, which loads OpenCV
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose help is the tool's docstring."""
-    made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser with `-v` whose description is the docstring of the command's module.
+
+    Args:
+        doc: docstring, with examples that call `tools/*.py`.
+        prog: name of the program in usage and examples, such as `mmattn train`; default: that of
+            the script.
+    """
+    if prog is not None:
+        doc = re.sub(r'\bpython tools/(\w+)\.py', lambda m: f'mmattn {command_name(m[1])}', doc)
+        doc = re.sub(r'\btools/(\w+)\.py', lambda m: f'-m mmattn {command_name(m[1])}', doc)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
-    return made
+    parser.add_argument(
+        '-v', '--verbose', action='store_true', help='show the traceback of an error'
+    )
+    return parser
 
 
-def network(args: argparse.ArgumentParser) -> None:
-    """Add `config` and `checkpoint`, as `mmattn.zoo.load_model` takes them."""
-    args.add_argument('config', help="config file, or a model's name: mmattn.zoo.list_models()")
-    args.add_argument(
+def command_name(module: str) -> str:
+    """Name of a command from that of its module: `check_data` is `check-data`."""
+    return module.replace('_', '-')
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `config` and `checkpoint`, as `mmattn.load_model` takes them."""
+    parser.add_argument('config', help='config file, or a model name of mmattn.list_models()')
+    parser.add_argument(
         'checkpoint',
         nargs='?',
-        help='.pth or .safetensors, a folder of published weights, or an address; default: what is '
-        'published under the name',
+        help='.pth or .safetensors file, folder of published weights, or URL; default: the weights '
+        'published under the model name',
     )
 
 
-def config_options(args: argparse.ArgumentParser, *, launcher: bool = True) -> None:
-    """Add `--attention`, `--cfg-options`, and `--launcher` with what torchrun passes along."""
-    args.add_argument(
+def add_config_options(parser: argparse.ArgumentParser, *, launcher: bool = True) -> None:
+    """Add `--attention`, `--cfg-options`, and `--launcher` with the rank that torchrun passes."""
+    parser.add_argument(
         '--attention',
         metavar='NAME[,NAME]',
-        help='add blocks where their authors have them: configs/_base_/attention/NAME.py; '
-        'a checkpoint remembers its own',
+        help='add attention blocks at the places that their authors chose, files of '
+        'configs/_base_/attention; a checkpoint records its own',
     )
-    args.add_argument(
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         metavar='KEY=VALUE',
-        help='change the config, e.g. train_dataloader.batch_size=2',
+        help='override config values, e.g. train_dataloader.batch_size=2',
     )
-    image_options(args)
+    add_image_options(parser)
     if launcher:
-        args.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-        args.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+        parser.add_argument(
+            '--launcher',
+            choices=['none', 'pytorch', 'slurm', 'mpi'],
+            default='none',
+            help='launcher of a distributed run; pytorch for torchrun; default: %(default)s',
+        )
+        parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
 
 
-def rehearsal_option(args: argparse.ArgumentParser) -> None:
+def add_rehearsal_option(parser: argparse.ArgumentParser) -> None:
     """Add `--no-rehearsal`."""
-    args.add_argument(
+    parser.add_argument(
         '--no-rehearsal',
         action='store_true',
-        help='begin at once, without a trial of one small step or of the test of one image',
+        help='skip the rehearsal: one small training step and the test of one image before the run',
     )
 
 
-def image_options(args: argparse.ArgumentParser) -> None:
-    """Add `--max-megapixels`, which holds for every image, label map and frame of a video."""
-    args.add_argument(
+def add_data_check_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--skip-data-check`."""
+    parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='skip the check of the data files, e.g. where it rejects data that are right',
+    )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--max-megapixels`, the limit for every image, label map and video frame."""
+    parser.add_argument(
         '--max-megapixels',
         type=_megapixels,
         metavar='N',
-        help='how large an image may be (default: 100): a small file can declare a size that takes '
+        help='size limit of an image (default: 100); a small file can declare a size that takes '
         'all memory',
     )
 
@@ -81,7 +112,7 @@ def _megapixels(text: str) -> float:
 
 
 def run(task: Callable[[], None], args: argparse.Namespace) -> int:
-    """Run a tool's work and return its exit code."""
+    """Run the work of a command and return its exit code."""
     rank = getattr(args, 'local_rank', None)
     if rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(rank))
@@ -89,11 +120,11 @@ def run(task: Callable[[], None], args: argparse.Namespace) -> int:
     limit = getattr(args, 'max_megapixels', None)
     if limit is None:
         return run_tool(task, verbose=args.verbose)
-    before = os.environ.get(_MEGAPIXELS)
-    os.environ[_MEGAPIXELS] = f'{limit:g}'  # which workers inherit
+    previous = os.environ.get(_MEGAPIXELS)
+    os.environ[_MEGAPIXELS] = f'{limit:g}'  # inherited by data loading workers
     try:
         return run_tool(task, verbose=args.verbose)
     finally:
         os.environ.pop(_MEGAPIXELS)
-        if before is not None:
-            os.environ[_MEGAPIXELS] = before
+        if previous is not None:
+            os.environ[_MEGAPIXELS] = previous

@@ -1,38 +1,42 @@
-"""What a network costs: parameters, multiplications, memory in training and time, part by part and
-attention block by attention block; and, before a run, whether its training fits in memory.
+"""Count parameters, MACs, training memory and latency of a network, part by part.
+
+Attention blocks are listed one by one. Tells before a run whether its training fits in memory.
 
 Example: python tools/cost.py configs/mask_rcnn_r50_coco.py --attention gc --memory-limit 11
 """
 
-import sys
-
-from mmattn.cli.common import config_options, parser, run
+from .common import add_config_options, make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('config', help='config file')
-    args.add_argument(
-        '--size', nargs=2, type=int, metavar=('H', 'W'), help='of images; default: as in training'
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('H', 'W'), help='image size; default: as in training'
     )
-    args.add_argument(
-        '--batch', type=int, metavar='N', help="images a device; default: the config's"
+    parser.add_argument(
+        '--batch', type=int, metavar='N', help='images per device; default: that of the config'
     )
-    args.add_argument(
-        '--memory-limit', type=float, metavar='GB', help='default: what is free on the device'
-    )
-    args.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...; default: cpu')
-    args.add_argument('--no-latency', action='store_true', help='count only, run nothing')
-    args.add_argument('--json', metavar='OUT', help='write the figures there, too')
-    args.add_argument('--plot', metavar='OUT.png', help='draw them')
-    args.add_argument(
-        '--compare', metavar='NAME,NAME,...',
-        help="instead: the whole network with each of these blocks; 'a+b' for both at once",
+    parser.add_argument(
+        '--memory-limit', type=float, metavar='GB',
+        help='memory that the training may use; default: what is free on the device',
     )  # fmt: skip
-    config_options(args, launcher=False)
-    given, args = args, args.parse_args(argv)
+    parser.add_argument(
+        '--device', default='cpu', help='cpu, cuda, cuda:1, ...; default: %(default)s'
+    )
+    parser.add_argument(
+        '--no-latency', action='store_true', help='count only, without running the network'
+    )
+    parser.add_argument('--json', metavar='OUT', help='also write the results to this JSON file')
+    parser.add_argument('--plot', metavar='OUT.png', help='plot the results')
+    parser.add_argument(
+        '--compare', metavar='NAME,NAME,...',
+        help="instead compare the whole network with each of these blocks; 'a+b' for both at once",
+    )  # fmt: skip
+    add_config_options(parser, launcher=False)
+    args = parser.parse_args(argv)
     if args.compare and (args.attention or args.plot or args.memory_limit):
-        given.error('--compare: leave --attention, --plot and --memory-limit out')
+        parser.error('--compare: leave --attention, --plot and --memory-limit out')
 
     def task() -> None:
         from mmattn.analysis.cost import report_comparison, report_cost
@@ -57,7 +61,3 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

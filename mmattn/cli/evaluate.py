@@ -1,7 +1,7 @@
 """Score saved results without a model.
 
 coco        detections in COCO's results format: its twelve numbers, and the AP of every category;
-            those of infer.py, beside its images.json, are paired by file name
+            results of infer.py, next to its images.json, are matched by file name
 cityscapes  label maps as PNG: IoU and iIoU of every class and category, and their means
 labels      label maps as PNG with class indices, of any classes: IoU of each, and the mean
 
@@ -11,23 +11,28 @@ Example: python tools/evaluate.py coco --annotations instances_val2017.json --re
 """
 
 import argparse
-import sys
 
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    kinds = args.add_subparsers(dest='kind', required=True, metavar='KIND')
-    coco = kinds.add_parser('coco', help="detections in COCO's format")
-    cityscapes = kinds.add_parser('cityscapes', help='label maps with the label ids of Cityscapes')
-    labels = kinds.add_parser('labels', help='label maps with class indices')
-    for kind in coco, cityscapes, labels:
-        kind.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    subparsers = parser.add_subparsers(
+        dest='kind', required=True, metavar='KIND', help='format of the results'
+    )
+    coco = subparsers.add_parser('coco', help="detections in COCO's format")
+    cityscapes = subparsers.add_parser(
+        'cityscapes', help='label maps with the label ids of Cityscapes'
+    )
+    labels = subparsers.add_parser('labels', help='label maps with class indices')
+    for subparser in coco, cityscapes, labels:
+        subparser.add_argument(
             '-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
             help='show the traceback of an error',
         )  # fmt: skip
-        kind.add_argument('--json', metavar='OUT', help='write all digits there, too')
+        subparser.add_argument(
+            '--json', metavar='OUT', help='also write the scores in full precision to this file'
+        )
     coco.add_argument('--annotations', required=True, metavar='JSON', help='COCO instances file')
     coco.add_argument('--results', required=True, metavar='JSON', help='COCO results file')
     coco.add_argument(
@@ -36,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     coco.add_argument(
         '--backend', choices=['auto', 'pycocotools', 'faster_coco_eval'], default='auto',
-        help='auto: faster_coco_eval where it is installed, else pycocotools',
+        help='scoring package; auto: faster_coco_eval where it is installed, else pycocotools',
     )  # fmt: skip
     cityscapes.add_argument(
         '--annotations', required=True, metavar='DIR',
@@ -44,23 +49,24 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     cityscapes.add_argument(
         '--predictions', required=True, metavar='DIR',
-        help='folder with a PNG of label ids per image, as tools/test.py --out writes',
+        help='folder with one PNG of label ids per image, as test.py --out writes it',
     )  # fmt: skip
     labels.add_argument(
-        '--annotations', required=True, metavar='DIR', help='folder with label maps: PNG, from 0'
-    )
+        '--annotations', required=True, metavar='DIR',
+        help='folder with label maps: PNG, class indices from 0',
+    )  # fmt: skip
     labels.add_argument(
         '--predictions', required=True, metavar='DIR',
-        help='folder with a PNG of the same name for each, as tools/test.py --out writes',
+        help='folder with one PNG of the same name per label map, as test.py --out writes it',
     )  # fmt: skip
     labels.add_argument(
-        '--classes', required=True, metavar='NAME,NAME', help='names of the classes, by index'
+        '--classes', required=True, metavar='NAME,NAME', help='class names, in the order of indices'
     )
     labels.add_argument(
         '--ignore', type=int, default=255, metavar='N',
         help='label that is not scored; default: %(default)s',
     )  # fmt: skip
-    args = args.parse_args(argv)
+    args = parser.parse_args(argv)
 
     def score_coco() -> None:
         from mmattn.evaluation.coco import report
@@ -84,9 +90,5 @@ def main(argv: list[str] | None = None) -> int:
         classes = [name.strip() for name in args.classes.split(',')]
         report(args.annotations, args.predictions, classes, ignore=args.ignore, json_path=args.json)
 
-    kinds = dict(coco=score_coco, cityscapes=score_cityscapes, labels=score_labels)
-    return run(kinds[args.kind], args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    tasks = dict(coco=score_coco, cityscapes=score_cityscapes, labels=score_labels)
+    return run(tasks[args.kind], args)

@@ -1,21 +1,21 @@
-"""End with the exit code of a distributed run, of which torchrun itself says only 0 or 1.
+"""Exit with the code of a distributed run, for which torchrun has only 0 and 1.
 
 Example: torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --work-dir DIR
          python tools/exit_code.py DIR
 """
 
-import sys
 from pathlib import Path
 
-from mmattn.cli.common import parser, run
 from mmattn.errors import Exit, MmattnError
 from mmattn.exit_status import how_it_ended
 
+from .common import make_parser, run
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('work_dir', type=Path, help='of the run')
-    args = args.parse_args(argv)
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('work_dir', type=Path, help='work dir of the run')
+    args = parser.parse_args(argv)
 
     def task() -> None:
         code, message = how_it_ended(args.work_dir)
@@ -25,7 +25,3 @@ def main(argv: list[str] | None = None) -> int:
             raise error
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,21 +1,23 @@
-"""List the attention blocks: paper and year, what their weights run over, parameters and MACs at
-256 channels of 64x64, whether they start as the identity, and what they cannot do.
+"""List the attention blocks with paper, parameters, MACs and limits.
+
+Also shown: the dimensions that the attention weights run over, and whether a block starts as the
+identity. Parameters and MACs are those at 256 channels of 64x64.
 
 Example: python tools/list_blocks.py '*nonlocal*'
 """
 
-import sys
-
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument(
-        'pattern', nargs='?', default='*', help="of the name, e.g. 's*'; default: all"
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument(
+        'pattern', nargs='?', default='*', help="glob over block names, e.g. 's*' (default: all)"
     )
-    args.add_argument('--markdown', action='store_true', help='write the table of the README')
-    args = args.parse_args(argv)
+    parser.add_argument(
+        '--markdown', action='store_true', help='print the Markdown table of the README'
+    )
+    args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.zoo.catalogue import list_blocks, print_table, to_markdown
@@ -27,7 +29,3 @@ def main(argv: list[str] | None = None) -> int:
             print_table(blocks)
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

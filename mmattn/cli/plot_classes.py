@@ -1,19 +1,20 @@
-"""Draw the measured figures of several models, class by class, from configs/metafile.yml.
+"""Plot the score of each class for several models, as configs/metafile.yml has it.
 
 Example: python tools/plot_classes.py fcn_r18_camvid ccnet_r18_camvid --out docs/camvid_classes.png
 """
 
-import sys
-
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('names', nargs='+', metavar='NAME', help='models of the metafile')
-    args.add_argument('--out', required=True, metavar='PNG', help='the picture')
-    args.add_argument('--metafile', default='configs/metafile.yml', help='default: %(default)s')
-    args = args.parse_args(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('names', nargs='+', metavar='NAME', help='names of models in the metafile')
+    parser.add_argument('--out', required=True, metavar='PNG', help='picture to write')
+    parser.add_argument(
+        '--metafile', default='configs/metafile.yml',
+        help='file with the measured scores; default: %(default)s',
+    )  # fmt: skip
+    args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.visualization.class_scores import plot_classes
@@ -22,7 +23,3 @@ def main(argv: list[str] | None = None) -> int:
         print(args.out)
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

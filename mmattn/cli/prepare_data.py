@@ -1,4 +1,4 @@
-"""Make a data set ready under data/.
+"""Prepare a data set under data/.
 
 street      generate street scenes in the Cityscapes layout and as COCO JSON
 camvid      copy CamVid from --root, void labels set to 255
@@ -11,13 +11,13 @@ dsb2018     copy the 256x256 images of DSB 2018 from --root, masks as COCO JSON
 Example: python tools/prepare_data.py street --images 400 60 60 --size 512 256
 """
 
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from mmattn.cli.common import parser, run
 from mmattn.errors import UsageError
+
+from .common import make_parser, run
 
 
 def prepare(name: str) -> Callable:
@@ -25,21 +25,28 @@ def prepare(name: str) -> Callable:
     return getattr(import_module(f'mmattn.datasets.{name}'), f'prepare_{name}')
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument(
-        'name', choices=['street', 'camvid', 'cityscapes', 'ade20k', 'coco', 'bccd', 'dsb2018']
-    )
-    args.add_argument('--root', help='where the original set lies (default: data/<name>)')
-    args.add_argument('--out', help='where the prepared set goes (default: data/<name>)')
-    street = args.add_argument_group('street')
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument(
+        'name', choices=['street', 'camvid', 'cityscapes', 'ade20k', 'coco', 'bccd', 'dsb2018'],
+        help='data set to prepare',
+    )  # fmt: skip
+    parser.add_argument('--root', help='folder of the original data set (default: data/<name>)')
+    parser.add_argument('--out', help='folder of the prepared data set (default: data/<name>)')
+    street = parser.add_argument_group('street')
     street.add_argument(
-        '--images', nargs=3, type=int, default=(400, 60, 60), metavar=('TRAIN', 'VAL', 'TEST')
+        '--images', nargs=3, type=int, default=(400, 60, 60), metavar=('TRAIN', 'VAL', 'TEST'),
+        help='number of scenes in each split; default: 400 60 60',
+    )  # fmt: skip
+    street.add_argument(
+        '--size', nargs=2, type=int, default=(512, 256), metavar=('W', 'H'),
+        help='image size in pixels; default: 512 256',
+    )  # fmt: skip
+    street.add_argument(
+        '--seed', type=int, default=0, help='seed for the scenes; default: %(default)s'
     )
-    street.add_argument('--size', nargs=2, type=int, default=(512, 256), metavar=('W', 'H'))
-    street.add_argument('--seed', type=int, default=0)
-    street.add_argument('--overwrite', action='store_true', help='replace a street set')
-    args = args.parse_args(argv)
+    street.add_argument('--overwrite', action='store_true', help='replace an existing street set')
+    args = parser.parse_args(argv)
 
     def task() -> None:
         home = Path('data') / args.name
@@ -50,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             out = Path(args.out or root)
             images = dict(zip(SPLITS, args.images))
             generate(out, images=images, size=args.size, seed=args.seed, overwrite=args.overwrite)
-        elif args.name in ('cityscapes', 'ade20k', 'coco'):  # large: used where they lie
+        elif args.name in ('cityscapes', 'ade20k', 'coco'):  # large: linked, not copied
             elsewhere = root.resolve() != out.resolve()
             if root.is_dir() and elsewhere and (out.exists() or out.is_symlink()):
                 raise UsageError(f'{out} is there, but is not {root}. Remove it or set --out.')
@@ -73,7 +80,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f'done: {out} is ready')
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,24 +1,30 @@
-"""Turn a training checkpoint into weights to give away: .safetensors and .pth named by their
-sha256, and a model card with config, metric, data and command.
+"""Turn a training checkpoint into weights to publish, with a model card.
+
+Writes .safetensors and .pth named by their sha256, and a card with config, metric, data and
+command.
 
 Example: python tools/publish.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
 """
 
-import sys
-
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('config', help='config file')
-    args.add_argument('checkpoint', help='what training wrote')
-    args.add_argument('--out-dir', default='work_dirs/published', help='default: %(default)s')
-    args.add_argument(
-        '--hub', metavar='OWNER/NAME', help='upload to this repository of the Hugging Face Hub, too'
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint that training wrote')
+    parser.add_argument(
+        '--out-dir', default='work_dirs/published',
+        help='folder for weights and card; default: %(default)s',
+    )  # fmt: skip
+    parser.add_argument(
+        '--hub', metavar='OWNER/NAME',
+        help='also upload to this repository of the Hugging Face Hub',
+    )  # fmt: skip
+    parser.add_argument(
+        '--private', action='store_true', help='create the Hub repository as a private one'
     )
-    args.add_argument('--private', action='store_true', help='if the repository has to be made')
-    args = args.parse_args(argv)
+    args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.zoo.publish import publish, upload
@@ -30,7 +36,3 @@ def main(argv: list[str] | None = None) -> int:
             print(upload(paths, args.hub, private=args.private))
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

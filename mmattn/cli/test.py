@@ -1,39 +1,46 @@
-"""Evaluate a checkpoint on the test data of its config: prints the metrics, and writes them to
-metrics/<checkpoint>.json of the work dir, with --tta to metrics/<checkpoint>_tta.json.
+"""Evaluate a checkpoint on the test data of its config.
+
+Prints the metrics and writes them to metrics/<checkpoint>.json in the work dir, with --tta to
+metrics/<checkpoint>_tta.json.
 
 Example: python tools/test.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
 """
 
-import sys
+from .common import (
+    add_config_options,
+    add_data_check_option,
+    add_rehearsal_option,
+    make_parser,
+    run,
+)
 
-from mmattn.cli.common import config_options, parser, rehearsal_option, run
 
-
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('config', help='config file')
-    args.add_argument('checkpoint', help='.pth or .safetensors')
-    args.add_argument('--work-dir', help='where the record goes (default: work_dirs/<config name>)')
-    args.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='.pth or .safetensors file')
+    parser.add_argument(
+        '--work-dir', help='folder for log and metrics (default: work_dirs/<config name>)'
+    )
+    parser.add_argument(
         '--out',
         metavar='PATH',
-        help='a .pkl for all predictions, or a folder for PNGs or COCO results',
+        help='also write all predictions: to a .pkl file, or to a folder as label maps or COCO '
+        'results',
     )
-    args.add_argument('--show-dir', metavar='DIR', help='pictures of image, truth and prediction')
-    args.add_argument(
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='also draw image, ground truth and prediction to DIR'
+    )
+    parser.add_argument(
         '--tta',
         action='store_true',
-        help='average a segmentor over scales and flips, as `tta_pipeline` of the config says '
-        '(default: 0.5 to 1.75 times the size, as it is and mirrored)',
+        help='average a segmentor over scales and flips, by `tta_pipeline` of the config (default: '
+        '0.5 to 1.75 times the size, as it is and mirrored)',
     )
-    args.add_argument(
-        '--skip-data-check',
-        action='store_true',
-        help='do not look at the files of the data first: that refuses what you know is right',
-    )
-    rehearsal_option(args)
-    config_options(args)
-    args = args.parse_args(argv)
+    add_data_check_option(parser)
+    add_rehearsal_option(parser)
+    add_config_options(parser)
+    args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.engine.test import TestOptions, test
@@ -57,7 +64,3 @@ def main(argv: list[str] | None = None) -> int:
             print(f'{name:24s} {"absent" if value != value else value}')
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,36 +1,38 @@
-"""Kill trainings, or saves, at random moments and see that nothing is lost and all is exact.
+"""Kill trainings or saves at random times and check that nothing is lost.
 
-With a config: it is trained once without a stop, then killed (SIGKILL) N times and resumed, and
-every step's losses and all that remains at the end are compared bit for bit. With --saves: a
-process that saves without pause, keeping one checkpoint, is killed N times, and each time the last
-checkpoint that it had acknowledged must be there. With --soak: the config is trained once, and
-memory, open files, threads and checkpoints must not grow with it.
+With a config (kill test): it is trained once without interruption, then killed (SIGKILL) N times
+and resumed; the losses of every step and the final state are compared bit for bit. With --saves: a
+process that saves in a loop, keeping one checkpoint, is killed N times; each time the last
+acknowledged checkpoint must load. With --soak: the config is trained once; memory, open files,
+threads and checkpoints must not grow.
 
 Example: python tools/torture.py configs/ccnet_r18_street.py --kills 20 --out-dir work_dirs/torture
 """
 
-import sys
-
-from mmattn.cli.common import parser, run
+from .common import make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('config', nargs='?', help='config file')
-    args.add_argument('--saves', action='store_true', help='kill saves instead of a training')
-    args.add_argument('--soak', action='store_true', help='kill nothing: see that nothing grows')
-    args.add_argument('--kills', type=int, help='how many (default: 20, of saves 120)')
-    args.add_argument('--seed', type=int, default=0, help='of the moments; default: %(default)s')
-    args.add_argument('--out-dir', required=True, help='an empty folder for what is written')
-    args.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument('--saves', action='store_true', help='kill saves instead of a training')
+    parser.add_argument(
+        '--soak', action='store_true', help='soak test: kill nothing, check that nothing grows'
+    )
+    parser.add_argument('--kills', type=int, help='number of kills (default: 20, with --saves 120)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed for the kill times; default: %(default)s'
+    )
+    parser.add_argument('--out-dir', required=True, help='empty folder for all that is written')
+    parser.add_argument(
         '--cfg-options', nargs='+', metavar='KEY=VALUE',
-        help='change the config, e.g. train_cfg.max_iters=20',
+        help='override config values, e.g. train_cfg.max_iters=20',
     )  # fmt: skip
-    given, args = args, args.parse_args(argv)
+    args = parser.parse_args(argv)
     if bool(args.config) == args.saves:
-        given.error('name a config, or --saves')
+        parser.error('name a config, or --saves')
     if args.soak and (args.saves or args.kills):
-        given.error('--soak kills nothing')
+        parser.error('--soak kills nothing')
 
     def task() -> None:
         from mmattn.testing.kill import torture_saves, torture_training
@@ -45,7 +47,3 @@ def main(argv: list[str] | None = None) -> int:
             torture_training(args.config, kills, args.seed, args.out_dir, args.cfg_options)
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,49 +1,56 @@
-"""Train a config: logs, curves and checkpoints go to the work dir.
+"""Train a config; logs, curves and checkpoints go to the work dir.
 
 Example: python tools/train.py configs/ccnet_r18_street.py
 """
 
-import sys
+from .common import (
+    add_config_options,
+    add_data_check_option,
+    add_rehearsal_option,
+    make_parser,
+    run,
+)
 
-from mmattn.cli.common import config_options, parser, rehearsal_option, run
 
-
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    args.add_argument('config', help='config file')
-    args.add_argument('--work-dir', help='where everything goes (default: work_dirs/<config name>)')
-    args.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir', help='folder for all results (default: work_dirs/<config name>)'
+    )
+    parser.add_argument(
         '--resume',
         nargs='?',
         const='latest',
         metavar='CHECKPOINT',
-        help="go on from a checkpoint, by default the latest; 'auto': or start fresh",
+        help="resume from a checkpoint, by default the latest; 'auto': the latest, or start from "
+        'scratch where there is none',
     )
-    args.add_argument(
+    parser.add_argument(
         '--init-from',
         metavar='WEIGHTS',
-        help='start from weights as far as they fit: file or address',
+        help='start from the weights that match the network: file or URL',
     )
-    args.add_argument('--amp', action='store_true', help='mixed precision (GPU)')
-    args.add_argument('--auto-scale-lr', action='store_true', help='learning rate by batch size')
-    args.add_argument('--no-validate', action='store_true', help='no validation during training')
-    args.add_argument('--seed', type=int, help='random seed (default: of the config)')
-    args.add_argument(
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
+    )
+    parser.add_argument('--no-validate', action='store_true', help='train without validation')
+    parser.add_argument('--seed', type=int, help='random seed (default: that of the config)')
+    parser.add_argument(
         '--allow-topology-change',
         action='store_true',
-        help='resume with another number of processes, inexactly',
+        help='allow resuming with another number of processes, which is not bit-exact',
     )
-    args.add_argument(
-        '--allow-config-change', action='store_true', help='resume with another config, inexactly'
-    )
-    args.add_argument(
-        '--skip-data-check',
+    parser.add_argument(
+        '--allow-config-change',
         action='store_true',
-        help='do not look at the files of the data first: that refuses what you know is right',
+        help='allow resuming with a changed config, which is not bit-exact',
     )
-    rehearsal_option(args)
-    config_options(args)
-    args = args.parse_args(argv)
+    add_data_check_option(parser)
+    add_rehearsal_option(parser)
+    add_config_options(parser)
+    args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.engine.train import TrainOptions, train
@@ -71,7 +78,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f'done: checkpoints{curves} are in {work_dir}')
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

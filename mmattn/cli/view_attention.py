@@ -1,36 +1,41 @@
-"""Show where the attention of a network looks on an image: one page to open in a browser, with all
-that it needs inside, and a PNG for every map.
+"""Show where the attention of a network looks on an image.
+
+Writes one self-contained HTML page and a PNG of every map.
 
 Example: python tools/view_attention.py configs/ccnet_r18_street.py best.pth photo.jpg
 """
 
-import sys
-
-from mmattn.cli.common import config_options, network, parser, run
+from .common import add_config_options, add_model_arguments, make_parser, run
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser(__doc__)
-    network(args)
-    args.add_argument('image')
-    args.add_argument('--out-dir', default='work_dirs/attention', help='default: %(default)s')
-    args.add_argument(
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = make_parser(__doc__, prog)
+    add_model_arguments(parser)
+    parser.add_argument('image', help='image file')
+    parser.add_argument(
+        '--out-dir', default='work_dirs/attention',
+        help='folder for page and pictures; default: %(default)s',
+    )  # fmt: skip
+    parser.add_argument(
         '--query', nargs=2, type=float, default=(0.5, 0.5), metavar=('ROW', 'COLUMN'),
-        help='the place that looks, fractions of height and width; default: 0.5 0.5',
+        help='query position of pairwise attention, as fractions of height and width; default: 0.5 '
+        '0.5',
     )  # fmt: skip
-    args.add_argument(
-        '--grad-cam', metavar='LAYER', help='also which places of it speak for a class, e.g. '
-        'backbone.layer4; needs the grad-cam package',
+    parser.add_argument(
+        '--grad-cam', metavar='LAYER',
+        help='also draw the Grad-CAM of a layer, e.g. backbone.layer4; needs the grad-cam package',
     )  # fmt: skip
-    args.add_argument('--category', help='the class for --grad-cam; default: the surest')
-    args.add_argument('--device', help='cpu, cuda:0, ...; default: the best')
-    config_options(args, launcher=False)
-    args = args.parse_intermixed_args(argv)
+    parser.add_argument(
+        '--category', help='class for --grad-cam; default: the one with the highest score'
+    )
+    parser.add_argument('--device', help='cpu, cuda:0, ...; default: the fastest device available')
+    add_config_options(parser, launcher=False)
+    args = parser.parse_intermixed_args(argv)
 
     def task() -> None:
         from mmattn.inference.attention_view import view_attention
 
-        done = view_attention(
+        view = view_attention(
             args.config,
             args.checkpoint,
             args.image,
@@ -42,14 +47,10 @@ def main(argv: list[str] | None = None) -> int:
             cam=args.grad_cam,
             category=args.category,
         )
-        size = done.page.stat().st_size / 1e6
+        size = view.page.stat().st_size / 1e6
         print(
-            f'done: {len(done.seen)} blocks in {done.page} ({size:.1f} MB, open it in a browser) '
-            f'and {len(done.pictures)} pictures beside it'
+            f'done: {len(view.seen)} blocks in {view.page} ({size:.1f} MB, open it in a browser) '
+            f'and {len(view.pictures)} pictures next to it'
         )
 
     return run(task, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())
