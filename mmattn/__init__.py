@@ -1,58 +1,67 @@
 """Attention for detection and segmentation on the MMCV ecosystem.
 
-Importing this loads neither torch nor any mm* package; the names below do, when first used.
+The public names are those of `__all__`; everything else may move. Importing this package loads
+neither torch nor any mm* package; each name loads its module on first use.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 
 __version__ = '0.1.0'
 
-_HOME = {
-    'AFNB': 'mmattn.blocks',
-    'APNB': 'mmattn.blocks',
-    'BAM': 'mmattn.blocks',
-    'CAM': 'mmattn.blocks',
-    'CBAM': 'mmattn.blocks',
-    'CMPESE': 'mmattn.blocks',
-    'ContextBlock': 'mmattn.blocks',
-    'CrissCrossAttention': 'mmattn.blocks',
-    'DualAttention': 'mmattn.blocks',
-    'NonLocal2d': 'mmattn.blocks',
-    'PAM': 'mmattn.blocks',
-    'ResidualAttention': 'mmattn.blocks',
-    'SCSE': 'mmattn.blocks',
-    'SE': 'mmattn.blocks',
-    'SGE': 'mmattn.blocks',
-    'SKConv2d': 'mmattn.blocks',
-    'ShuffleAttention': 'mmattn.blocks',
-    'SimplifiedNonLocal': 'mmattn.blocks',
-    'SpatialTransformer': 'mmattn.blocks',
-    'ANNHead': 'mmattn.models',
-    'CCHead': 'mmattn.models',
-    'CMPESEResNet': 'mmattn.models',
-    'CMPESEResNetV1c': 'mmattn.models',
-    'DAHead': 'mmattn.models',
-    'EncoderDecoder': 'mmattn.models',
-    'FasterRCNN': 'mmattn.models',
-    'GCHead': 'mmattn.models',
-    'MaskRCNN': 'mmattn.models',
-    'NLHead': 'mmattn.models',
-    'ResidualAttentionNet': 'mmattn.models',
-    'RetinaNet': 'mmattn.models',
-    'SKNet': 'mmattn.models',
+
+def _exports(package: str) -> list[str]:
+    """Names X of the lines `from .module import X as X` in a package, without importing it.
+
+    Those of `base` are left out: they are no blocks.
+    """
+    source = Path(__file__).parent.joinpath(package, '__init__.py').read_text(encoding='utf-8')
+    imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    return [
+        alias.asname
+        for node in imports
+        for alias in node.names
+        if node.level == 1 and node.module != 'base' and alias.asname == alias.name
+    ]
+
+
+_MODULES = {  # public name -> module that defines or exports it
+    **dict.fromkeys(_exports('blocks'), 'mmattn.blocks'),
+    **dict.fromkeys(_exports('models'), 'mmattn.models'),
+    'AttentionBlock': 'mmattn.blocks.base',
+    'PairwiseBlock': 'mmattn.blocks.base',
+    'Predictor': 'mmattn.inference.predictor',
+    'from_author': 'mmattn.zoo.authors',
     'insert': 'mmattn.plugins',
+    'list_blocks': 'mmattn.zoo.catalogue',
+    'list_models': 'mmattn.config.index',
+    'load_model': 'mmattn.zoo.load',
+    'record': 'mmattn.visualization.recording',
+    'report': 'mmattn.plugins',
+    'test': 'mmattn.engine.test',
+    'train': 'mmattn.engine.train',
 }
-_PARTS = ('blocks', 'ops', 'plugins', 'visualization', 'zoo')
-__all__ = ['__version__', *_HOME]
+_PACKAGES = (  # `mmattn.plugins` and the like without an import of their own
+    'blocks',
+    'engine',
+    'inference',
+    'models',
+    'ops',
+    'plugins',
+    'visualization',
+    'zoo',
+)
+__all__ = ['__version__', *_MODULES]
 
 
 def __getattr__(name: str):
-    if name in _PARTS:
+    if name in _PACKAGES:
         return import_module(f'mmattn.{name}')
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f'module mmattn has no attribute {name}')
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_PACKAGES])

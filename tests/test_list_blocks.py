@@ -20,7 +20,7 @@ def test_readme_has_the_table():
 def test_the_package_offers_every_block():
     import mmattn
 
-    names = {name for name, home in mmattn._HOME.items() if home == 'mmattn.blocks'}
+    names = {name for name, home in mmattn._MODULES.items() if home == 'mmattn.blocks'}
     assert names == set(registered_blocks())
 
 

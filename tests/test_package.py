@@ -104,9 +104,28 @@ def test_maths_and_blocks_need_no_mmcv():
     assert found.stdout.strip() == '[]'
 
 
+BLOCKS = """AFNB APNB BAM CAM CBAM CMPESE ContextBlock CrissCrossAttention DualAttention NonLocal2d PAM
+    ResidualAttention SCSE SE SGE SKConv2d ShuffleAttention SimplifiedNonLocal SpatialTransformer"""
+NETWORKS = """ANNHead CCHead CMPESEResNet CMPESEResNetV1c DAHead EncoderDecoder FasterRCNN GCHead
+    MaskRCNN NLHead ResidualAttentionNet RetinaNet SKNet SegTTAModel"""
+FUNCTIONS = """AttentionBlock PairwiseBlock Predictor from_author insert list_blocks list_models
+    load_model record report test train"""
+
+
+def test_the_public_names_are_these():
+    names = [*BLOCKS.split(), *NETWORKS.split(), *FUNCTIONS.split()]
+    assert sorted(mmattn.__all__) == sorted(['__version__', *names])
+    assert set(mmattn.__all__) <= set(dir(mmattn)) and 'plugins' in dir(mmattn)
+
+
 def test_every_public_name_exists():
+    star = {}
+    exec('from mmattn import *', star)
     for name in mmattn.__all__:
-        assert getattr(mmattn, name)
+        assert getattr(mmattn, name) is star[name]
+    assert mmattn.train.__module__ == 'mmattn.engine.train' and callable(mmattn.test)
+    for name in set(dir(mmattn)) - set(mmattn.__all__):
+        assert getattr(mmattn, name).__name__ == f'mmattn.{name}'
     with pytest.raises(AttributeError, match='mmattn has no attribute CBM'):
         _ = mmattn.CBM
 
