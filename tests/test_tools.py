@@ -347,7 +347,7 @@ def test_a_checkpoint_of_mmsegmentation_gives_the_same_prediction(tiny, tmp_path
 
     from mmattn.config.leaves import replace_type
     from mmattn.config.load import load_config
-    from mmattn.engine.build import build_model
+    from mmattn.engine.network import build_model
 
     cfg: Config = load_config(CONFIG)
     replace_type(cfg.model, 'SyncBN', 'BN')

@@ -15,7 +15,7 @@ from torch import nn
 from mmattn.benchmarks.timing import CPU, find_device, machine, timed
 from mmattn.blocks import AttentionBlock
 from mmattn.config.load import load_config
-from mmattn.engine.build import build_network, image_size
+from mmattn.engine.network import build_network, image_size
 from mmattn.errors import Exit, MmattnError, UsageError
 from mmattn.files import check_writable
 from mmattn.ops.memory import free_memory

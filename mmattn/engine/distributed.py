@@ -18,7 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from mmengine.dist import init_dist
+from mmengine.config import Config
+from mmengine.dist import get_dist_info, init_dist
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import distributed as dist
@@ -277,3 +278,13 @@ def _listed(ranks: list[int]) -> str:
 
 def _line(text: str) -> str:
     return text.strip().partition('\n')[0]
+
+
+def world_size(cfg: Config) -> int:
+    """How many processes train."""
+    counts = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
+    return int(os.environ.get(counts.get(cfg.launcher, ''), 1))
+
+
+def is_main() -> bool:
+    return int(os.environ.get('RANK', 0)) == 0 and get_dist_info()[0] == 0

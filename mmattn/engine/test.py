@@ -19,19 +19,14 @@ from mmattn.errors import UsageError
 from mmattn.files import check_writable
 from mmattn.models.seg_tta import tta_pipeline
 
-from .build import (
-    build_runner,
-    class_counts,
-    connected,
-    drop_pretrained,
-    is_main,
-    prepare_config,
-    run_loop,
-)
+from .build import build_runner, connected, run_loop
 from .commands import option_flags, relative_path
+from .distributed import is_main
 from .evaluators import folder_of, folders_written, prepare_evaluation, write_to
 from .hardware import hardware
+from .network import drop_pretrained
 from .options import complete
+from .run_config import class_counts, prepare_config
 from .signals import handle_signals
 
 

@@ -17,25 +17,14 @@ from mmattn.errors import CheckpointError, UsageError
 from mmattn.files import check_writable
 from mmattn.log import warn
 
-from .build import (
-    build_runner,
-    class_counts,
-    config_errors,
-    connected,
-    is_main,
-    prepare_config,
-    report_blocks,
-    run_folder,
-    run_loop,
-    scale_lr,
-    use_amp,
-    world_size,
-)
+from .build import build_runner, config_errors, connected, run_loop
 from .commands import train_command
-from .distributed import Ranks
+from .distributed import Ranks, is_main, world_size
 from .evaluators import folders_written, prepare_evaluation
+from .network import report_blocks
 from .options import complete
 from .out_of_memory import is_out_of_memory, memory_shortage
+from .run_config import class_counts, prepare_config, run_folder, scale_lr, use_amp
 from .run_length import batch_size_of, check_batches, check_lengths
 from .signals import SignalHandler, handle_signals
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmattn.config.leaves import dataset_leaves
 from mmattn.datasets.loading import ImageReader, Loaded, to_display
-from mmattn.engine.build import build_model, dataset_meta
+from mmattn.engine.network import build_model, dataset_meta
 from mmattn.errors import DataError, UsageError, explain
 from mmattn.plugins.dry_run import input_channels
 from mmattn.visualization.objects import palette_of

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmattn.config.published_weights import resolve
-from mmattn.engine.build import build_model
+from mmattn.engine.network import build_model
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,8 @@ from mmattn.checkpoint.plain_values import plain_part, without_tensors
 from mmattn.checkpoint.read import read_checkpoint, sha256
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import load_config
-from mmattn.engine.build import build_model, dataset_meta, run_name
+from mmattn.engine.network import build_model, dataset_meta
+from mmattn.engine.run_config import run_name
 from mmattn.errors import CheckpointError, UsageError, WriteError
 from mmattn.visualization.curves import read_scalars
 

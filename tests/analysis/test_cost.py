@@ -13,7 +13,7 @@ from mmattn.analysis import cost as module
 from mmattn.analysis.cost import DoesNotFit, measure_cost, report_cost
 from mmattn.benchmarks.overhead import loss
 from mmattn.benchmarks.timing import kept, peak
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins.dry_run import _boxes, run_parts
 from mmattn.plugins.flops import flop_counter

@@ -17,7 +17,7 @@ from mmattn.checkpoint import download
 from mmattn.checkpoint.download import fetch
 from mmattn.checkpoint.load import block_forms, start_from
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.engine.build import build_model
+from mmattn.engine.network import build_model
 from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, UsageError

@@ -11,7 +11,8 @@ from mmattn.blocks import SE
 from mmattn.config.check import check_config
 from mmattn.config.leaves import replace_type
 from mmattn.config.load import load_config, parse_options
-from mmattn.engine.build import build_network, config_errors
+from mmattn.engine.build import config_errors
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import report
 from tests.conftest import ROOT

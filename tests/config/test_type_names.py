@@ -11,7 +11,7 @@ from mmattn.config.check import check_config
 from mmattn.config.load import load_config
 from mmattn.config.type_names import type_name
 from mmattn.config.unused_keys import find_class
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
 from mmattn.errors import UsageError

@@ -14,7 +14,8 @@ from mmseg.datasets import CityscapesDataset
 
 from mmattn.config.load import load_config
 from mmattn.datasets.class_names import check_checkpoint_classes, classes_of, difference
-from mmattn.engine.build import build_model, build_network, class_counts
+from mmattn.engine.network import build_model, build_network
+from mmattn.engine.run_config import class_counts
 from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, DataError, UsageError

@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from torch import distributed as dist
 
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 
 SIZE = 64, 96
 DETECTORS = 'faster_rcnn_r18_cbam_bccd', 'retinanet_r18_gc_bccd', 'mask_rcnn_r18_gc_dsb2018'

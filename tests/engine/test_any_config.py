@@ -22,8 +22,8 @@ from mmattn.checkpoint.manifest import facts_of, manifest_of, verify
 from mmattn.checkpoint.plain_values import NotPlain, plain
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.checkpoint.write import name_best, write_checkpoint
-from mmattn.engine.build import build_model
 from mmattn.engine.hooks.checkpoint import CheckpointHook, adopted
+from mmattn.engine.network import build_model
 from mmattn.engine.test import test as evaluate
 from mmattn.errors import CheckpointError, Stopped, UsageError, WriteError
 from mmattn.inference.infer import infer

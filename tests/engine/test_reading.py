@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmattn.analysis.cost import measure_cost
 from mmattn.benchmarks.cases import awake
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.engine.test import test as run_test
 from mmattn.errors import DataError, UsageError
 from mmattn.inference.attention_view import view_attention

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError, WriteError
 from mmattn.evaluation.coco import evaluate_coco, report
 from mmattn.inference.infer import infer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmattn.benchmarks.cases import awake
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError
 from mmattn.inference import export as module
 from mmattn.inference.export import Differs, describe, export

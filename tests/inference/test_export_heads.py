@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn.benchmarks.cases import awake
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference import export as module
 from mmattn.inference.attention_view import view_attention

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmattn.benchmarks.cases import awake
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference.attention_view import view_attention
 from mmattn.inference.grad_cam import Scores, grad_cam

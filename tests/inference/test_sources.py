@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError, WriteError
 from mmattn.inference.infer import infer
 from mmattn.inference.sources import INDEX, find_sources, output_names

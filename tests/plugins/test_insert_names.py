@@ -15,7 +15,7 @@ from torch import nn
 from mmattn.blocks import SE
 from mmattn.config.check import check_config
 from mmattn.config.load import load_config
-from mmattn.engine.build import build_network
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import insert, plugged
 from tests.config.test_config import others
