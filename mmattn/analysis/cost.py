@@ -19,8 +19,8 @@ from mmattn.engine.network import build_network, image_size
 from mmattn.errors import Exit, MmattnError, UsageError
 from mmattn.files import check_writable
 from mmattn.ops.memory import free_memory
-from mmattn.plugins.dry_run import Trial, input_channels, run_parts, try_network
-from mmattn.plugins.insert import plugged
+from mmattn.plugins import named_plugins
+from mmattn.plugins.dry_run import DryRun, dry_run, input_channels, run_parts
 from mmattn.progress import track
 
 from .cost_plot import plot_cost
@@ -147,9 +147,9 @@ def measure_cost(
     batch = batch or cfg.train_dataloader['batch_size']
     modules = {'': model} | _parts(model) | _blocks(model)
     try:
-        tested = try_network(model.eval(), modules, size)
+        tested = dry_run(model.eval(), modules, size)
         trained, images = _trained(model, modules, size)
-        batched = try_network(model, modules, size, batch=batch, training=True)
+        batched = dry_run(model, modules, size, batch=batch, training=True)
     except ValueError as error:
         raise UsageError(f'--size {size[0]} {size[1]}: {error}.') from error
     for trial in tested, trained, batched:
@@ -160,10 +160,10 @@ def measure_cost(
             path=path,
             type=type(module).__name__,
             block=path in _blocks(model),
-            runs=len(tested.seen[path].shapes) if path else 1,
+            runs=len(tested.modules[path].input_shapes) if path else 1,
             parameters=sum(p.numel() for p in module.parameters()),
-            macs=tested.seen[path].macs,
-            kept=trained.seen[path].kept // images,
+            macs=tested.modules[path].macs,
+            kept=trained.modules[path].saved_bytes // images,
         )
         for path, module in modules.items()
     ]
@@ -171,19 +171,19 @@ def measure_cost(
         times = _latency(model.eval().to(where), modules, size, where)
         for row in rows:
             row.ms = times[row.path]
-    rows[0].macs, rows[0].kept = tested.total.macs, trained.total.kept // images
+    rows[0].macs, rows[0].kept = tested.total.macs, trained.total.saved_bytes // images
     limit = memory_limit * 1e9 if memory_limit else free_memory(where)
     return Cost(rows, size, batch, _memory(model, cfg, batched, limit))
 
 
 def _trained(
     model: nn.Module, modules: dict[str, nn.Module], size: tuple[int, int]
-) -> tuple[Trial, int]:
+) -> tuple[DryRun, int]:
     """A run in training, on as few images as can be: two where a norm cannot be trained on one."""
     try:
-        return try_network(model.train(), modules, size, training=True), 1
+        return dry_run(model.train(), modules, size, training=True), 1
     except ValueError:
-        return try_network(model, modules, size, batch=2, training=True), 2
+        return dry_run(model, modules, size, batch=2, training=True), 2
 
 
 def _parts(model: nn.Module, path: str = '') -> dict[str, nn.Module]:
@@ -200,7 +200,7 @@ def _parts(model: nn.Module, path: str = '') -> dict[str, nn.Module]:
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Attention blocks, and whatever else was put in, without those inside others."""
-    put, found = dict(plugged(model)), {}
+    put, found = dict(named_plugins(model)), {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f'{path}.') for path in found)
         if not inside and (name in put or isinstance(module, AttentionBlock)):
@@ -271,24 +271,24 @@ def latencies(
     return dict(zip(names, found, strict=True))
 
 
-def _memory(model: nn.Module, cfg: Config, trial: Trial, limit: float | None) -> Memory:
+def _memory(model: nn.Module, cfg: Config, trial: DryRun, limit: float | None) -> Memory:
     weights = sum(v.nbytes for v in (*model.parameters(), *model.buffers()))
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     optimizer = cfg.optim_wrapper['optimizer']
     moments = _MOMENTS.get(optimizer['type'], 2)
     if optimizer['type'] in ('SGD', 'RMSprop') and not optimizer.get('momentum'):
         moments -= optimizer['type'] == 'SGD'
-    remaining, made, most = trial.total.kept, 0, 0
+    remaining, made, most = trial.total.saved_bytes, 0, 0
     for path, part in reversed(_parts(model).items()):  # the last part goes first
         made += sum(p.nbytes for p in part.parameters() if p.requires_grad)
-        seen = trial.seen[path]
-        most = max(most, remaining + made + 2 * seen.largest)
-        remaining -= seen.kept
+        stats = trial.modules[path]
+        most = max(most, remaining + made + 2 * stats.largest_saved)
+        remaining -= stats.saved_bytes
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=moments * gradients,
-        kept=trial.total.kept,
+        kept=trial.total.saved_bytes,
         backward=most,
         limit=limit,
     )

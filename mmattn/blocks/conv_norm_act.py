@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmattn.ops import as_adjacent, channels_last, project
+from mmattn.ops import channels_last, match_memory_format, project
 
 _CONVS = {'Conv2d': nn.Conv2d, 'Conv': nn.Conv2d}
 _NORMS = {  # type: layer, name in the state dict
@@ -122,7 +122,7 @@ def run_rest(layer: ConvNormAct, y: Tensor, x: Tensor) -> Tensor:
 
     So a batch norm sees the layout that it would have seen behind the convolution.
     """
-    y = as_adjacent(y, x)
+    y = match_memory_format(y, x)
     for part in list(layer)[1:]:
         y = part(y)
     return y

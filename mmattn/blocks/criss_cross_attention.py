@@ -9,7 +9,7 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
 
 from torch import Tensor, nn
 
-from mmattn.ops import Pairs, as_adjacent, criss_cross
+from mmattn.ops import Pairs, criss_cross, match_memory_format
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded
@@ -63,5 +63,5 @@ class CrissCrossAttention(PairwiseBlock):
         layers = self.query_conv, self.key_conv, self.value_conv
         for _ in range(self.recurrence):
             context = self.attend(*pointwise(x, layers))
-            x = x + self.gamma(as_adjacent(context, x)).to(x.dtype)
+            x = x + self.gamma(match_memory_format(context, x)).to(x.dtype)
         return x

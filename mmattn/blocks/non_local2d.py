@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from mmattn.ops import (
     Pairs,
-    as_adjacent,
     concatenation_attention,
+    disable_autocast,
     dot_product_attention,
+    match_memory_format,
     softmax_attention,
-    widen,
-    without_autocast,
+    upcast,
 )
 from mmattn.registry import MODELS
 
@@ -142,7 +142,7 @@ class NonLocal2d(PairwiseBlock):
         if self.mode == 'gaussian':
             return x, self.phi(x) if self.sub_sample else x, self.g(x)
         if self.mode == 'concatenation':
-            w = widen(self.concat_project.conv.weight.flatten())  # (2 d)
+            w = upcast(self.concat_project.conv.weight.flatten())  # (2 d)
             of_theta, of_phi = w[: self.inter_channels], w[self.inter_channels :]
             logits = self._logits(self.theta, of_theta, x), self._logits(self.phi, of_phi, x)
             return *logits, self.g(x)
@@ -151,11 +151,11 @@ class NonLocal2d(PairwiseBlock):
     def _logits(self, layer: nn.Module, w: Tensor, x: Tensor) -> Tensor:
         """w . layer(x), (N, 1, h, w) in fp32 or wider; one channel where w and layer fold."""
         if not foldable(layer):
-            return (widen(layer(x)) * w[:, None, None]).sum(1, keepdim=True)
-        with without_autocast(x):
+            return (upcast(layer(x)) * w[:, None, None]).sum(1, keepdim=True)
+        with disable_autocast(x):
             conv = layer.conv
-            weight, bias = w @ widen(conv.weight.flatten(1)), w @ widen(conv.bias)
-            return F.conv2d(widen(x), weight[None, :, None, None], bias[None])
+            weight, bias = w @ upcast(conv.weight.flatten(1)), w @ upcast(conv.bias)
+            return F.conv2d(upcast(x), weight[None, :, None, None], bias[None])
 
     @property
     def scale(self) -> float:
@@ -186,4 +186,4 @@ class NonLocal2d(PairwiseBlock):
         if self.conv_out.norm is not None:
             self._check_batch(self.conv_out.norm, x, 'the norm of conv_out')
         context = self.conv_out(self.attend(*self.project(x)))
-        return x + as_adjacent(context, x).to(x.dtype)
+        return x + match_memory_format(context, x).to(x.dtype)

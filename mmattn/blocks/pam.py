@@ -7,7 +7,7 @@ Reference code: junfu1115/DANet, encoding/nn/da_att.py; open-mmlab/mmsegmentatio
 
 from torch import Tensor, nn
 
-from mmattn.ops import Pairs, as_adjacent, softmax_attention
+from mmattn.ops import Pairs, match_memory_format, softmax_attention
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded
@@ -69,7 +69,7 @@ class PAM(PairwiseBlock):
         q, k = self.query_project(x), self.key_project(x)
         seen = self.attend(q, k, x.to(q.dtype))
         (context,) = pointwise(seen, [self.value_project], self.gamma.scale)
-        return as_adjacent(context, x).to(x.dtype)
+        return match_memory_format(context, x).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

@@ -8,7 +8,7 @@ Reference code: pytorch/tutorials, intermediate_source/spatial_transformer_tutor
 
 from torch import Tensor, nn
 
-from mmattn.ops import affine_sample, pyramid_pool, without_autocast
+from mmattn.ops import affine_sample, disable_autocast, pyramid_pool
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -95,7 +95,7 @@ class SpatialTransformer(AttentionBlock):
     @recorded('theta')
     def theta(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2, 3)."""
-        with without_autocast(x):  # bf16 cannot tell neighbouring pixels apart
+        with disable_autocast(x):  # bf16 cannot tell neighbouring pixels apart
             weight = next(self.localization.parameters())
             return self.localization(x.to(weight.dtype)).reshape(-1, 2, 3)
 

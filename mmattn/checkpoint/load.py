@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmattn.blocks import AttentionBlock
 from mmattn.errors import CheckpointError
-from mmattn.plugins import inherited, plugged
+from mmattn.plugins import adapt_state_dict, named_plugins
 
 _SHOWN = 5  # keys named in an error
 
@@ -84,11 +84,13 @@ def start_from(
             nothing fits at all. The model is unchanged.
     """
     weights, below = _of_backbone(model, unwrapped(weights))
-    weights = inherited(model, weights)
+    weights = adapt_state_dict(model, weights)
     fit = Fit(model, weights)
-    places = _outermost({*_blocks(model), *dict(plugged(model))})
+    places = _outermost({*_blocks(model), *dict(named_plugins(model))})
     inherited_keys = {
-        f'{path}.{to}' for path, block in plugged(model) for _, to, _ in block.plugin.inherits
+        f'{path}.{to}'
+        for path, block in named_plugins(model)
+        for _, to, _ in block.plugin.weight_map
     }
     new = [k for k in fit.missing if k.startswith(places) and k not in inherited_keys]
     fit.missing = [

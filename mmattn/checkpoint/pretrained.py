@@ -17,7 +17,7 @@ from mmengine.runner.checkpoint import load_state_dict as engine_load
 from torch import Tensor, nn
 
 from mmattn.errors import CheckpointError
-from mmattn.plugins import inherited, plugged
+from mmattn.plugins import adapt_state_dict, named_plugins
 
 from .load import Fit, converts_itself, start_from, unwrapped
 
@@ -65,7 +65,7 @@ def pretrained_reported(
                 _watch(stack, name, module, _keys(name, cfg))
         yield
     for module, weights in loaded:  # blocks below plain containers have begun anew meanwhile
-        if any(block.plugin.inherits for _, block in plugged(module)):
+        if any(block.plugin.weight_map for _, block in named_plugins(module)):
             _inherit(module, weights)
 
 
@@ -80,8 +80,8 @@ def _source(module: nn.Module) -> str | None:
 
 def _check_share(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Refuse what is of a network of another kind; a part that is missing is said."""
-    fit = Fit(module, inherited(module, weights))
-    new = {k for path, _ in plugged(module) for k in fit.missing if k.startswith(f'{path}.')}
+    fit = Fit(module, adapt_state_dict(module, weights))
+    new = {k for path, _ in named_plugins(module) for k in fit.missing if k.startswith(f'{path}.')}
     sizes = {key: value.numel() for key, value in fit.own.items() if key not in new}
     share = {
         name: sum(sizes.get(k, 0) for k in keys) / max(1, sum(sizes.values()))
@@ -93,8 +93,12 @@ def _check_share(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
 
 def _inherit(module: nn.Module, weights: dict[str, Tensor]) -> None:
     own = module.state_dict()
-    given = inherited(module, weights)
-    keys = {f'{path}.{to}' for path, block in plugged(module) for _, to, _ in block.plugin.inherits}
+    given = adapt_state_dict(module, weights)
+    keys = {
+        f'{path}.{to}'
+        for path, block in named_plugins(module)
+        for _, to, _ in block.plugin.weight_map
+    }
     found = {
         k: given[k] for k in keys if k in given and k in own and own[k].shape == given[k].shape
     }

@@ -101,7 +101,7 @@ def _check_order(model: dict, scope: str) -> None:
     plugins = backbone.get('plugins')
     scope = model.get('_scope_') or scope
     network = find_class(model['type'], scope)
-    if not plugins or not inspect.isclass(network) or getattr(network, 'keeps_learning', False):
+    if not plugins or not inspect.isclass(network) or getattr(network, 'trains_plugins', False):
         return
     settings = getattr(find_class(backbone['type'], scope), 'arch_settings', {})
     block = settings.get(backbone.get('depth'), [None])[0] if isinstance(settings, dict) else None

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import fx, nn
 
 from mmattn.errors import UsageError
-from mmattn.plugins import plugged
+from mmattn.plugins import named_plugins
 
 _OTHERS = {
     'tta_model',
@@ -139,7 +139,9 @@ def check_modules(cfg: Config, model: nn.Module) -> None:
 
 def _check_rewriting(key: str, name: str, modules: dict[str, nn.Module]) -> None:
     """mmengine traces the module, and calls no norm in eval mode: blocks behind it are lost."""
-    inside = next((path for path, _ in plugged(modules['']) if path.startswith(f'{name}.')), None)
+    inside = next(
+        (path for path, _ in named_plugins(modules['']) if path.startswith(f'{name}.')), None
+    )
     if inside:
         raise UsageError(
             f'config key {key}: {name} holds the block {inside}, which would be left out in eval '

@@ -18,7 +18,7 @@ from mmengine.runner import LogProcessor
 from torch.utils.data import DataLoader
 
 from mmattn.errors import UsageError
-from mmattn.plugins.insert import find_block
+from mmattn.plugins.find_block import find_block
 
 from .type_names import REGISTRIES
 
@@ -158,7 +158,7 @@ class _Reader:
             return None
         model = self.cfg['model']
         network = find_class(model['type'], model.get('_scope_') or scope)
-        ours = getattr(network, 'keeps_learning', False)
+        ours = getattr(network, 'trains_plugins', False)
         return find_block(kind, network) if ours else None
 
     def check_groups(self, wrapper: dict, scope: str) -> None:

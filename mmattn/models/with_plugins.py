@@ -19,7 +19,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS as SEG_MODELS
 from torch import Tensor, nn
 
-from mmattn.plugins import insert, keep_learning, plugged
+from mmattn.plugins import insert, keep_trainable, named_plugins
 from mmattn.registry import MODELS
 
 from .slide_inference import SegmentorInference
@@ -43,7 +43,7 @@ class Plugged:
         ValueError: a plugin that cannot be understood, built or placed.
     """
 
-    keeps_learning = True
+    trains_plugins = True
     host: ClassVar[Registry] = DET_MODELS  # where the backbone's name is looked up
 
     def __init__(self, *, plugins: Sequence[dict] = (), **kwargs) -> None:
@@ -64,12 +64,12 @@ class Plugged:
 
     def train(self, mode: bool = True):
         super().train(mode)
-        keep_learning(self, mode)
+        keep_trainable(self, mode)
         return self
 
     def init_weights(self) -> None:
         super().init_weights()
-        for _, block in plugged(self):  # below plain containers mmengine does not find them
+        for _, block in named_plugins(self):  # below plain containers mmengine does not find them
             if hasattr(block, 'init_weights') and not getattr(block, 'is_init', True):
                 block.init_weights()
 

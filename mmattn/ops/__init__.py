@@ -12,8 +12,8 @@ from .channel import scale_halves as scale_halves
 from .criss_cross import criss_cross as criss_cross
 from .criss_cross import criss_cross_map as criss_cross_map
 from .deform_conv import deform_conv as deform_conv
-from .layout import as_adjacent as as_adjacent
 from .layout import channels_last as channels_last
+from .layout import match_memory_format as match_memory_format
 from .layout import project as project
 from .non_local import concatenation_attention as concatenation_attention
 from .non_local import concatenation_weights as concatenation_weights
@@ -21,7 +21,7 @@ from .non_local import dot_product_attention as dot_product_attention
 from .non_local import softmax_attention as softmax_attention
 from .non_local import softmax_weights as softmax_weights
 from .pairs import Pairs as Pairs
-from .precision import widen as widen
-from .precision import without_autocast as without_autocast
+from .precision import disable_autocast as disable_autocast
+from .precision import upcast as upcast
 from .pyramid import pyramid_pool as pyramid_pool
 from .resize import resize_bilinear as resize_bilinear

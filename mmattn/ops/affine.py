@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .precision import widen, without_autocast
+from .precision import disable_autocast, upcast
 
 
 def affine_sample(
@@ -42,8 +42,8 @@ def affine_sample(
         raise ValueError(f"affine_sample: {padding_mode=}, allowed 'border', 'zeros'")
     if theta.shape != (x.shape[0], 2, 3):
         raise ValueError(f'affine_sample: theta {tuple(theta.shape)}, not ({x.shape[0]}, 2, 3)')
-    with without_autocast(x):
-        wide = widen(x)
+    with disable_autocast(x):
+        wide = upcast(x)
         moves = theta.to(torch.promote_types(theta.dtype, wide.dtype)) - torch.eye(
             2, 3, dtype=wide.dtype, device=x.device
         )

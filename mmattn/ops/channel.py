@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import widen, without_autocast
+from .precision import disable_autocast, upcast
 
 _SMALLEST_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 
@@ -24,8 +24,8 @@ def channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (A X, A): (N, C, P) in the dtype of x, and (N, C, C), rows sum to 1, in fp32 or wider.
     """
-    with without_autocast(x):
-        weights = (-_Gram.apply(widen(x))).softmax(-1)
+    with disable_autocast(x):
+        weights = (-_Gram.apply(upcast(x))).softmax(-1)
         return weights.to(x.dtype) @ x, weights
 
 
@@ -63,9 +63,9 @@ def global_pool(x: Tensor, kind: str) -> Tensor:
     if kind == 'max':
         return first_max(x.flatten(2), 2)
     if kind == 'lp':
-        return widen(x).square().sum((2, 3)).clamp(min=_SMALLEST_SUM).sqrt()
+        return upcast(x).square().sum((2, 3)).clamp(min=_SMALLEST_SUM).sqrt()
     if kind == 'lse':
-        return widen(x).flatten(2).logsumexp(-1)
+        return upcast(x).flatten(2).logsumexp(-1)
     raise ValueError(f"global_pool: {kind=}, allowed 'avg', 'max', 'lp', 'lse'")
 
 
@@ -92,10 +92,10 @@ def first_max(x: Tensor, dim: int) -> Tensor:
 
 def channel_mean(x: Tensor) -> Tensor:
     """Mean over the channels, (N, C, H, W) -> (N, 1, H, W)."""
-    half = widen(x) is not x  # 1 / C would not be exact
+    half = upcast(x) is not x  # 1 / C would not be exact
     if half or (x.requires_grad and torch.is_grad_enabled()):
         return x.mean(1, keepdim=True)  # whose gradient is cheaper
-    with without_autocast(x):  # a product with a vector reads x at full speed
+    with disable_autocast(x):  # a product with a vector reads x at full speed
         mean = x.new_full((1, x.shape[1]), 1 / x.shape[1]) @ x.flatten(2)
     return mean.unflatten(2, x.shape[2:])
 
@@ -113,9 +113,9 @@ def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         the context (N, C) in the dtype of x, and the weights (N, 1, H, W), which sum to 1.
     """
-    weights = widen(logits).flatten(2).softmax(-1)  # (N, 1, P)
+    weights = upcast(logits).flatten(2).softmax(-1)  # (N, 1, P)
     flat, factors = x.flatten(2), weights.to(x.dtype)[:, 0]
-    with without_autocast(x):
+    with disable_autocast(x):
         if torch.compiler.is_compiling() or len(x) == 0:
             context = (flat @ factors[:, :, None]).flatten(1)
         else:  # a batched product with one column is several times slower
@@ -220,8 +220,8 @@ def group_similarity(parts: Tensor, eps: float) -> Tensor:
     Returns:
         (N, G, P) in fp32 or wider.
     """
-    with without_autocast(parts):
-        parts = widen(parts)
+    with disable_autocast(parts):
+        parts = upcast(parts)
         t = (parts.mean(-1, keepdim=True).mT @ parts).squeeze(2)  # (N, G, P)
         t = t - t.mean(-1, keepdim=True)
         if t.shape[-1] > 1:  # else t is 0 and there is no deviation

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .memory import require
-from .precision import widen, without_autocast
+from .precision import disable_autocast, upcast
 
 _BLOCK = 1 << 23  # weights at a time: 32 MB in fp32, more than which makes nothing faster
 
@@ -44,7 +44,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         )
     require(v.numel() * v.element_size(), v, 'criss-cross attention')
     q, k, v = (t.permute(0, 2, 3, 1) for t in (q, k, v))  # (N, H, W, E or C)
-    with without_autocast(q):
+    with disable_autocast(q):
         if torch.compiler.is_compiling():  # a graph has no loop over blocks
             out = _whole(q, k, v)
         else:
@@ -73,7 +73,7 @@ class _CrissCross(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
         out = v.new_empty(v.shape)
-        for n, rows, weights in _blocks(widen(q), widen(k)):
+        for n, rows, weights in _blocks(upcast(q), upcast(k)):
             row, column = _parts(weights.to(v.dtype))
             torch.bmm(row, v[n, rows], out=out[n, rows])
             out[n, rows].transpose(0, 1).baddbmm_(column, v[n].transpose(0, 1))
@@ -83,7 +83,7 @@ class _CrissCross(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept = ctx.saved_tensors
-        q, k, v, grad = (widen(t) for t in (*kept, grad.contiguous()))
+        q, k, v, grad = (upcast(t) for t in (*kept, grad.contiguous()))
         q_grad, k_grad, v_grad = (t.new_empty(t.shape) for t in (q, k, v))
         for n, rows, weights in _blocks(q, k):
             of_rows = grad[n, rows]
@@ -146,8 +146,8 @@ def _whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same in operations that any compiler and exporter knows."""
     height, width = q.shape[1:3]
     columns = [t.transpose(1, 2) for t in (q, k, v)]  # (N, W, H, E or C)
-    row = widen(q) @ widen(k).mT  # (N, H, W, W)
-    column = widen(columns[0]) @ widen(columns[1]).mT  # (N, W, H, H)
+    row = upcast(q) @ upcast(k).mT  # (N, H, W, W)
+    column = upcast(columns[0]) @ upcast(columns[1]).mT  # (N, W, H, H)
     at = torch.arange(height, device=q.device)
     column = column.masked_fill(at[:, None] == at, float('-inf'))  # row has the pixel itself
     weights = torch.cat([row, column.transpose(1, 2)], -1).softmax(-1).to(v.dtype)
@@ -167,9 +167,9 @@ def criss_cross_map(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:
         (N, Q, H, W), each map sums to 1 and is zero off the row and the column of its query.
     """
     height, width = q.shape[2:]
-    with without_autocast(q):
-        chosen = widen(q).flatten(2)[..., queries]  # (N, E, Q)
-        logits = torch.einsum('neq,nehw->nqhw', chosen, widen(k))
+    with disable_autocast(q):
+        chosen = upcast(q).flatten(2)[..., queries]  # (N, E, Q)
+        logits = torch.einsum('neq,nehw->nqhw', chosen, upcast(k))
         row = torch.arange(height, device=q.device)[:, None] == (queries // width)[:, None, None]
         column = torch.arange(width, device=q.device) == (queries % width)[:, None, None]
         logits = logits.masked_fill(~(row | column), float('-inf'))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import autocast, without_autocast
+from .precision import disable_autocast, to_autocast_dtype
 
 _PAGE = 4096  # bytes
 
@@ -21,7 +21,7 @@ def channels_last(x: Tensor) -> Tensor:
     return _Relayout.apply(x, True)
 
 
-def as_adjacent(y: Tensor, x: Tensor) -> Tensor:
+def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
     """y with the layout of x, both (N, C, H, W), copied where it has another.
 
     A sum of two maps of one layout takes a fraction of the time of one of two.
@@ -38,8 +38,8 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The product reads x in the layout that it has, and is faster than a convolution within one.
     """
-    x, weight, bias = (t if t is None else autocast(t) for t in (x, weight, bias))
-    with without_autocast(x):
+    x, weight, bias = (t if t is None else to_autocast_dtype(t) for t in (x, weight, bias))
+    with disable_autocast(x):
         if torch.compiler.is_compiling():
             y = _linear(x, weight, bias)
         else:

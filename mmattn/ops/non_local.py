@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .memory import require
-from .precision import widen, without_autocast
+from .precision import disable_autocast, upcast
 
 _MATH = 0  # of torch.nn.attention.SDPBackend: the one that builds the map
 _ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, so that the cache holds them
@@ -48,13 +48,13 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     """
     result = v.shape[0] * v.shape[1] * q.shape[2]
     require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
-    with without_autocast(q):
+    with disable_autocast(q):
         alike = q.dtype == k.dtype == v.dtype and q.shape[0] > 0
         if alike and (q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()):
             heads = [_adjacent(t.mT)[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if torch.compiler.is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
-        return _RowAttention.apply(widen(q), widen(k), v, scale)
+        return _RowAttention.apply(upcast(q), upcast(k), v, scale)
 
 
 def _adjacent(x: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def softmax_weights(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
     """softmax over s of scale * q[p] . k[s]: (N, E, P), (N, E, S) -> (N, P, S), rows sum to 1."""
-    with without_autocast(q):
-        q = widen(q) if scale == 1 else widen(q) * scale
-        return (q.mT @ widen(k)).softmax(-1)
+    with disable_autocast(q):
+        q = upcast(q) if scale == 1 else upcast(q) * scale
+        return (q.mT @ upcast(k)).softmax(-1)
 
 
 class _RowAttention(torch.autograd.Function):
@@ -109,7 +109,7 @@ class _RowAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v = ctx.saved_tensors
-        wide_v, grad = widen(v), widen(grad)
+        wide_v, grad = upcast(v), upcast(grad)
         q_grad, k_grad, v_grad = (t.new_zeros(t.mT.shape) for t in (q, k, wide_v))  # (N, S, C)
         for n, rows, weights in _row_blocks(q, k, ctx.scale):
             of_rows = grad[n, :, rows].mT  # (R, C)
@@ -164,12 +164,12 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     width, positions, values = q.shape[1], k.shape[2], v.shape[1]
     require(_bytes(v, v.shape[0] * values * q.shape[2], k.numel()), v, 'dot-product attention')
-    with without_autocast(q):
-        wide_q, wide_k = widen(q), widen(k) / positions
+    with disable_autocast(q):
+        wide_q, wide_k = upcast(q), upcast(k) / positions
         if width * values * (positions + q.shape[2]) <= positions * q.shape[2] * (width + values):
-            out = (widen(v) @ wide_k.mT) @ wide_q  # (N, C, E) @ (N, E, P)
+            out = (upcast(v) @ wide_k.mT) @ wide_q  # (N, C, E) @ (N, E, P)
         else:
-            out = widen(v) @ (wide_k.mT @ wide_q)  # (N, C, S) @ (N, S, P)
+            out = upcast(v) @ (wide_k.mT @ wide_q)  # (N, C, S) @ (N, S, P)
         return out.to(v.dtype)
 
 
@@ -192,16 +192,16 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         MemoryError: less is free than the result and as much again take.
     """
     require(_bytes(v, 2 * v.shape[0] * v.shape[1] * a.shape[1]), v, 'concatenation attention')
-    with without_autocast(a):
-        a, b = widen(a), widen(b)
+    with disable_autocast(a):
+        a, b = upcast(a), upcast(b)
         if torch.compiler.is_exporting():  # interchange formats have no search in sorted lists
-            return (concatenation_weights(a, b) @ widen(v).mT).mT.to(v.dtype)
+            return (concatenation_weights(a, b) @ upcast(v).mT).mT.to(v.dtype)
         return _SortedRelu.apply(a, b, v)
 
 
 def concatenation_weights(a: Tensor, b: Tensor) -> Tensor:
     """relu(a[p] + b[s]) / S: (N, P), (N, S) -> (N, P, S)."""
-    return (widen(a)[:, :, None] + widen(b)[:, None, :]).relu() / b.shape[1]
+    return (upcast(a)[:, :, None] + upcast(b)[:, None, :]).relu() / b.shape[1]
 
 
 class _SortedRelu(torch.autograd.Function):
@@ -212,7 +212,7 @@ class _SortedRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        found = [_relu_mean(*one)[0].to(v.dtype) for one in zip(a, b, widen(v), strict=True)]
+        found = [_relu_mean(*one)[0].to(v.dtype) for one in zip(a, b, upcast(v), strict=True)]
         return torch.stack(found) if found else v.new_empty(0, v.shape[1], a.shape[1])
 
     @staticmethod
@@ -224,7 +224,7 @@ class _SortedRelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b, v = ctx.saved_tensors
         grads = []
-        for a1, b1, v1, grad1 in zip(a, b, widen(v), widen(grad), strict=True):
+        for a1, b1, v1, grad1 in zip(a, b, upcast(v), upcast(grad), strict=True):
             seen = _relu_mean(a1, b1, v1)[1]
             v_grad, seeing = _relu_mean(b1, a1, grad1, len(b1))
             grads.append(((grad1 * seen).sum(0), (v1 * seeing).sum(0), v_grad))

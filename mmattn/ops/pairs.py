@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .criss_cross import criss_cross_map
 from .non_local import concatenation_weights, softmax_weights
-from .precision import widen
+from .precision import upcast
 
 
 class Pairs(NamedTuple):
@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
             return criss_cross_map(self.q, self.k, queries)
         q, k = self.q.flatten(2)[..., queries], self.k.flatten(2)
         if self.rule == 'mean':
-            found = widen(q).mT @ widen(k) / k.shape[2]
+            found = upcast(q).mT @ upcast(k) / k.shape[2]
         elif self.rule == 'relu mean':
             found = concatenation_weights(q[:, 0], k[:, 0])
         else:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import widen
+from .precision import upcast
 
 
 def resize_bilinear(x: Tensor, height: int, width: int) -> Tensor:
@@ -29,7 +29,7 @@ def _weights(source: int, target: int, like: Tensor) -> Tensor:
     step = torch.arange(target, device=like.device) * (source - 1)
     parts = torch.arange(target, device=like.device)[-1:].clamp(min=1)  # target - 1, but for 1
     # of whole numbers, so position and distance carry no rounding
-    left, right = step // parts, (step % parts).to(widen(like[:0]).dtype) / parts
+    left, right = step // parts, (step % parts).to(upcast(like[:0]).dtype) / parts
     near = torch.arange(source, device=like.device)
     weights = (near == left[:, None]) * (1 - right[:, None])
     weights = weights + (near == left[:, None] + 1) * right[:, None]

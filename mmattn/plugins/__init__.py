@@ -1,10 +1,10 @@
-"""Floor 3: blocks at named places of any network, and what is to know of them there."""
+"""Blocks at named places of any network, and a report of what they are and cost there."""
 
-from .insert import Plugin as Plugin
-from .insert import inherited as inherited
 from .insert import insert as insert
-from .insert import keep_learning as keep_learning
-from .insert import plugged as plugged
-from .report import Report as Report
-from .report import Row as Row
+from .plugin import Plugin as Plugin
+from .plugin import keep_trainable as keep_trainable
+from .plugin import named_plugins as named_plugins
+from .report import BlockReport as BlockReport
+from .report import BlockRow as BlockRow
 from .report import report as report
+from .weights import adapt_state_dict as adapt_state_dict

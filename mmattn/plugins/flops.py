@@ -1,4 +1,4 @@
-"""Counting multiplications: torch's counter with the operators that it does not know."""
+"""Counting FLOP: torch's counter, extended by the operators that it does not know."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter of FLOP, which are two a multiplication, for the operators of our blocks."""
+    """torch's FLOP counter (2 per multiply-accumulate), for the operators of our blocks, too."""
     known = {
         _aten.mv: lambda a, x, *args, **kwargs: 2 * torch.Size(a).numel(),
         _aten.addmm_: _product,

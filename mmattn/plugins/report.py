@@ -1,4 +1,4 @@
-"""What blocks a network has, where, at what cost, and whether they can learn."""
+"""Report of the blocks of a network: place, cost, and whether they can learn."""
 
 import math
 from collections.abc import Iterator
@@ -11,30 +11,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.blocks import AttentionBlock
 
-from .dry_run import try_network
-from .insert import plugged
+from .dry_run import dry_run
+from .plugin import named_plugins
 
-_COLUMNS = ('block', 'where', 'channels', 'map', 'parameters', 'MACs', 'frozen', 'norm in eval')
+_COLUMNS = (
+    *('block', 'where', 'channels', 'map', 'parameters', 'MACs'),
+    *('frozen', 'norm in eval', 'identity now'),
+)
 
 
 @dataclass
-class Row:
+class BlockRow:
     """One block in its place.
 
     Attributes:
         path: of the block; its state-dict keys start with it.
-        type: its class.
+        type: name of its class.
         place: where it acts, e.g. 'after backbone.layer1.0.bn3'; '' if `insert` did not put it.
         channels: of its input; None if it has no `in_channels`.
-        parameters: how many numbers it learns or could.
+        parameters: number of its weights, frozen ones included.
         frozen: whether none of its parameters takes a gradient in training.
         norm_eval: whether it has batch norms that do not update in training.
         identity: whether it now returns its input, or for a replacement what the plain convolution
-            would; None if that cannot be asked.
-        runs: how often it runs for one image; None if the network could not be tried.
-        maps: the shapes of its inputs (N, C, H, W), one for each run.
-        macs: multiplications and additions in pairs, of convolutions and matrix products, for one
-            image, all runs; None if the network could not be tried.
+            would; None if that is unknown.
+        runs: runs per image; None if the dry run failed.
+        maps: shapes (N, C, H, W) of its inputs, one for each run.
+        macs: multiply-accumulates of convolutions and matrix products for one image, summed over
+            its runs; None if the dry run failed.
     """
 
     path: str
@@ -51,18 +54,19 @@ class Row:
 
 
 @dataclass
-class Report:
-    """Rows for all blocks, and what a user should know.
+class BlockReport:
+    """The blocks of a network, one row each, and warnings. `print` it.
 
     Attributes:
-        rows: in the order of the network's modules.
-        size: height and width of the image for which maps and MACs are.
-        parameters, macs: of the whole network; MACs with the heads on 1000 proposals and 100
-            detections. None if the network could not be tried.
+        rows: one per block, in the order of the network's modules.
+        size: height and width of the image, in pixels, that maps and MACs are given for.
+        parameters: of the whole network.
+        macs: of the whole network, with 1000 proposals and 100 detections in the heads; None if
+            the dry run failed.
         warnings: sentences, each with its remedy.
     """
 
-    rows: list[Row]
+    rows: list[BlockRow]
     size: tuple[int, int]
     parameters: int
     macs: int | None
@@ -71,22 +75,22 @@ class Report:
     def __str__(self) -> str:
         if not self.rows:
             return 'no attention blocks'
-        table = [(*_COLUMNS, 'identity now')]
+        table = [_COLUMNS]
         for row in self.rows:
             sizes = sorted({shape[2:] for shape in row.maps}, key=math.prod, reverse=True)
             shapes = ' '.join('x'.join(map(str, sides)) for sides in sizes)
-            many = f' {row.runs} times' if (row.runs or 0) > 1 else ''
+            times = f' {row.runs} times' if (row.runs or 0) > 1 else ''
             table.append(
                 (
                     row.path,
                     f'{row.type} {row.place}'.strip(),
                     str(row.channels or '-'),
-                    (shapes or '-') + many,
+                    (shapes or '-') + times,
                     f'{row.parameters:,}',
                     '-' if row.macs is None else f'{row.macs / 1e6:,.1f} M',
-                    _word(row.frozen),
-                    _word(row.norm_eval),
-                    _word(row.identity),
+                    _yes_no(row.frozen),
+                    _yes_no(row.norm_eval),
+                    _yes_no(row.identity),
                 )
             )
         widths = [max(map(len, column)) for column in zip(*table)]
@@ -102,63 +106,70 @@ class Report:
         return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
 
 
-def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> Report:
-    """What blocks a network has, where, at what cost, and whether they can learn.
+def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> BlockReport:
+    """Report the blocks of a network: place, maps, parameters, MACs, and whether they can learn.
 
-    The network is tried with tensors that have a shape and no values, which takes no memory and
-    little time at any size. Nothing in it changes.
+    The network runs with fake tensors, which takes no memory and little time at any size. It is
+    not changed.
 
     Args:
         model: a detector of mmdet, a segmentor of mmseg, or any network that takes (1, 3, H, W).
-        size: H and W.
+        size: H and W of the image in pixels.
 
     Raises:
-        ValueError: a block cannot take the map that it gets, or does not get one map; names block,
-            place and map.
+        ValueError: a block cannot take its input, or its input is not one map; the message names
+            block, place and map.
     """
-    put = dict(plugged(model))
+    plugins = dict(named_plugins(model))
     blocks: dict[str, nn.Module] = {}
-    for name, m in model.named_modules():  # also those that heads have of their own
-        if name in put or (isinstance(m, AttentionBlock) and not _within(name, blocks)):
-            blocks[name] = m
-    with _modes_kept(model):
+    for path, module in model.named_modules():  # including those that heads build themselves
+        if path in plugins or (isinstance(module, AttentionBlock) and not _within(path, blocks)):
+            blocks[path] = module
+    with _restored_modes(model):
         model.train()
-        training = {name: (_frozen(block), _norm_eval(block)) for name, block in blocks.items()}
+        frozen = {path: _frozen(block) for path, block in blocks.items()}
+        norm_eval = {path: _norm_eval(block) for path, block in blocks.items()}
         model.eval()
-        tried = try_network(model, blocks, size)
-        same = {name: _is_identity(block) for name, block in blocks.items()}
+        stats = dry_run(model, blocks, size)
+        identity = {path: _is_identity(block) for path, block in blocks.items()}
     rows = [
-        Row(
-            path=name,
+        BlockRow(
+            path=path,
             type=type(block).__name__,
-            place=put[name].plugin.place if name in put else '',
+            place=plugins[path].plugin.place if path in plugins else '',
             channels=getattr(block, 'in_channels', None),
             parameters=sum(p.numel() for p in block.parameters()),
-            frozen=training[name][0],
-            norm_eval=training[name][1],
-            identity=same[name],
-            runs=None if tried.reason else len(tried.seen[name].shapes),
-            maps=tried.seen[name].shapes,
-            macs=None if tried.reason else tried.seen[name].macs,
+            frozen=frozen[path],
+            norm_eval=norm_eval[path],
+            identity=identity[path],
+            runs=None if stats.reason else len(stats.modules[path].input_shapes),
+            maps=stats.modules[path].input_shapes,
+            macs=None if stats.reason else stats.modules[path].macs,
         )
-        for name, block in blocks.items()
+        for path, block in blocks.items()
     ]
-    warnings = [f'maps and MACs are unknown: {tried.reason}'] if tried.reason else []
-    groups: dict[tuple, list[Row]] = {}
+    warnings = [f'maps and MACs are unknown: {stats.reason}'] if stats.reason else []
+    groups: dict[tuple, list[BlockRow]] = {}
     for row in rows:
-        entry = put[row.path].plugin.entry if row.path in put else row.type
-        for kind, wrong in ('frozen', row.frozen), ('norm', row.norm_eval), ('idle', row.runs == 0):
-            if wrong:
-                groups.setdefault((entry, kind), []).append(row)
+        origin = plugins[row.path].plugin.index if row.path in plugins else row.type
+        for kind, applies in (
+            ('frozen', row.frozen),
+            ('norm', row.norm_eval),
+            ('unused', row.runs == 0),
+        ):
+            if applies:
+                groups.setdefault((origin, kind), []).append(row)
     option = 'Add learn=True to the plugin, or s'
-    if not getattr(model, 'keeps_learning', False):
-        option = 'Call mmattn.plugins.keep_learning(model) after model.train(), or s'
+    if not getattr(model, 'trains_plugins', False):
+        option = 'Call mmattn.plugins.keep_trainable(model) after model.train(), or s'
     warnings += [
-        _warning(kind, found, option if found[0].place else 'S')
-        for (_, kind), found in groups.items()
+        _warning(kind, group, option if group[0].place else 'S')
+        for (_, kind), group in groups.items()
     ]
-    macs = None if tried.reason else tried.total.macs
-    return Report(rows, tuple(size), sum(p.numel() for p in model.parameters()), macs, warnings)
+    macs = None if stats.reason else stats.total.macs
+    return BlockReport(
+        rows, tuple(size), sum(p.numel() for p in model.parameters()), macs, warnings
+    )
 
 
 def _within(path: str, blocks: dict[str, nn.Module]) -> bool:
@@ -166,24 +177,24 @@ def _within(path: str, blocks: dict[str, nn.Module]) -> bool:
     return any(not name or path.startswith(f'{name}.') for name in blocks)
 
 
-def _warning(kind: str, rows: list[Row], learn: str) -> str:
+def _warning(kind: str, rows: list[BlockRow], remedy: str) -> str:
     path = rows[0].path + (f' and {len(rows) - 1} more' if len(rows) > 1 else '')
     if kind == 'frozen':
         return (
             f'{path} cannot learn: frozen with the stage around it. '
-            f'{learn}et backbone.frozen_stages lower'
+            f'{remedy}et backbone.frozen_stages lower'
         )
     if kind == 'norm':
         return (
             f'{path}: the batch norms stay at the mean and variance they have, as '
-            f'backbone.norm_eval=True. {learn}et norm_eval=False'
+            f'backbone.norm_eval=True. {remedy}et norm_eval=False'
         )
-    return f'{path} never runs: nothing calls the module behind which it stands. Name another place'
+    return f'{path} never runs: nothing calls the module that it follows. Name another place'
 
 
 @contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Training and evaluation mode and frozenness as they were."""
+def _restored_modes(model: nn.Module) -> Iterator[None]:
+    """Restore the training mode of modules and `requires_grad` of parameters afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -191,8 +202,8 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        for value, needed in grads:
-            value.requires_grad = needed
+        for parameter, requires_grad in grads:
+            parameter.requires_grad = requires_grad
 
 
 def _frozen(block: nn.Module) -> bool:
@@ -206,7 +217,7 @@ def _norm_eval(block: nn.Module) -> bool:
 
 def _is_identity(block: nn.Module) -> bool | None:
     channels = getattr(block, 'in_channels', None)
-    replaces = hasattr(block, 'plugin') and block.plugin.place.startswith('instead')
+    replaces = hasattr(block, 'plugin') and block.plugin.replaces
     if channels is None or (replaces and not isinstance(block, AttentionBlock)):
         return None
     like = next(block.parameters(), torch.empty(0))
@@ -216,10 +227,10 @@ def _is_identity(block: nn.Module) -> bool | None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).to(like) for shape in shapes]
     with torch.no_grad():
-        found = block(*inputs)
-        wanted = block.identity(*inputs) if isinstance(block, AttentionBlock) else inputs[0]
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0, atol=1e-5)
+        output = block(*inputs)
+        expected = block.identity(*inputs) if isinstance(block, AttentionBlock) else inputs[0]
+    return output.shape == expected.shape and torch.allclose(output, expected, rtol=0, atol=1e-5)
 
 
-def _word(value: bool | None) -> str:
+def _yes_no(value: bool | None) -> str:
     return '-' if value is None else 'yes' if value else 'no'

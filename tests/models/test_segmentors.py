@@ -14,7 +14,7 @@ from mmseg.structures import SegDataSample
 from mmattn.config.leaves import replace_type
 from mmattn.config.load import load_config
 from mmattn.datasets.street import generate
-from mmattn.plugins import plugged
+from mmattn.plugins import named_plugins
 from tests.conftest import ROOT, randomise
 
 KINDS = {'cbam': {'CBAM'}, 'gc,se': {'ContextBlock', 'SE'}, 'sk': {'SKConv2d'}}
@@ -122,13 +122,13 @@ def test_attention_in_the_backbone_learns(model, attention):
     replace_type(cfg, 'SyncBN', 'BN')
     segmentor = MODELS.build(ConfigDict(cfg)).train()
     segmentor.init_weights()
-    for _, block in plugged(segmentor):
+    for _, block in named_plugins(segmentor):
         randomise(block)
     label = torch.randint(0, 19, (2, 1, 64, 96))
     samples = [SegDataSample(gt_sem_seg=PixelData(data=v)) for v in label]
     losses = segmentor.loss(torch.randn(2, 3, 64, 96), samples)
     sum(v for k, v in losses.items() if 'loss' in k).backward()
-    blocks = plugged(segmentor)
+    blocks = named_plugins(segmentor)
     assert {type(block).__name__ for _, block in blocks} == KINDS[attention]
     for path, block in blocks:
         for name, p in block.named_parameters():

@@ -12,7 +12,7 @@ from torch import nn
 from mmattn.checkpoint.load import load_weights, start_from
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.load import load_config
-from mmattn.plugins import plugged
+from mmattn.plugins import named_plugins
 from tests.conftest import ROOT, randomise
 
 BLOCKS = ('cbam', 'se', 'sa', 'sge', 'gc', 'nl', 'rcca', 'sk', 'bam', 'scse')
@@ -71,7 +71,7 @@ def same(found, wanted, tolerance=0.0):
 
 def awake(model):
     """Plugins drawn at random, as zeros would hide faults; layers keep the size of values."""
-    for _, block in plugged(model):
+    for _, block in named_plugins(model):
         with torch.no_grad():
             for value in randomise(block).parameters():
                 if value.dim() > 1:
@@ -99,7 +99,7 @@ def losses(model):
 @pytest.mark.parametrize('detector', DETECTORS)
 def test_it_trains_and_tests_and_its_checkpoint_says_all(detector, name, tmp_path):
     model = awake(build(f'{detector}_r50_coco', name))
-    blocks = dict(plugged(model))
+    blocks = dict(named_plugins(model))
     assert blocks
     losses(model).backward()
     for path, block in blocks.items():
@@ -163,7 +163,7 @@ def test_initialisation_keeps_identity_starts_also_below_plain_containers(times)
     model = build('retinanet_r18_bccd', plugins=plugins)
     for _ in range(times):
         model.init_weights()
-    blocks = dict(plugged(model))
+    blocks = dict(named_plugins(model))
     assert len(blocks) == len(kinds) * (1 + len(model.neck.fpn_convs) + 2)
     for path, block in blocks.items():
         for training in False, True:

@@ -20,7 +20,7 @@ def draw(*shape, layout=torch.contiguous_format):
 def test_as_adjacent(shape, of, to):
     """Values stay, the layout is that of the other map, and the gradient's that of the input."""
     y = draw(*shape, layout=of).requires_grad_()
-    z = ops.as_adjacent(y, draw(*shape, layout=to))
+    z = ops.match_memory_format(y, draw(*shape, layout=to))
     assert torch.equal(z, y)
     assert not len(z) or z.is_contiguous(memory_format=to)
     weight = torch.randn_like(z)

@@ -4,7 +4,7 @@ import torch
 from mmcv.ops import PSAMask, nms
 from torch import nn
 
-from mmattn.plugins.dry_run import try_network
+from mmattn.plugins.dry_run import dry_run
 
 
 class Compiled(nn.Module):
@@ -23,8 +23,8 @@ class Compiled(nn.Module):
 
 
 def test_compiled_operators_meet_no_tensors_without_values():
-    found = try_network(Compiled(), {}, (64, 64))
+    found = dry_run(Compiled(), {}, (64, 64))
     assert found.reason == '' and found.total.macs == 64 * 64 * 27
-    assert try_network(Compiled(returns=True), {}, (4, 4)).reason == 'nms needs values'
+    assert dry_run(Compiled(returns=True), {}, (4, 4)).reason == 'nms needs values'
     image = torch.rand(1, 3, 4, 4)
     assert Compiled()(image).abs().sum() > 0  # they are themselves again

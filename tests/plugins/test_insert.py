@@ -16,7 +16,7 @@ from torch import nn
 from mmattn import SE, SKConv2d, insert
 from mmattn.config.leaves import replace_type
 from mmattn.config.load import load_config
-from mmattn.plugins import keep_learning, plugged
+from mmattn.plugins import keep_trainable, named_plugins
 from tests.conftest import ROOT, randomise
 
 BASIC = ('after_conv1', 'after_conv2', 'before_add', 'after_add', 'after_stage')
@@ -363,7 +363,7 @@ def test_plugins_of_a_basic_backbone_are_put_where_the_stock_one_has_none():
     model = network(
         'faster_rcnn_r18_bccd.py', 'mmattn.FasterRCNN', dict(type='ResNet', plugins=two)
     )
-    assert len(list(plugged(model))) == 2 * 16
+    assert len(list(named_plugins(model))) == 2 * 16
 
 
 # -- behind modules -------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_a_list_of_modules_is_refused_and_what_is_inside_is_named(container):
 
 def test_channels_that_cannot_be_told_are_asked_for_and_taken():
     model = nn.ModuleDict(dict(act=nn.ReLU()))
-    with pytest.raises(ValueError, match=r'out of act \(ReLU\) cannot be told. Write in_channels'):
+    with pytest.raises(ValueError, match=r'out of act \(ReLU\) is unknown. Write in_channels'):
         insert(model, [line(at='act')])
     insert(model, [dict(cfg=dict(type=Line, in_channels=3), at='act')])
     x = torch.randn(2, 3, 4, 5)
@@ -614,7 +614,7 @@ def rebuilt(model, name='mmdet bottleneck'):
 
 def awake(model):
     """Plugins drawn at random, so that none starts as the identity."""
-    for _, block in plugged(model):
+    for _, block in named_plugins(model):
         randomise(block)
     return model
 
@@ -682,7 +682,7 @@ def test_an_average_of_weights_has_the_plugins():
     assert equal(mean(x), model(x))
     awake(model)
     mean.update_parameters(model)
-    (path, block), *_ = plugged(model)
+    (path, block), *_ = named_plugins(model)
     key = f'{path}.{next(iter(block.state_dict()))}'
     assert not torch.equal(mean.module.state_dict()[key], before[key])
     assert equal(mean(x), rebuilt(mean.module)(x))
@@ -700,7 +700,7 @@ def test_gradients_of_a_distributed_network_reach_the_plugins(tmp_path):
         sum(y.square().mean() for y in wrapped(image(2))).backward()
     finally:
         dist.destroy_process_group()
-    for path, block in plugged(model):
+    for path, block in named_plugins(model):
         for name, value in block.named_parameters():
             if name not in getattr(block, 'without_effect', ()):
                 assert value.grad.isfinite().all() and value.grad.any(), f'{path}.{name}'
@@ -792,14 +792,18 @@ def test_a_block_is_in_the_mode_of_the_network(training):
 def test_what_is_advised_for_networks_of_others_keeps_plugins_learning():
     model = ResNet(18, frozen_stages=2, **NARROW)
     cfg = dict(type='mmattn.BAM', reduction=2)
-    with pytest.raises(ValueError, match=r'call mmattn.plugins.keep_learning\(model\) after model'):
+    with pytest.raises(
+        ValueError, match=r'call mmattn.plugins.keep_trainable\(model\) after model'
+    ):
         insert(model, [dict(cfg=cfg, position='before_add', learn=True)])
     insert(model, [dict(cfg=cfg, position='before_add')])
     model.train()
     assert not any(value.requires_grad for value in model.layer1[0].bam.parameters())
-    keep_learning(model)
-    assert all(value.requires_grad for _, block in plugged(model) for value in block.parameters())
-    assert all(module.training for _, block in plugged(model) for module in block.modules())
+    keep_trainable(model)
+    assert all(
+        value.requires_grad for _, block in named_plugins(model) for value in block.parameters()
+    )
+    assert all(module.training for _, block in named_plugins(model) for module in block.modules())
     assert not model.layer1[0].conv1.weight.requires_grad
 
 
@@ -869,7 +873,7 @@ SE_ = dict(type='mmattn.SE', reduction=2)
         (dict(cfg=SE_), 'needs one of position, at, replace, and has none'),
         (
             dict(cfg=SE_, position='after_add', learn=True),
-            r'learn=True works in networks of mmattn, .*keep_learning\(model\)',
+            r'learn=True works in networks of mmattn, .*keep_trainable\(model\)',
         ),
         (
             dict(cfg=dict(type='mmattn.CBAN'), position='after_add'),
@@ -882,15 +886,15 @@ SE_ = dict(type='mmattn.SE', reduction=2)
         ),
         (
             dict(cfg=dict(type='mmattn.CMPESE', reduction=2), position='after_add'),
-            r'cannot stand behind layer1.0: needs residual and identity',
+            r'cannot be inserted after layer1.0: needs residual and identity',
         ),
         (
             dict(cfg=dict(type='mmattn.SKConv2d', groups=1), position='before_add'),
-            r'cannot stand behind layer1.0.bn2: it is a convolution',
+            r'cannot be inserted after layer1.0.bn2: it is a convolution',
         ),
         (
             dict(cfg=dict(type='mmattn.AFNB', high_in_channels=8), position='after_add'),
-            r'cannot stand behind layer1.0: needs two maps',
+            r'cannot be inserted after layer1.0: needs two maps',
         ),
         (
             dict(cfg=dict(reduction=4), position='after_add'),

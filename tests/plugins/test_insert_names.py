@@ -17,7 +17,7 @@ from mmattn.config.check import check_config
 from mmattn.config.load import load_config
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
-from mmattn.plugins import insert, plugged
+from mmattn.plugins import insert, named_plugins
 from tests.config.test_config import others
 
 SE_AFTER = dict(cfg=dict(type='SE', reduction=2), at='blocks.*')
@@ -69,7 +69,7 @@ def test_an_attribute_that_is_no_module_is_left_alone_and_the_block_runs_once(at
     assert model.blocks[0].se is attributes['se']
     assert [key for key in model.state_dict() if '.se' not in key] == before
     expected = x
-    for block, (_, se) in zip(plain.blocks, plugged(model)):
+    for block, (_, se) in zip(plain.blocks, named_plugins(model)):
         expected = se(block(expected))
     torch.testing.assert_close(model(x), expected)
     with pytest.raises(ValueError, match=f"blocks.0 has a {name} already. .*postfix='_2'"):
@@ -144,8 +144,8 @@ def test_a_block_of_another_registry_is_found(where, tiny, tmp_path):
     model = dict(plugins=[plugin]) if where == 'plugins' else dict(backbone=dict(plugins=[plugin]))
     path = own(tmp_path, f"model = dict(type='mmattn.RetinaNet', **{model})")
     network, _ = build_network(path)
-    assert [type(block) for _, block in plugged(network)] == [_Tiny] * 16
-    assert next(iter(dict(plugged(network)))) == 'backbone.layer1.0.tiny_gate'
+    assert [type(block) for _, block in named_plugins(network)] == [_Tiny] * 16
+    assert next(iter(dict(named_plugins(network)))) == 'backbone.layer1.0.tiny_gate'
 
 
 def test_a_network_of_the_package_itself_finds_its_blocks(tmp_path):
@@ -177,7 +177,7 @@ def test_a_block_of_no_registry_names_the_nearest_that_then_works(tmp_path):
                 assert str(said.value).endswith('Did you mean mmseg.SegGate?')
         plugin['cfg']['type'] = 'mmseg.SegGate'
         path = own(tmp_path, f"model = dict(type='mmattn.RetinaNet', plugins=[{plugin}])")
-        assert len(list(plugged(build_network(path)[0]))) == 16
+        assert len(list(named_plugins(build_network(path)[0]))) == 16
         with pytest.raises(
             ValueError, match=r'no such type is registered. Did you mean mmseg.SegGate\?$'
         ):
@@ -189,7 +189,7 @@ def test_a_block_of_no_registry_names_the_nearest_that_then_works(tmp_path):
 def test_cbam_without_its_scope_works_in_our_networks_and_is_named_elsewhere(tmp_path):
     plugin = dict(cfg=dict(type='CBAM'), position='after_conv3')
     path = own(tmp_path, f"model = dict(type='mmattn.RetinaNet', plugins=[{plugin}])")
-    assert len(list(plugged(build_network(path)[0]))) == 16
+    assert len(list(named_plugins(build_network(path)[0]))) == 16
     path = own(tmp_path, f'model = dict(backbone=dict(plugins=[{plugin}]))')
     with pytest.raises(UsageError, match="'CBAM' is not registered. Did you mean mmattn.CBAM?"):
         check_config(load_config(path))
@@ -209,4 +209,4 @@ def test_basic_blocks_of_the_stock_network_say_which_network_takes_plugins(tmp_p
     (tmp_path / 'a.py').write_text(
         text.replace('model = dict(', "model = dict(type='mmattn.RetinaNet', ")
     )
-    assert len(list(plugged(build_network(tmp_path / 'a.py')[0]))) == 8  # the remedy helps
+    assert len(list(named_plugins(build_network(tmp_path / 'a.py')[0]))) == 8  # the remedy helps

@@ -12,7 +12,7 @@ from torch import nn
 from mmattn import BAM, SE, SKConv2d, insert
 from mmattn.config.leaves import replace_type
 from mmattn.config.load import load_config
-from mmattn.plugins import keep_learning, plugged, report
+from mmattn.plugins import keep_trainable, named_plugins, report
 from tests.conftest import ROOT, randomise
 
 PLACEMENTS = ROOT / 'configs' / '_base_' / 'attention'
@@ -254,11 +254,11 @@ def test_of_other_networks_the_option_is_a_call():
     insert(model, [bam(position='after_stage', stages=(True, False, False, False))])
     found = report(model, SIZE)
     assert len(found.warnings) == 2
-    assert all('Call mmattn.plugins.keep_learning(model)' in text for text in found.warnings)
+    assert all('Call mmattn.plugins.keep_trainable(model)' in text for text in found.warnings)
     assert not any('learn=True' in text for text in found.warnings)
     model.train()
-    keep_learning(model)
-    ((_, block),) = plugged(model)
+    keep_trainable(model)
+    ((_, block),) = named_plugins(model)
     assert all(p.requires_grad for p in block.parameters())
     assert all(m.training for m in block.modules())
 
@@ -301,7 +301,7 @@ def test_whether_blocks_are_the_identity_now(kind):
         assert [row.identity for row in report(model, SIZE).rows] == [init == 'identity'] * 4
         model.init_weights()
         assert [row.identity for row in report(model, SIZE).rows] == [init == 'identity'] * 4
-        for _, block in plugged(model):
+        for _, block in named_plugins(model):
             randomise(block)
         assert [row.identity for row in report(model, SIZE).rows] == [False] * 4
 

@@ -1,0 +1,40 @@
+"""Forward hooks that run plugins before or after a module."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class NotOneMap(TypeError):
+    """A plugin follows a module that returns something else than one map."""
+
+
+class RunPlugins:
+    """A hook that sends a map through plugins, in the order in which they were added.
+
+    Args:
+        host: the module whose children the plugins are.
+        place: where they act, in words.
+
+    Attributes:
+        names: of the plugins among the host's children.
+    """
+
+    def __init__(self, host: nn.Module, place: str) -> None:
+        self.host, self.place = host, place
+        self.names: list[str] = []
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Any = None) -> Any:
+        if output is None:  # before the module
+            return (self.run(inputs[0]), *inputs[1:])
+        return self.run(output)
+
+    def run(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise NotOneMap(
+                f'plugin {self.names[0]} {self.place}: there is a {type(x).__name__}, not one map. '
+                'Name a module that returns one map, such as neck.fpn_convs.*'
+            )
+        for name in self.names:
+            x = self.host._modules[name](x)
+        return x
