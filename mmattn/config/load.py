@@ -52,17 +52,27 @@ def load_config(
 ) -> Config:
     """The config of a file with `--attention` and then `--cfg-options` merged in.
 
+    Args:
+        path: the config file, see `load_config_file`.
+        options, attention: see `change_config`.
+
+    Raises:
+        UsageError, CheckpointError: as these do.
+    """
+    return change_config(load_config_file(path), options, attention)
+
+
+def load_config_file(path: str | Path) -> Config:
+    """The config of a file.
+
     A file in Python is executed. One in JSON or YAML is data: nothing in it is.
 
     Args:
-        path: of the file.
-        options: dotted keys and their values.
-        attention: names for `add_attention`, or what a checkpoint has of `cfg.attention`.
+        path: the config file.
 
     Raises:
-        UsageError: the file is missing or does not parse, or a change does not fit into it; one in
-            JSON or YAML wants to execute something.
-        CheckpointError: what a checkpoint has is no attention.
+        UsageError: the file is missing or does not parse; one in JSON or YAML wants to execute
+            something.
     """
     if re.match(r'\w{2,}:/', str(path)):  # a Path has lost a slash
         raise UsageError(
@@ -98,11 +108,31 @@ def load_config(
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(f'config {path} cannot be read: {reason}') from error
+    return cfg
+
+
+def change_config(
+    cfg: Config, options: dict | None = None, attention: str | dict | None = None
+) -> Config:
+    """Merge attention and then options into a config.
+
+    Args:
+        cfg: from `load_config_file`; it is changed.
+        options: dotted keys and their values.
+        attention: names for `add_attention`, or the `cfg.attention` that a checkpoint recorded.
+
+    Returns:
+        the same config.
+
+    Raises:
+        UsageError: the config has other attention already, or a change does not fit into it.
+        CheckpointError: what the checkpoint recorded is no attention.
+    """
     own = cfg.get('attention')  # of the config that a run wrote down
     if own and isinstance(attention, str) and attention != own['names']:
         raise UsageError(
-            f'--attention {attention}: config {path} has {own["names"]} already. Leave --attention '
-            'out, or name the config without it.'
+            f'--attention {attention}: config {cfg.filename} has {own["names"]} already. '
+            'Leave --attention out, or name the config without it.'
         )
     if attention and not own:
         if isinstance(attention, str):
