@@ -43,7 +43,7 @@ def clear_status(folder: Path) -> None:
         (folder / STATUS).unlink(missing_ok=True)
 
 
-def how_it_ended(folder: Path) -> tuple[int, str]:
+def exit_code_and_message(folder: Path) -> tuple[int, str]:
     """Exit code and sentence of a run; 8 where no process could leave a word."""
     found = read_status(folder)
     if found is None:

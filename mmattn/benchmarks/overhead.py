@@ -25,8 +25,8 @@ from torch import nn
 from mmattn.checkpoint.write import write_checkpoint
 from mmattn.config.load import load_config
 from mmattn.engine.hooks.guard import GuardHook
-from mmattn.engine.nonfinite import watch
-from mmattn.engine.resume.rng import derived_seed, seeded
+from mmattn.engine.nonfinite import detect_nonfinite
+from mmattn.engine.resume.rng import derive_seed, seeded
 from mmattn.files import check_writable
 from mmattn.plugins import insert
 
@@ -88,7 +88,7 @@ def _report(comparisons: Callable, rounds: int, json_path: str | Path | None) ->
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
     about = machine()
-    print(', '.join(f'{derived_seed} {value}' for derived_seed, value in about.items()))
+    print(', '.join(f'{name} {value}' for name, value in about.items()))
     print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, least of {rounds} rounds')
     print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
     rows = []
@@ -109,7 +109,7 @@ def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, C
     plain, watched = (
         OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)) for _ in range(2)
     )
-    watch(watched, _unexpected)
+    detect_nonfinite(watched, _unexpected)
     image = torch.randint(256, (3, *_IMAGE), dtype=torch.uint8)
     batch = dict(inputs=[image], data_samples=[_sample()])
     guard, runner = GuardHook(), SimpleNamespace(iter=0, optim_wrapper=watched)
@@ -120,7 +120,7 @@ def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, C
 
     def guarded() -> None:
         torch.manual_seed(0)
-        with seeded(derived_seed(0, 'sample', 0, 0)):  # as loading does for each image
+        with seeded(derive_seed(0, 'sample', 0, 0)):  # as loading does for each image
             data = deepcopy(batch)
         guard.before_train_iter(runner, 0, data)
         model.train_step(data, watched)

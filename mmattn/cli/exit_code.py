@@ -7,7 +7,7 @@ Example: torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --
 from pathlib import Path
 
 from mmattn.errors import Exit, MmattnError
-from mmattn.exit_status import how_it_ended
+from mmattn.exit_status import exit_code_and_message
 
 from .common import make_parser, run
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
 
     def task() -> None:
-        code, message = how_it_ended(args.work_dir)
+        code, message = exit_code_and_message(args.work_dir)
         if code != Exit.OK:
             error = MmattnError(message)
             error.code = Exit(code)

@@ -35,15 +35,15 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         parser.error('--soak kills nothing')
 
     def task() -> None:
-        from mmattn.testing.kill import torture_saves, torture_training
-        from mmattn.testing.soak import soak
+        from mmattn.testing.kill import kill_test, kill_test_saves
+        from mmattn.testing.soak import soak_test
 
         if args.soak:
-            soak(args.config, args.out_dir, args.cfg_options)
+            soak_test(args.config, args.out_dir, args.cfg_options)
         elif args.saves:
-            torture_saves(args.kills or 120, args.seed, args.out_dir)
+            kill_test_saves(args.kills or 120, args.seed, args.out_dir)
         else:
             kills = args.kills or 20
-            torture_training(args.config, kills, args.seed, args.out_dir, args.cfg_options)
+            kill_test(args.config, kills, args.seed, args.out_dir, args.cfg_options)
 
     return run(task, args)

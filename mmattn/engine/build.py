@@ -12,7 +12,7 @@ from mmattn.blocks.base import registered_blocks
 from mmattn.config.load import load_config, parse_options
 from mmattn.errors import DataError, UsageError
 
-from .distributed import Ranks, is_main
+from .distributed import DistributedRun, is_main
 from .out_of_memory import is_out_of_memory
 from .run_config import recorded_attention, replace_sync_bn, run_folder, run_name
 from .runner import BUILD_ERRORS, Runner
@@ -22,15 +22,15 @@ from .runner import BUILD_ERRORS, Runner
 @contextlib.contextmanager
 def connected(
     launcher, config, options, attention, checkpoint, work_dir, *, training: bool = True
-) -> Iterator[Ranks | None]:
+) -> Iterator[DistributedRun | None]:
     """The processes of a run, which leave a word on how it ends; None if there is but this one."""
     if launcher == 'none':
         yield None
         return
     part = '' if training else 'test'
     name = run_name(config, attention)  # until the config is read, if it can be
-    ranks = Ranks(Path(work_dir or Path('work_dirs') / name) / part, training)
-    with ranks.reported():
+    ranks = DistributedRun(Path(work_dir or Path('work_dirs') / name) / part, training)
+    with ranks.report_exit():
         cfg = load_config(config, parse_options(options), recorded_attention(attention, checkpoint))
         ranks.folder = run_folder(config, cfg, work_dir) / part
         ranks.join(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))

@@ -90,7 +90,7 @@ def timeout_of(settings: dict) -> float:
     return seconds
 
 
-class Ranks:
+class DistributedRun:
     """The processes of a run, as one of them sees the others.
 
     Attributes:
@@ -111,7 +111,7 @@ class Ranks:
     @property
     def step(self) -> int:
         """The iteration that is being made, from 1; 0 before the first."""
-        started = self.runner is not None and self.runner.guard.listener.started
+        started = self.runner is not None and self.runner.guard.signal_handler.started
         return self.runner.iter + 1 if started else 0
 
     def join(self, launcher: str, settings: dict) -> None:
@@ -142,7 +142,7 @@ class Ranks:
         self.nodes = nodes
 
     @contextlib.contextmanager
-    def reported(self) -> Iterator[None]:
+    def report_exit(self) -> Iterator[None]:
         """Leave a word on how the block ends, and make of an echo the failure it is of."""
         try:
             yield
@@ -161,7 +161,7 @@ class Ranks:
                 raise named from error
             raise
 
-    def raise_if_over(self) -> None:
+    def raise_peer_failure(self) -> None:
         """Raise what another process failed with, if one did; one that was told to stop did not."""
         first = read_status(self.folder)
         if first and first['rank'] != self.rank and first['code'] != Exit.STOPPED:

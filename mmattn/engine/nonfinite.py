@@ -21,7 +21,7 @@ _SHOWN = 5
 
 
 # ---- numbers -----------------------------------------------------------------------------------
-def watch(wrapper: OptimWrapper, found: Callable[[str, float], None]) -> None:
+def detect_nonfinite(wrapper: OptimWrapper, found: Callable[[str, float], None]) -> None:
     """Have an optimizer wrapper look at loss and gradients before it changes a weight.
 
     Under a gradient scaler a gradient that is not finite skips the step: that is its work.
@@ -62,7 +62,7 @@ def _norm(wrapper: OptimWrapper) -> float:
     return torch.stack([norm.float().to(norms[0].device) for norm in norms]).max().item()
 
 
-def explain(runner, what: str, value: float) -> None:
+def raise_nonfinite(runner, what: str, value: float) -> None:
     """Raise what a loss or gradient that is not finite means: which loss, module and samples."""
     hook = runner.guard
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -15,7 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     ) or "can't allocate memory" in str(error)
 
 
-def memory_shortage(runner, error: BaseException) -> MemoryShortage:
+def out_of_memory_error(runner, error: BaseException) -> MemoryShortage:
     """What a lack of memory means: how large the batch was, and what to change."""
     hook = runner.guard
     parts, batch = [], hook.batch if isinstance(hook.batch, dict) else {}

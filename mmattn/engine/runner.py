@@ -38,12 +38,12 @@ from mmattn.config.unused_keys import nearest
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.log import warn
 
-from .hooks.checkpoint import adopted
+from .hooks.checkpoint import adapt_checkpoint_hook
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
-from .nonfinite import explain, watch
+from .nonfinite import detect_nonfinite, raise_nonfinite
 from .rehearsal.rehearse import rehearse
-from .resume.data import ResumableLoader, loader_arguments
+from .resume.data import ResumableLoader, prepare_dataloader_cfg
 from .resume.loops import LOOPS, EpochLoop
 from .resume.rng import accumulated_gradients
 from .run_length import (
@@ -118,12 +118,14 @@ class Runner(EngineRunner):
         if isinstance(hook, dict):
             own = hook.pop('priority', None)
             hook, priority = HOOKS.build(hook), own if priority is None else priority
-        super().register_hook(adopted(hook) if isinstance(hook, Hook) else hook, priority)
+        super().register_hook(
+            adapt_checkpoint_hook(hook) if isinstance(hook, Hook) else hook, priority
+        )
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False) -> DataLoader:
         if isinstance(dataloader, dict):
-            dataloader = loader_arguments(dataloader, seed)
+            dataloader = prepare_dataloader_cfg(dataloader, seed)
         return EngineRunner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -136,10 +138,10 @@ class Runner(EngineRunner):
         cfg = self._train_dataloader
         own = self._randomness_cfg.get('diff_rank_seed', False)
         batches = ResumableLoader(self.build_dataloader(cfg, self.seed, own), self.data_seed)
-        if not batches.exact:
+        if not batches.deterministic:
             warn(
-                f'exactness of a resumed run not guaranteed because {batches.kind} keeps a state '
-                'of its own; use InfiniteSampler or DefaultSampler'
+                f'exactness of a resumed run not guaranteed because {batches.sampler_name} keeps '
+                'a state of its own; use InfiniteSampler or DefaultSampler'
             )
         loop = {k: v for k, v in loop.items() if k not in ('type', 'by_epoch')}
         self._train_dataloader = batches.loader
@@ -160,7 +162,7 @@ class Runner(EngineRunner):
                 'looked for in one. Use one, with groups of parameters by `paramwise_cfg`.'
             )
         if made is not optim_wrapper and isinstance(made, OptimWrapper):
-            watch(made, partial(explain, self))
+            detect_nonfinite(made, partial(raise_nonfinite, self))
         return made
 
     def _build_param_scheduler(self, scheduler, optim_wrapper) -> list:
@@ -235,7 +237,7 @@ class Runner(EngineRunner):
         It is plain, and says what attention the network has; the pointer of its folder names the
         last one that can be resumed.
         """
-        rows = self.randomness_hook.rows()
+        rows = self.randomness_hook.rng_states()
         gradients = {}
         if save_optimizer:
             gradients = accumulated_gradients(self.optim_wrapper, unwrapped(self.model))

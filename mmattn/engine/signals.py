@@ -25,24 +25,24 @@ class SignalHandler:
         training: else it is a test.
         heard: the name of the first signal, None as long as there was none.
         started: a step of this process has begun; before it, a signal ends the process at once.
-        check_others: raises if another process has ended the run: there is no step to finish.
+        check_peers: raises if another process has ended the run: there is no step to finish.
     """
 
     def __init__(self, training: bool = True) -> None:
         self.training = training
-        self.heard: str | None = None
+        self.received: str | None = None
         self.started = False
-        self.check_others: Callable[[], None] = lambda: None
+        self.check_peers: Callable[[], None] = lambda: None
         self._process = os.getpid()
 
     def __call__(self, number: int, frame=None) -> None:
         if os.getpid() != self._process:
             _end_unless_loading(number)
             return
-        again, self.heard = self.heard, signal.Signals(number).name
+        again, self.received = self.received, signal.Signals(number).name
         if number == signal.SIGINT and (again or not self.started):
             raise KeyboardInterrupt
-        self.check_others()
+        self.check_peers()
         if not self.started:
             self.check_start()
         if number == signal.SIGINT:
@@ -50,9 +50,9 @@ class SignalHandler:
 
     def check_start(self) -> None:
         """Raise if a signal came before there was anything to save."""
-        if self.heard:
+        if self.received:
             when = ' before the first step, nothing to save' if self.training else ''
-            raise Terminated(f'stopped by {self.heard}{when}.')
+            raise Terminated(f'stopped by {self.received}{when}.')
 
 
 def _before_fork() -> None:
@@ -88,7 +88,7 @@ os.register_at_fork(before=_before_fork, after_in_parent=_let_through, after_in_
 def _end_unless_loading(number: int) -> None:
     """In a forked process: a pool ends its workers by a signal and waits until they are gone.
 
-    A data worker goes on: `exact.start_worker` is about to have it ignore the signal.
+    A data worker goes on: `exact.init_worker` is about to have it ignore the signal.
     """
     if getattr(multiprocessing.current_process(), '_target', None) is not _worker_loop:
         signal.signal(number, signal.SIG_DFL)

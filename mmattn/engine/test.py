@@ -96,7 +96,7 @@ def test(
         ) as ranks,
     ):  # fmt: skip
         if ranks:
-            listener.check_others = ranks.raise_if_over
+            listener.check_peers = ranks.raise_peer_failure
         return _test(config, checkpoint, options)
 
 

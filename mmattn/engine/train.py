@@ -19,11 +19,11 @@ from mmattn.log import warn
 
 from .build import build_runner, config_errors, connected, run_loop
 from .commands import train_command
-from .distributed import Ranks, is_main, world_size
+from .distributed import DistributedRun, is_main, world_size
 from .evaluators import folders_written, prepare_evaluation
 from .network import report_blocks
 from .options import complete
-from .out_of_memory import is_out_of_memory, memory_shortage
+from .out_of_memory import is_out_of_memory, out_of_memory_error
 from .run_config import class_counts, prepare_config, run_folder, scale_lr, use_amp
 from .run_length import batch_size_of, check_batches, check_lengths
 from .signals import SignalHandler, handle_signals
@@ -100,12 +100,12 @@ def train(config: str | Path, options: TrainOptions | None = None, **fields) -> 
             options.work_dir,
         ) as ranks:  # fmt: skip
             if ranks:
-                listener.check_others = ranks.raise_if_over
+                listener.check_peers = ranks.raise_peer_failure
             return _train(config, options, listener, ranks)
 
 
 def _train(
-    config: str | Path, options: TrainOptions, listener: SignalHandler, ranks: Ranks | None
+    config: str | Path, options: TrainOptions, listener: SignalHandler, ranks: DistributedRun | None
 ) -> Path:
     cfg_options = parse_options(options.cfg_options)
     resume, init_from = options.resume, options.init_from
@@ -174,7 +174,8 @@ def _train(
     check_batches(runner)
     if validate:
         prepare_evaluation(runner, 'val')
-    runner.course, runner.guard.listener, runner.rehearses = course, listener, options.rehearsal
+    runner.course, runner.rehearses = course, options.rehearsal
+    runner.guard.signal_handler = listener
     for hook in options.hooks:
         runner.register_hook(hook)
     if ranks:
@@ -191,8 +192,8 @@ def _train(
             run_loop(runner.train)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise memory_shortage(runner, error) from error
-        known = batches and batches.explained(error)
+            raise out_of_memory_error(runner, error) from error
+        known = batches and batches.worker_error(error)
         if known:
             raise known from error
         raise

@@ -29,11 +29,11 @@ from mmattn.files import check_empty
 _WIDTH = 200_000  # values of the tensor that the save loop writes
 
 
-class Inexact(MmattnError):
+class ResumeMismatch(MmattnError):
     """A resumed training differs from the one never killed, or a checkpoint was lost."""
 
 
-class Recorder(Hook):
+class StepRecorder(Hook):
     """Appends a line for every step, the bits of its losses, and one for what remains at the end.
 
     Args:
@@ -51,14 +51,14 @@ class Recorder(Hook):
         self._write(str(runner.iter + 1), [bits, lr])
 
     def after_train(self, runner) -> None:
-        self._write('end', digest(runner))
+        self._write('end', state_digest(runner))
 
     def _write(self, name: str, value) -> None:
         with open(self.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps([name, value]) + '\n')
 
 
-def digest(runner) -> str:
+def state_digest(runner) -> str:
     """sha256 of all parameters, buffers, averages, states of the optimizer and the generators.
 
     Buffers of the first process alone: those of the others reach no checkpoint and no validation.
@@ -81,7 +81,7 @@ def read_record(path: str | Path) -> dict:
     """What a recorder wrote, by step.
 
     Raises:
-        Inexact: a step that was made again gave something else.
+        ResumeMismatch: a step that was made again gave something else.
     """
     found: dict = {}
     for line in Path(path).read_text(encoding='utf-8').splitlines():
@@ -90,21 +90,23 @@ def read_record(path: str | Path) -> dict:
         except ValueError:
             continue  # cut off by a kill
         if found.setdefault(name, value) != value:
-            raise Inexact(f'{path}: step {name} made again gives {value}, before {found[name]}.')
+            raise ResumeMismatch(
+                f'{path}: step {name} made again gives {value}, before {found[name]}.'
+            )
     return found
 
 
-def compare(record: dict, reference: dict, where: str | Path) -> None:
-    """Raise `Inexact` unless two records are of the same steps, bit for bit."""
+def compare_records(record: dict, reference: dict, where: str | Path) -> None:
+    """Raise `ResumeMismatch` unless two records are of the same steps, bit for bit."""
     for name in reference:
         if record.get(name) != reference[name]:
-            raise Inexact(
+            raise ResumeMismatch(
                 f'{where}: step {name} gives {record.get(name, "nothing")}, the run never killed '
                 f'{reference[name]}.'
             )
 
 
-def torture_training(
+def kill_test(
     config: str | Path,
     kills: int,
     seed: int,
@@ -123,7 +125,7 @@ def torture_training(
         say: called with a sentence about every kill and every comparison.
 
     Raises:
-        Inexact: a step, or what remains at the end, differs.
+        ResumeMismatch: a step, or what remains at the end, differs.
         UsageError: the folder is not empty.
     """
     check_empty(Path(out_dir))
@@ -131,7 +133,7 @@ def torture_training(
     whole = Path(out_dir) / 'never_killed'
     start = time.monotonic()
     if _wait(_start(config, whole, options), None) != 0:
-        raise Inexact(f'the run never killed failed: see {whole}/output.txt.')
+        raise ResumeMismatch(f'the run never killed failed: see {whole}/output.txt.')
     length = time.monotonic() - start
     reference = read_record(whole / 'record.jsonl')
     say(f'never killed: {len(reference) - 1} steps in {length:.0f} s, end {reference["end"][:12]}')
@@ -144,13 +146,13 @@ def torture_training(
             status = _wait(child, moment)
             ended = status == 0
             if status not in (0, -signal.SIGKILL):
-                raise Inexact(f'{folder} ended with {status}: see {folder}/output.txt.')
+                raise ResumeMismatch(f'{folder} ended with {status}: see {folder}/output.txt.')
             if not ended:
                 done += 1
                 good = last_good(folder)
                 last = good.stem if good else 'nothing yet'
                 say(f'kill {done} of {kills}: {folder.name} after {moment:.1f} s; has {last}')
-        compare(read_record(folder / 'record.jsonl'), reference, folder)
+        compare_records(read_record(folder / 'record.jsonl'), reference, folder)
         say(f'{folder.name}: every step and the end equal')
         number += 1
 
@@ -160,7 +162,7 @@ def _start(config: str | Path, folder: Path, options) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     def job() -> None:
-        hook = Recorder(folder / 'record.jsonl')
+        hook = StepRecorder(folder / 'record.jsonl')
         train(config, work_dir=folder, resume='auto', cfg_options=options, hooks=[hook])
 
     return _fork(job, folder / 'output.txt')
@@ -202,7 +204,7 @@ def _wait(child: int, seconds: float | None) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def torture_saves(
+def kill_test_saves(
     kills: int, seed: int, out_dir: str | Path, say: Callable[[str], None] = print
 ) -> None:
     """Kill a process that saves without pause, keeping one, and look for what is left.
@@ -214,7 +216,7 @@ def torture_saves(
         say: called with a sentence at the end.
 
     Raises:
-        Inexact: after a kill there is no checkpoint, or an older one than was acknowledged.
+        ResumeMismatch: after a kill there is no checkpoint, or an older one than was acknowledged.
         UsageError: the folder is not empty.
     """
     folder = Path(out_dir)
@@ -228,7 +230,9 @@ def torture_saves(
         if (folder / 'acknowledged').exists():
             told = int((folder / 'acknowledged').read_text())
         if step < told or (good and not _whole(good, step)):
-            raise Inexact(f'kill {number + 1}: step {told} was saved, {step} is left in {folder}.')
+            raise ResumeMismatch(
+                f'kill {number + 1}: step {told} was saved, {step} is left in {folder}.'
+            )
         saves = step
     if not saves:
         raise CheckpointError(f'no save ended before its process was killed: {folder}.')

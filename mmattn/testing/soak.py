@@ -23,11 +23,11 @@ _FEWEST = 10  # measurements that tell of a slope
 _PAGE = os.sysconf('SC_PAGE_SIZE')
 
 
-class Growth(MmattnError):
+class ResourceGrowth(MmattnError):
     """Something grows with the number of iterations."""
 
 
-class Footprint(Hook):
+class ResourceRecorder(Hook):
     """Appends a line of what this process and its data workers hold.
 
     Args:
@@ -76,7 +76,7 @@ def _children() -> list[int]:
     return [int(child) for child in own.read_text(encoding='utf-8').split()]
 
 
-def soak(
+def soak_test(
     config: str | Path,
     out_dir: str | Path,
     options: dict | list[str] | None = None,
@@ -93,8 +93,9 @@ def soak(
         say: called with a sentence about each quantity.
 
     Raises:
-        Growth: a process grows by more than 1 MB in a thousand iterations, or there are more open
-            files, threads or pieces of shared memory, or the checkpoint differs by more than 1 %.
+        ResourceGrowth: a process grows by more than 1 MB in a thousand iterations, or there are
+            more open files, threads or shared memory segments, or the size of the checkpoint
+            changes by more than 1 %.
         UsageError: the folder is not empty; too few iterations; no Linux.
     """
     if not Path('/proc/self/statm').exists():
@@ -102,13 +103,13 @@ def soak(
     folder = Path(out_dir)
     check_empty(folder)
     path = folder / 'footprint.jsonl'
-    train(config, work_dir=folder, cfg_options=options, hooks=[Footprint(path, interval)])
+    train(config, work_dir=folder, cfg_options=options, hooks=[ResourceRecorder(path, interval)])
     text = path.read_text(encoding='utf-8') if path.exists() else ''
-    judge([json.loads(line) for line in text.splitlines()], say)
+    check_growth([json.loads(line) for line in text.splitlines()], say)
 
 
-def judge(lines: list[dict], say: Callable[[str], None] = print) -> None:
-    """Say how each quantity of `Footprint` went, and raise what grows."""
+def check_growth(lines: list[dict], say: Callable[[str], None] = print) -> None:
+    """Say how each quantity of `ResourceRecorder` went, and raise what grows."""
     kept = [line for line in lines if line['iteration'] > _WARM_UP * lines[-1]['iteration']]
     if len(kept) < _FEWEST:
         raise UsageError(
@@ -133,4 +134,4 @@ def judge(lines: list[dict], say: Callable[[str], None] = print) -> None:
         say(f'checkpoint: {min(sizes):.3f} to {max(sizes):.3f} MB')
         grown += ['checkpoint'] if abs(sizes[-1] / sizes[0] - 1) > _SIZE else []
     if grown:
-        raise Growth(f'{", ".join(grown)} grew with the training.')
+        raise ResourceGrowth(f'{", ".join(grown)} grew with the training.')

@@ -15,7 +15,7 @@ from mmattn.checkpoint.manifest import facts_of, manifest_of, note, tidy, verify
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.checkpoint.write import point_to
 from mmattn.errors import CheckpointError, NonFiniteError, UsageError, WriteError, explain
-from mmattn.testing.kill import _fork, _wait, torture_saves
+from mmattn.testing.kill import _fork, _wait, kill_test_saves
 from tests.engine.killing import At, once
 
 
@@ -84,15 +84,15 @@ def test_a_kill_at_every_step_of_a_save(tmp_path, monkeypatch, call, step):
 
 
 def test_kills_in_a_loop_of_saves(tmp_path):
-    torture_saves(6, 0, tmp_path, lambda text: None)
+    kill_test_saves(6, 0, tmp_path, lambda text: None)
     with pytest.raises(UsageError, match='is not empty'):  # a second run on what it left
-        torture_saves(6, 0, tmp_path, lambda text: None)
+        kill_test_saves(6, 0, tmp_path, lambda text: None)
 
 
 def test_the_loop_of_saves_sees_a_loss(tmp_path, monkeypatch):
     """Red here means that the test above cannot fail."""
     from mmattn.testing import kill as torture
-    from mmattn.testing.kill import Inexact
+    from mmattn.testing.kill import ResumeMismatch
 
     def careless(path, content, facts):  # removes first, writes in place
         for old in path.parent.glob('iter_*.pth*'):
@@ -101,8 +101,8 @@ def test_the_loop_of_saves_sees_a_loss(tmp_path, monkeypatch):
         manifest_of(path).write_text('{}')
 
     monkeypatch.setattr(torture, 'write_checkpoint', careless)
-    with pytest.raises(Inexact, match='was saved, 0 is left'):
-        torture_saves(6, 0, tmp_path, lambda text: None)
+    with pytest.raises(ResumeMismatch, match='was saved, 0 is left'):
+        kill_test_saves(6, 0, tmp_path, lambda text: None)
 
 
 # ---- disks ---------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_file_shorter_than_what_was_written_is_not_kept(tmp_path, monkeypatch)
 
 # ---- in a training -------------------------------------------------------------------------------
 def test_the_newest_one_damaged_resumes_from_the_one_before(tiny, tmp_path):
-    from mmattn.testing.kill import compare
+    from mmattn.testing.kill import compare_records
     from tests.engine.killing import record
 
     options = tiny | {'train_cfg.max_iters': 4, 'default_hooks.checkpoint.interval': 1}
@@ -249,7 +249,7 @@ def test_the_newest_one_damaged_resumes_from_the_one_before(tiny, tmp_path):
     assert once(tmp_path / 'run', options, resume='latest')
     whole = record(tmp_path / 'run')  # step 4 was made twice: reading compares them
     assert verify(path)
-    compare(whole, whole, 'run')
+    compare_records(whole, whole, 'run')
 
 
 def test_the_best_one_is_given_up_for_a_better_one_only(tiny, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from mmattn.checkpoint.fingerprint import changes, check_same, course_of
 from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.inference.infer import infer
-from mmattn.testing.kill import compare
+from mmattn.testing.kill import compare_records
 from mmattn.zoo import load_model
 from mmattn.zoo.publish import publish
 from tests.conftest import tiny_options
@@ -139,7 +139,7 @@ def test_it_resumes_the_run(left, monkeypatch):
     with pytest.raises(UsageError, match='--attention gc: config .* has pam already. Leave'):
         once(run, {}, config=own, resume='latest', attention='gc')
     assert once(run, {}, config=own, resume='latest', attention='pam', rehearsal=False)
-    compare(record(run), record(left / 'whole'), 'run')
+    compare_records(record(run), record(left / 'whole'), 'run')
     assert 'resume = False' in own.read_text() and 'iter_2.pth' not in own.read_text()
     assert once(run, {}, config=own, resume='auto', rehearsal=False)  # what it wrote over itself
 

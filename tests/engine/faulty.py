@@ -49,7 +49,7 @@ class Faults(Hook):
     def stop(self, runner) -> None:
         """As a scheduler does: the launcher is told, which tells all."""
         os.kill(os.getppid(), signal.SIGTERM)
-        while not runner.guard.listener.heard:
+        while not runner.guard.signal_handler.received:
             time.sleep(0.01)
 
     def hang(self, runner) -> None:

@@ -5,7 +5,7 @@ from copy import deepcopy
 from mmengine.hooks import Hook
 
 from mmattn.engine.train import train
-from mmattn.testing.kill import Recorder, read_record
+from mmattn.testing.kill import StepRecorder, read_record
 from tests.conftest import ROOT
 
 CONFIG = ROOT / 'configs' / 'ccnet_r18_street.py'
@@ -57,7 +57,7 @@ def kill(runner):
 
 def once(folder, options, *hooks, config=CONFIG, **given):
     """Train until the end or until killed; returns whether it came to the end."""
-    hooks = [Recorder(folder.with_suffix('.jsonl')), *hooks]
+    hooks = [StepRecorder(folder.with_suffix('.jsonl')), *hooks]
     options = deepcopy(options if config == DETECTOR else SMALL | options)  # merging takes keys out
     try:
         train(config, work_dir=folder, cfg_options=options, hooks=hooks, **given)

@@ -22,12 +22,12 @@ from mmattn.checkpoint.manifest import facts_of, manifest_of, verify
 from mmattn.checkpoint.plain_values import NotPlain, plain
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.checkpoint.write import name_best, write_checkpoint
-from mmattn.engine.hooks.checkpoint import CheckpointHook, adopted
+from mmattn.engine.hooks.checkpoint import CheckpointHook, adapt_checkpoint_hook
 from mmattn.engine.network import build_model
 from mmattn.engine.test import test as evaluate
 from mmattn.errors import CheckpointError, Stopped, UsageError, WriteError
 from mmattn.inference.infer import infer
-from mmattn.testing.kill import compare
+from mmattn.testing.kill import compare_records
 from mmattn.zoo.publish import publish
 from tests.checkpoint.test_checkpoints_survive import save, value
 from tests.conftest import tiny_options
@@ -150,12 +150,12 @@ def derived():
 
 
 def test_mmengines_hook_and_those_derived_from_it_are_ours(derived):
-    hook = adopted(EngineHook(interval=3, by_epoch=False))
+    hook = adapt_checkpoint_hook(EngineHook(interval=3, by_epoch=False))
     assert type(hook) is CheckpointHook and hook.interval == 3
-    own = adopted(derived(by_epoch=False))
+    own = adapt_checkpoint_hook(derived(by_epoch=False))
     assert isinstance(own, CheckpointHook) and isinstance(own, derived)
     assert type(own)._save_checkpoint_with_step is derived._save_checkpoint_with_step
-    assert adopted(own) is own and type(adopted(own)) is type(own)
+    assert adapt_checkpoint_hook(own) is own and type(adapt_checkpoint_hook(own)) is type(own)
 
 
 KINDS = {
@@ -185,7 +185,7 @@ def test_a_run_is_stopped_and_resumed_with_any_hook(tiny, whole, derived, tmp_pa
         once(run, options, stop, rehearsal=False)
     assert find_checkpoint(run).name == 'iter_3.pth'
     assert once(run, options, resume='auto', rehearsal=False)
-    compare(record(run), whole, kind)
+    compare_records(record(run), whole, kind)
     left = {p.name for p in run.glob('*.pth')}
     assert (
         left

@@ -16,10 +16,10 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 from torch import distributed as dist
 
-from mmattn.engine.distributed import Ranks
+from mmattn.engine.distributed import DistributedRun
 from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
-from mmattn.exit_status import how_it_ended, read_status, write_status
+from mmattn.exit_status import exit_code_and_message, read_status, write_status
 from tests.conftest import ROOT, tiny_options
 from tests.engine import two_nodes
 from tests.test_tools import flags, tool
@@ -257,12 +257,12 @@ def test_a_parameter_without_a_gradient_is_named(tmp_path):
         model.idle.bias.requires_grad_(False)
         model.forward = model.used.forward
         ddp = MMDistributedDataParallel(model, device_ids=None)
-        ranks = Ranks(tmp_path)
+        ranks = DistributedRun(tmp_path)
         ranks.runner = SimpleNamespace(
-            model=ddp, iter=1, guard=SimpleNamespace(listener=SimpleNamespace(started=True))
+            model=ddp, iter=1, guard=SimpleNamespace(signal_handler=SimpleNamespace(started=True))
         )
         named = pytest.raises(UsageError, match='^parameter idle.weight got no gradient in DDP')
-        with named, ranks.reported():
+        with named, ranks.report_exit():
             for _ in range(2):
                 ddp(torch.ones(1, 2)).sum().backward()
         assert read_status(tmp_path)['code'] == 2
@@ -271,13 +271,13 @@ def test_a_parameter_without_a_gradient_is_named(tmp_path):
 
 
 def test_the_first_word_counts_and_no_word_is_a_failure(tmp_path):
-    assert how_it_ended(tmp_path / 'none')[0] == 8
+    assert exit_code_and_message(tmp_path / 'none')[0] == 8
     write_status(tmp_path, 1, 3, 'first', 7)
     write_status(tmp_path, 0, 8, 'second', 7)
-    assert how_it_ended(tmp_path) == (3, 'first')
+    assert exit_code_and_message(tmp_path) == (3, 'first')
     assert [p.name for p in tmp_path.iterdir()] == ['exit_status.json']
     (tmp_path / 'exit_status.json').write_text('{"code": 300, "rank": 0, "message": ""}')
-    assert how_it_ended(tmp_path)[0] == 8
+    assert exit_code_and_message(tmp_path)[0] == 8
 
 
 @pytest.fixture(scope='module')

@@ -90,7 +90,7 @@ def test_a_scaler_that_skips_for_ever():
         logger=SimpleNamespace(info=said.append),
     )
     hook = GuardHook()
-    hook.listener.started = True
+    hook.signal_handler.started = True
     with pytest.raises(NonFiniteError, match='gradient scaler skipped 50 steps in a row at iter'):
         for _ in range(99):
             hook.before_train_iter(runner, 0)

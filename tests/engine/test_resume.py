@@ -18,10 +18,10 @@ from mmattn.checkpoint.fingerprint import check_same, course_of
 from mmattn.checkpoint.manifest import facts_of
 from mmattn.checkpoint.write import write_checkpoint
 from mmattn.engine.resume import data as exact
-from mmattn.engine.resume.data import ResumableLoader, loader_arguments
-from mmattn.engine.resume.rng import derived_seed, get_rng_state, seeded, set_rng_state
+from mmattn.engine.resume.data import ResumableLoader, prepare_dataloader_cfg
+from mmattn.engine.resume.rng import derive_seed, get_rng_state, seeded, set_rng_state
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
-from mmattn.testing.kill import Inexact, compare, torture_training
+from mmattn.testing.kill import ResumeMismatch, compare_records, kill_test
 from tests.conftest import ROOT
 from tests.engine.killing import CONFIG, DETECTOR, SMALL, At, once, record
 
@@ -51,13 +51,13 @@ def test_five_kills_in_one_run_change_nothing(tiny, tmp_path):
         killer = At(stage, step, priority=priority)
         assert not once(tmp_path / 'killed', options, killer, resume='auto')
     assert once(tmp_path / 'killed', options, resume='auto')
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
     left = [sorted(p.name for p in (tmp_path / n).glob('*.pth')) for n in ('whole', 'killed')]
     assert left[0] == left[1] and 'iter_6.pth' in left[0] and len(left[0]) == 3  # last, best, link
     # resuming what is finished does nothing
     before = (tmp_path / 'killed' / 'iter_6.pth').stat().st_mtime_ns
     assert once(tmp_path / 'killed', options, resume='latest')
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
     assert (tmp_path / 'killed' / 'iter_6.pth').stat().st_mtime_ns == before
 
 
@@ -71,8 +71,8 @@ def test_without_the_randomness_of_the_network_it_is_not_exact(tiny, tmp_path):
     del content['rng']
     write_checkpoint(path, content, facts_of(path))
     assert once(tmp_path / 'killed', options, resume='latest')
-    with pytest.raises(Inexact, match='step 3 made again gives'):
-        compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    with pytest.raises(ResumeMismatch, match='step 3 made again gives'):
+        compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
 def test_saving_validating_logging_and_drawing_change_nothing(tiny, tmp_path):
@@ -82,9 +82,9 @@ def test_saving_validating_logging_and_drawing_change_nothing(tiny, tmp_path):
     assert once(tmp_path / 'rare', tiny | rare | {'default_hooks.logger.interval': 99})
     none = dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator'))  # as mmengine allows
     assert once(tmp_path / 'none', tiny | rare | none)
-    compare(record(tmp_path / 'none'), record(tmp_path / 'rare'), 'none')
+    compare_records(record(tmp_path / 'none'), record(tmp_path / 'rare'), 'none')
     assert once(tmp_path / 'often', tiny | often | {'default_hooks.logger.interval': 1})
-    compare(record(tmp_path / 'often'), record(tmp_path / 'rare'), 'often')
+    compare_records(record(tmp_path / 'often'), record(tmp_path / 'rare'), 'often')
 
 
 def test_epochs_averages_accumulated_gradients_and_workers(tiny, tmp_path):
@@ -98,7 +98,7 @@ def test_epochs_averages_accumulated_gradients_and_workers(tiny, tmp_path):
         workers = {'train_dataloader.num_workers': 0, 'default_hooks.checkpoint.interval': 1}
     assert once(tmp_path / 'killed', options | hook, resume='auto')
     assert len(record(tmp_path / 'killed')) == 13
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
 def test_gradients_that_accumulate_over_the_border_of_an_epoch(tiny, tmp_path):
@@ -113,7 +113,7 @@ def test_gradients_that_accumulate_over_the_border_of_an_epoch(tiny, tmp_path):
         assert saved['gradients']['decode_head.conv_seg.weight'].shape[:2] == (1, 19)
     assert once(tmp_path / 'killed', options, resume='auto')
     assert len(record(tmp_path / 'killed')) == 13
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
 def test_mixed_precision_goes_on_with_its_scale(tiny, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_mixed_precision_goes_on_with_its_scale(tiny, tmp_path, monkeypatch):
     ]
     assert not once(tmp_path / 'killed', options, At('before_train_iter', 4))
     assert once(tmp_path / 'killed', options, resume='latest')
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
     ends = [torch.load(tmp_path / n / 'iter_5.pth', weights_only=True) for n in ('whole', 'killed')]
     scalers = [end['optimizer']['loss_scaler'] for end in ends]
     assert scalers[0] == scalers[1] and scalers[0]['scale'] == pytest.approx(2e4 * 1.7**2)
@@ -151,7 +151,7 @@ def test_groups_of_parameters_with_settings_of_their_own(tiny, tmp_path, monkeyp
     assert once(tmp_path / 'whole', options)
     assert not once(tmp_path / 'killed', options, At('before_train_iter', 3))
     assert once(tmp_path / 'killed', options, resume='latest')
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
     groups = torch.load(tmp_path / 'killed' / 'iter_3.pth', weights_only=True)['optimizer']
     rates = sorted({group['lr'] for group in groups['param_groups']})
     assert len(rates) == 2 and rates[1] == pytest.approx(10 * rates[0])
@@ -180,13 +180,13 @@ def test_a_detector_whose_batches_are_grouped_by_aspect_ratio(street, tiny, tmp_
     killer = At('before_train_iter', 4)
     assert not once(tmp_path / 'killed', options, killer, config=DETECTOR)
     assert once(tmp_path / 'killed', options, config=DETECTOR, resume='latest')
-    compare(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
+    compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
 def test_a_real_kill_by_the_command(tiny, tmp_path):
     short = {'train_cfg.max_iters': 4, 'train_dataloader.num_workers': 1}
     said = []
-    torture_training(CONFIG, 1, 0, tmp_path, SMALL | tiny | short, said.append)
+    kill_test(CONFIG, 1, 0, tmp_path, SMALL | tiny | short, said.append)
     assert 'kill 1 of 1' in ' '.join(said) and said[-1].endswith('every step and the end equal')
 
 
@@ -197,7 +197,7 @@ sys.path.insert(0, {root!r})
 from mmengine.dist import get_rank
 from tests.conftest import tiny_options
 from tests.engine.killing import At, once
-from mmattn.testing.kill import compare
+from mmattn.testing.kill import compare_records
 from tests.engine.killing import record
 from mmattn.errors import UsageError
 out, rank = Path({out!r}), None
@@ -217,7 +217,7 @@ import torch
 rows = torch.load(out / 'killed' / 'iter_2.pth', weights_only=True)['rng']
 assert len(rows) == 2 and not torch.equal(rows[0], rows[1])
 assert once(killed, options, launcher='pytorch', resume='latest')
-compare(record(killed), record(whole), rank)
+compare_records(record(killed), record(whole), rank)
 assert record(killed)['1'] and len(record(killed)) == 5
 """
 
@@ -233,7 +233,7 @@ def test_two_processes(street, tmp_path, monkeypatch):
         once(tmp_path / 'killed', two_options(street), resume='latest')
     allowed = dict(allow_topology_change=True, resume='latest')
     said = []
-    monkeypatch.setattr('mmattn.engine.runner.warn', said.append)
+    monkeypatch.setattr('mmattn.engine.train.warn', said.append)
     assert once(tmp_path / 'killed', two_options(street) | {'train_cfg.max_iters': 5}, **allowed)
     assert said == ['exactness not guaranteed because ranks 2 -> 1']
 
@@ -314,7 +314,7 @@ class Numbers(Dataset):
 def batches(sampler=InfiniteSampler, grouped=False, workers=0, dataset=None, seed=0):
     dataset = dataset or Numbers()
     made = sampler(dataset, shuffle=True, seed=0)
-    arguments = loader_arguments(dict(num_workers=workers), seed)
+    arguments = prepare_dataloader_cfg(dict(num_workers=workers), seed)
     init = arguments['worker_init_fn']
     rest = dict(
         num_workers=workers, collate_fn=pseudo_collate, generator=arguments['generator'],
@@ -394,7 +394,7 @@ def test_a_seed_is_the_same_in_every_process():
         '-c',
         'from hashlib import blake2b as b; print(int.from_bytes(b(repr((0, "order", 1)).encode(), digest_size=8).digest(), "big") >> 1)',
     ]
-    assert derived_seed(0, 'order', 1) == int(subprocess.check_output(command))
+    assert derive_seed(0, 'order', 1) == int(subprocess.check_output(command))
 
 
 def test_attributes_of_the_data_set_are_reached():
@@ -411,7 +411,7 @@ def test_a_sampler_with_a_state_of_its_own_is_left_alone():
         pass
 
     stream = batches(Own)
-    assert not stream.exact and stream.kind == 'Own'
+    assert not stream.deterministic and stream.sampler_name == 'Own'
 
 
 # ---- workers that die --------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_a_worker_that_crashes_is_named_with_its_samples():
     stream = batches(workers=1, dataset=Numbers(dies=7))
     with pytest.raises(RuntimeError) as error:
         drawn(stream, 5)
-    known = stream.explained(error.value)
+    known = stream.worker_error(error.value)
     assert isinstance(known, DataError) and '107' in str(known)
     assert str(known).startswith('a data worker died (SIGSEGV) while loading one of')
     stream.close()
@@ -435,10 +435,10 @@ def test_a_sample_that_a_step_fails_on_is_named(workers):
 
 def test_shared_memory_that_is_too_small():
     text = 'DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that'
-    known = batches().explained(RuntimeError(text))
+    known = batches().worker_error(RuntimeError(text))
     assert isinstance(known, WriteError) and '--shm-size' in str(known)
     assert (
-        batches().explained(RuntimeError('Caught ValueError in DataLoader worker process 0'))
+        batches().worker_error(RuntimeError('Caught ValueError in DataLoader worker process 0'))
         is None
     )
 

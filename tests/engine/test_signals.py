@@ -11,7 +11,7 @@ from mmattn.checkpoint.find import last_good
 from mmattn.checkpoint.manifest import facts_of
 from mmattn.engine.signals import handle_signals
 from mmattn.errors import Exit, Stopped, Terminated, explain
-from mmattn.testing.kill import compare
+from mmattn.testing.kill import compare_records
 from tests.engine.killing import CONFIG, At, once, record
 
 OPTIONS = {
@@ -39,7 +39,7 @@ def test_stopped_in_a_step_in_a_validation_and_gone_on_with(tiny, tmp_path):
         )  # fmt: skip
     assert not (stopped / 'iter_2.pth').exists()  # it was for the stop alone
     assert once(stopped, options, resume='latest')
-    compare(record(stopped), record(whole), 'stopped')
+    compare_records(record(stopped), record(whole), 'stopped')
     assert [p.name for p in stopped.glob('iter_*.pth')] == ['iter_4.pth']
 
 
@@ -88,9 +88,9 @@ def test_ctrl_c_once_ends_in_order_and_twice_at_once():
     with handle_signals() as listener:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # nothing has begun
-        listener.heard, listener.started = None, True
+        listener.received, listener.started = None, True
         signal.raise_signal(signal.SIGINT)
-        assert listener.heard == 'SIGINT'
+        assert listener.received == 'SIGINT'
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -19,7 +19,7 @@ from mmattn.engine.train import train
 from mmattn.errors import Stopped
 from mmattn.inference.export import export
 from mmattn.inference.infer import infer
-from mmattn.testing.kill import Recorder, compare, read_record
+from mmattn.testing.kill import StepRecorder, compare_records, read_record
 from mmattn.zoo import load_model
 from mmattn.zoo.publish import publish
 from tests.engine.killing import At
@@ -172,7 +172,7 @@ def test_the_whole_course(street, tmp_path, name):
         options['default_hooks.checkpoint'] = None  # no hook that saves
 
     def run(folder, *hooks, **given):
-        record = Recorder(tmp_path / f'{folder}.jsonl')
+        record = StepRecorder(tmp_path / f'{folder}.jsonl')
         return train(
             config, work_dir=tmp_path / folder, cfg_options=options, seed=5, rehearsal=False,
             hooks=[record, *hooks], **given,
@@ -184,7 +184,7 @@ def test_the_whole_course(street, tmp_path, name):
     stopped = tmp_path / 'stopped' / f'iter_{step}.pth'
     assert verify(stopped) and facts_of(stopped)['iter'] == step
     run('stopped', resume='auto', attention=None)
-    compare(*(read_record(tmp_path / f'{f}.jsonl') for f in ('stopped', 'whole')), name)
+    compare_records(*(read_record(tmp_path / f'{f}.jsonl') for f in ('stopped', 'whole')), name)
     last = {'one stage': 'epoch_2', 'transformer': 'epoch_2', 'two stages': 'iter_3'}
     checkpoint = tmp_path / 'stopped' / f'{last.get(name, "iter_4")}.pth'
     assert verify(checkpoint)

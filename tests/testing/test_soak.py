@@ -7,7 +7,7 @@ import pytest
 
 from mmattn.errors import UsageError
 from mmattn.testing import soak as module
-from mmattn.testing.soak import Growth, judge, soak
+from mmattn.testing.soak import ResourceGrowth, check_growth, soak_test
 from tests.engine.killing import CONFIG, SMALL
 
 
@@ -22,12 +22,12 @@ def lines(**of_step):
 
 def test_what_does_not_grow_passes():
     said = []
-    judge(lines(memory=lambda i: (700 if i > 900 else i) + 0.5 * i / 1000), said.append)
+    check_growth(lines(memory=lambda i: (700 if i > 900 else i) + 0.5 * i / 1000), said.append)
     assert said[:2] == [
         'iterations 1020 to 2000, 50 measurements',
         'memory: 700.5 to 701.0 MB, +0.50 MB in a thousand',
     ]
-    judge(lines(files=lambda i: 30 + i % 3, checkpoint=lambda i: None), said.append)
+    check_growth(lines(files=lambda i: 30 + i % 3, checkpoint=lambda i: None), said.append)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_what_does_not_grow_passes():
     ],
 )
 def test_what_grows_is_named(name, value):
-    with pytest.raises(Growth, match=f'^{name} grew with the training'):
-        judge(lines(**{name: value}), lambda said: None)
+    with pytest.raises(ResourceGrowth, match=f'^{name} grew with the training'):
+        check_growth(lines(**{name: value}), lambda said: None)
 
 
 @pytest.mark.parametrize('count', [0, 5])
@@ -51,14 +51,14 @@ def test_too_few_measurements(count):
     with pytest.raises(
         UsageError, match=f'{count} measurements in the second half, .* train longer'
     ):
-        judge(lines()[: 2 * count])
+        check_growth(lines()[: 2 * count])
 
 
 def test_what_is_measured(tiny, tmp_path, monkeypatch):
     judged = []
-    monkeypatch.setattr(module, 'judge', lambda found, say: judged.extend(found))
+    monkeypatch.setattr(module, 'check_growth', lambda found, say: judged.extend(found))
     options = SMALL | tiny | {'train_dataloader.num_workers': 1, 'train_cfg.val_interval': 99}
-    soak(CONFIG, tmp_path, options, interval=2)
+    soak_test(CONFIG, tmp_path, options, interval=2)
     assert [line['iteration'] for line in judged] == [2, 4]
     last = judged[-1]
     assert last['memory'] == pytest.approx(module._memory(os.getpid()), rel=0.3)

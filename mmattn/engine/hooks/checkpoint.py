@@ -21,8 +21,7 @@ class CheckpointHook(EngineCheckpointHook):
 
     `best.pth` names the best one; of several metrics, by the first. While gradients accumulate, a
     save waits for the optimizer's step. Arguments are those of `mmengine.hooks.CheckpointHook`,
-    which every config has in effect: see `adopted`. What is in a file, and what there is also
-    without such a hook, is the runner's.
+    which `adapt_checkpoint_hook` turns into this one. What a file holds is decided by the runner.
     """
 
     _waits = False  # a save is due
@@ -94,7 +93,7 @@ class CheckpointHook(EngineCheckpointHook):
             outdated[:] = [path for path in outdated if os.path.basename(path) not in best]
 
 
-def adopted(hook: Hook) -> Hook:
+def adapt_checkpoint_hook(hook: Hook) -> Hook:
     """A hook as it is; mmengine's own that saves, or one derived from it, with what ours adds."""
     kind = type(hook)
     if kind is EngineCheckpointHook:

@@ -24,12 +24,12 @@ class GuardHook(Hook):
     priority = 'LOWEST'  # behind the hook that saves
 
     def __init__(self) -> None:
-        self.listener = SignalHandler()
+        self.signal_handler = SignalHandler()
         self.batch = self.randomness = None
         self.skipped, self._scale = 0, None
 
     def before_train(self, runner) -> None:
-        self.listener.check_start()
+        self.signal_handler.check_start()
         runner.check_savable()
         runner.catch_up()
 
@@ -37,16 +37,16 @@ class GuardHook(Hook):
         runner.note_validated()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if not self.listener.started:
-            self.listener.check_start()
-            self.listener.started = True
+        if not self.signal_handler.started:
+            self.signal_handler.check_start()
+            self.signal_handler.started = True
         self.batch, self.randomness = data_batch, get_rng_state()
         if self._scale is None:
             self._scale = _scale(runner.optim_wrapper)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._count_skips(runner)
-        heard = self.listener.heard is not None
+        heard = self.signal_handler.received is not None
         if get_dist_info()[1] > 1:  # one that was told stops all, at the same step
             flag = torch.tensor(int(heard))
             all_reduce(flag, 'max')
@@ -55,7 +55,7 @@ class GuardHook(Hook):
             self._stop(runner, runner.iter + 1)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if self.listener.heard and self.listener.started:
+        if self.signal_handler.received and self.signal_handler.started:
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook._swap_ema_parameters()  # a validation runs on the average
@@ -65,9 +65,9 @@ class GuardHook(Hook):
         saved = runner.save_now(step)
         if runner.train_loop.iter < step:  # in a step, so all are here
             barrier()  # the launcher ends all when one ends, and rank 0 is writing
+        name = self.signal_handler.received or 'a signal to another process'
         raise Stopped(
-            f'stopped by {self.listener.heard or "a signal to another process"} at iteration '
-            f'{step}; saved {saved.stem}. Run again with --resume.'
+            f'stopped by {name} at iteration {step}; saved {saved.stem}. Run again with --resume.'
         )
 
     def _count_skips(self, runner) -> None:

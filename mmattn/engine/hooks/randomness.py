@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor
 
-from mmattn.engine.resume.rng import derived_seed, get_rng_state, set_rng_state
+from mmattn.engine.resume.rng import derive_seed, get_rng_state, set_rng_state
 
 
 class RandomnessHook(Hook):
@@ -28,7 +28,7 @@ class RandomnessHook(Hook):
         self.started = False
         self._held: Tensor | None = None  # rows of before a validation
 
-    def rows(self) -> Tensor:
+    def rng_states(self) -> Tensor:
         """(processes, bytes); to be called by all of them."""
         if self._held is not None:
             return self._held
@@ -53,7 +53,7 @@ class RandomnessHook(Hook):
         if self.pending is not None:
             set_rng_state(self.pending[rank % len(self.pending)].clone())
         elif world > 1:  # else all would drop out the same
-            seed = derived_seed(runner.data_seed, 'rank', rank)
+            seed = derive_seed(runner.data_seed, 'rank', rank)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
@@ -70,7 +70,7 @@ class RandomnessHook(Hook):
         if self.pending is not None:  # of a resumed run that has not made a step
             self._held = self.pending
         else:
-            self._held = self.rows()
+            self._held = self.rng_states()
 
     def after_val(self, runner) -> None:
         if self._held is not None and self._held is not self.pending:

@@ -115,7 +115,7 @@ def _samples(runner, dataset, model: nn.Module) -> list:
     if isinstance(dataset, IterableDataset):
         return []
     batches = getattr(runner.train_loop, 'batches', None)
-    if batches is None or not batches.exact:
+    if batches is None or not batches.deterministic:
         try:
             sampler = copy.deepcopy(loader.batch_sampler, {id(loader.dataset): dataset})
             return [dataset[index] for index in next(iter(sampler))]

@@ -28,7 +28,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from mmattn.checkpoint.plain_values import plain_part
 from mmattn.errors import DataError, MmattnError, WriteError
 
-from .rng import derived_seed, seeded
+from .rng import derive_seed, seeded
 
 _SHOWN = 12  # samples named in an error
 
@@ -73,7 +73,7 @@ class ResumableDataset(Dataset):
         if epoch not in self._orders:
             if len(self._orders) > 1:  # batches cross borders, so two are kept
                 del self._orders[min(self._orders)]
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, 'order', epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, 'order', epoch))
             self._orders[epoch] = torch.randperm(len(self.inner), generator=generator).tolist()
         return self._orders[epoch]
 
@@ -82,7 +82,7 @@ class ResumableDataset(Dataset):
         return self.inner.get_data_info(self.index(position))
 
     def __getitem__(self, position: int) -> Any:
-        with seeded(derived_seed(self.seed, 'sample', *divmod(position, self.size))):
+        with seeded(derive_seed(self.seed, 'sample', *divmod(position, self.size))):
             try:
                 return self.inner[self.index(position)]
             except Exception as error:
@@ -168,9 +168,9 @@ class ResumableLoader:
     def __init__(self, loader: DataLoader, seed: int) -> None:
         custom = type(loader.batch_sampler) is not BatchSampler
         sampler = loader.batch_sampler.sampler if custom else loader.sampler
-        self.exact = type(sampler) in (DefaultSampler, InfiniteSampler)
-        self.kind = type(sampler).__name__
-        self.loader = _positioned(loader, sampler, custom, seed) if self.exact else loader
+        self.deterministic = type(sampler) in (DefaultSampler, InfiniteSampler)
+        self.sampler_name = type(sampler).__name__
+        self.loader = _positioned(loader, sampler, custom, seed) if self.deterministic else loader
         self._iterator = None
         self._at = 0, 0
 
@@ -178,7 +178,7 @@ class ResumableLoader:
         """Go to a batch of an epoch; endless samplers count all in epoch 0."""
         self._iterator = None
         self._at = epoch, batch
-        if not self.exact:
+        if not self.deterministic:
             if hasattr(self._sampler, 'set_epoch'):
                 self._sampler.set_epoch(epoch)
             return
@@ -195,7 +195,7 @@ class ResumableLoader:
     def skip_iter(self, steps: int) -> None:
         """Begin behind so many steps; what `IterBasedTrainLoop` calls when it resumes."""
         endless = isinstance(self._sampler, InfiniteSampler) or (
-            self.exact and self._sampler.endless
+            self.deterministic and self._sampler.endless
         )
         self.start(*((0, steps) if endless else divmod(steps, len(self.loader))))
 
@@ -211,7 +211,7 @@ class ResumableLoader:
         """The next batch; None behind the last of an epoch."""
         if self._iterator is None:
             self._iterator = iter(self.loader)
-            if not self.exact:
+            if not self.deterministic:
                 for _ in range(self._at[1]):
                     next(self._iterator, None)
         try:
@@ -221,7 +221,7 @@ class ResumableLoader:
             if 'Original Traceback' not in text:
                 raise
             raise type(error)(text.splitlines()[-1].split(': ', 1)[-1]) from error  # of a worker
-        if batch is not None and self.exact:
+        if batch is not None and self.deterministic:
             self._arrived(batch)
         return batch
 
@@ -235,7 +235,7 @@ class ResumableLoader:
         for _ in range(min(len(pending), _length(batch))):
             pending.popleft()
 
-    def explained(self, error: BaseException) -> MmattnError | None:
+    def worker_error(self, error: BaseException) -> MmattnError | None:
         """What the death of a data worker means to the user; None if it is something else."""
         text = str(error)
         if re.search('Bus error|shared memory|No space left.*torch_', text):
@@ -248,7 +248,9 @@ class ResumableLoader:
             return None
         pids = {int(pid) for pid in died[1].split(',')}
         workers = [w for w in getattr(self._iterator, '_workers', []) if w.pid in pids]
-        names = [_name(self.loader.dataset, p) for p in self._pending if workers and self.exact]
+        names = [
+            _name(self.loader.dataset, p) for p in self._pending if workers and self.deterministic
+        ]
         shown = ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
         codes = [w.exitcode for w in workers if (w.exitcode or 0) < 0]
         how = signal.Signals(-codes[0]).name if codes else 'unexpectedly'
@@ -324,7 +326,7 @@ def _positioned(loader: DataLoader, sampler: Sampler, custom: bool, seed: int) -
 
 
 # ---- workers -----------------------------------------------------------------------------------
-def start_worker(worker_id: int, then=None) -> None:
+def init_worker(worker_id: int, then=None) -> None:
     """Let a data worker outlive the signals that its group gets: the step is to be finished."""
     for number in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
         signal.signal(number, signal.SIG_IGN)
@@ -332,7 +334,7 @@ def start_worker(worker_id: int, then=None) -> None:
         then(worker_id)
 
 
-def loader_arguments(cfg: dict, seed: int | None) -> dict:
+def prepare_dataloader_cfg(cfg: dict, seed: int | None) -> dict:
     """A dataloader's config with a generator of its own and workers that ignore signals."""
     from mmengine.registry import FUNCTIONS
 
@@ -350,7 +352,7 @@ def loader_arguments(cfg: dict, seed: int | None) -> dict:
             disable_subprocess_warning=cfg.get('disable_subprocess_warning', False),
         )
     cfg = {k: v for k, v in cfg.items() if k != 'disable_subprocess_warning'}
-    cfg['worker_init_fn'] = dict(type=start_worker, then=then)
+    cfg['worker_init_fn'] = dict(type=init_worker, then=then)
     if cfg.get('batch_sampler'):
         cfg.setdefault('batch_size', None)  # a batch sampler may have it
     cfg.setdefault('generator', torch.Generator())

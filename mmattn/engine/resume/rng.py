@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 
-def derived_seed(*parts) -> int:
+def derive_seed(*parts) -> int:
     """63 bits that depend on the parts alone, not on Python's hash of this process."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), 'big') >> 1
 
