@@ -75,8 +75,10 @@ def test_code_in_any_part_and_any_form_of_a_checkpoint(member, kind, marker, tmp
     from mmengine.runner import load_checkpoint
 
     from mmattn.checkpoint.read import read_checkpoint
+    from mmattn.config import safe_files
     from mmattn.errors import CheckpointError
 
+    safe_files.install()
     content, path = dict(state_dict=dict(weight=torch.ones(1))), tmp_path / 'bad.pth'
     content = content | {member: dict(x=[Payload(marker)])} if member else Payload(marker)
     if kind == 'plain':
@@ -109,9 +111,10 @@ def test_a_pickle_that_a_config_names(option, code, call, marker, tmp_path):
 def test_what_mmengine_loads_and_dumps(marker, tmp_path):
     import mmengine
 
-    from mmattn.config import safe_files  # noqa: F401
+    from mmattn.config import safe_files
     from mmattn.errors import DataError
 
+    safe_files.install()
     for name, kind in ('a.pkl', None), ('a.pickle', None), ('a.txt', 'pkl'):
         (tmp_path / name).write_bytes(pickle.dumps(Payload(marker)))
         with pytest.raises(DataError, match='is a pickle: it is refused'):

@@ -1,7 +1,4 @@
-"""Reading checkpoints: never executing what is in them, never loading half of one in silence.
-
-Importing this also gives mmengine's own loader, which many networks call, these readers.
-"""
+"""Reading checkpoints: nothing in them is executed, and none is loaded half without a report."""
 
 import json
 import os
@@ -164,5 +161,7 @@ def load_from_anywhere(filename: str, map_location=None) -> dict:
     return _read(fetch(os.path.expanduser(filename)))
 
 
-for _prefix in [*CheckpointLoader._schemes]:
-    CheckpointLoader.register_scheme(_prefix, load_from_anywhere, force=True)
+def replace_loader() -> None:
+    """Have mmengine's own loader, which many networks call, read as `read_checkpoint` does."""
+    for prefix in [*CheckpointLoader._schemes]:
+        CheckpointLoader.register_scheme(prefix, load_from_anywhere, force=True)

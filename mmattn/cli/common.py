@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from mmattn.errors import run_tool
 
@@ -111,12 +112,21 @@ def _megapixels(text: str) -> float:
     return value
 
 
+def _with_safe_files(task: Callable[[], None]) -> None:
+    from mmattn.config import safe_files
+
+    safe_files.install()
+    task()
+
+
 def run(task: Callable[[], None], args: argparse.Namespace) -> int:
     """Run the work of a command and return its exit code."""
     rank = getattr(args, 'local_rank', None)
     if rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(rank))
     sys.stdout.reconfigure(line_buffering=True)
+    if hasattr(args, 'config'):
+        task = partial(_with_safe_files, task)
     limit = getattr(args, 'max_megapixels', None)
     if limit is None:
         return run_tool(task, verbose=args.verbose)

@@ -10,7 +10,7 @@ from mmengine.fileio import load
 
 from mmattn.errors import UsageError
 
-from . import safe_files  # noqa: F401, nothing below reads a file before it is safe
+from . import safe_files
 from .attention import CONFIG_FOLDERS, add_attention, apply_attention, check_recorded_attention
 from .options import merge_options
 from .options import parse_options as parse_options
@@ -74,6 +74,7 @@ def load_config_file(path: str | Path) -> Config:
         UsageError: the file is missing or does not parse; one in JSON or YAML wants to execute
             something.
     """
+    safe_files.install()
     if re.match(r'\w{2,}:/', str(path)):  # a Path has lost a slash
         raise UsageError(
             f'config {path}: configs are not downloaded, as they are code. Name a file or a model.'

@@ -1,8 +1,9 @@
-"""Readers of files, made safe for the whole process: importing this is enough.
+"""Readers of files that execute nothing, put in place for the whole process by `install`.
 
 `mmengine.fileio.load`, through which configs, annotations, class weights and proposals are read,
-executes what is in a pickle, and what a tag of YAML names. Writing is as before. pycocotools opens
-JSON in whatever encoding the system has; it reads UTF-8 now, with or without a byte-order mark.
+executes what is in a pickle, and what a tag of YAML names. Writing is as before. mmengine's loader
+of checkpoints gets the readers of `mmattn.checkpoint.read`. pycocotools opens JSON in whatever
+encoding the system has; it reads UTF-8 then, with or without a byte-order mark.
 """
 
 from functools import partial
@@ -12,9 +13,23 @@ from mmengine.fileio import register_handler
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 from pycocotools import coco
 
+from mmattn.checkpoint.read import replace_loader
 from mmattn.errors import DataError
 
-coco.open = partial(open, encoding='utf-8-sig')  # in that module's name space alone
+
+def install() -> None:
+    """Replace mmengine's and pycocotools' readers in this process; a second call changes nothing.
+
+    The command line, `Runner` and `load_config` call it, so it is in place before a config,
+    a checkpoint or a data set is read. Importing mmattn does not.
+    """
+    register_handler(['yaml', 'yml'])(SafeYaml)
+    register_handler(['pickle', 'pkl'])(NoPickle)
+    replace_loader()
+    coco.open = _open_utf8  # in that module's name space alone
+
+
+_open_utf8 = partial(open, encoding='utf-8-sig')
 
 
 class _Dumper(yaml.SafeDumper):
@@ -24,7 +39,6 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(tuple, _Dumper.represent_list)
 
 
-@register_handler(['yaml', 'yml'])
 class SafeYaml(YamlHandler):
     """Reads values, no objects."""
 
@@ -38,7 +52,6 @@ class SafeYaml(YamlHandler):
         return yaml.dump(obj, Dumper=_Dumper)
 
 
-@register_handler(['pickle', 'pkl'])
 class NoPickle(PickleHandler):
     """Writes pickles and reads none."""
 

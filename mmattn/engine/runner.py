@@ -33,6 +33,7 @@ from mmattn.checkpoint.plain_values import plain, plain_part
 from mmattn.checkpoint.pretrained import pretrained_reported
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.checkpoint.write import point_to, write_checkpoint
+from mmattn.config import safe_files
 from mmattn.config.runner_keys import check_modules
 from mmattn.config.unused_keys import nearest
 from mmattn.errors import CheckpointError, UsageError
@@ -73,6 +74,7 @@ class Runner(EngineRunner):
     saved: tuple[int, Path] | None = None
 
     def __init__(self, *args, **kwargs) -> None:
+        safe_files.install()
         self.course: dict[str, str] = {}
         self.resumed: dict = {}
         self.randomness_hook, self.guard = RandomnessHook(), GuardHook()

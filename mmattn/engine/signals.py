@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -82,7 +83,13 @@ def _in_the_fork() -> None:
 
 _before: dict = {}  # signal -> handler, of what the latest listener has replaced
 _masks = threading.local()
-os.register_at_fork(before=_before_fork, after_in_parent=_let_through, after_in_child=_in_the_fork)
+
+
+@functools.cache  # once in a process, as it cannot be undone
+def _follow_forks() -> None:
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_let_through, after_in_child=_in_the_fork
+    )
 
 
 def _end_unless_loading(number: int) -> None:
@@ -102,6 +109,7 @@ def handle_signals(training: bool = True) -> Iterator[SignalHandler]:
     if threading.current_thread() is not threading.main_thread():
         yield listener  # Python lets no other thread handle signals
         return
+    _follow_forks()
     before = {number: signal.signal(number, listener) for number in _HEEDED}
     outer = dict(_before)
     _before.update(before)
@@ -114,7 +122,12 @@ def handle_signals(training: bool = True) -> Iterator[SignalHandler]:
         _before.update(outer)
 
 
-@atexit.register
+@functools.cache
+def end_children_at_exit() -> None:
+    """Have the end of this process end its data workers, whatever they ignore."""
+    atexit.register(_end_children)
+
+
 def _end_children() -> None:
     """Data workers ignore the signal by which multiprocessing would end them."""
     children = [child for child in multiprocessing.active_children() if child.daemon]

@@ -26,8 +26,10 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from mmattn.checkpoint.plain_values import plain_part
+from mmattn.config import safe_files
 from mmattn.errors import DataError, MmattnError, WriteError
 
+from ..signals import end_children_at_exit
 from .rng import derive_seed, seeded
 
 _SHOWN = 12  # samples named in an error
@@ -328,6 +330,7 @@ def _positioned(loader: DataLoader, sampler: Sampler, custom: bool, seed: int) -
 # ---- workers -----------------------------------------------------------------------------------
 def init_worker(worker_id: int, then=None) -> None:
     """Let a data worker outlive the signals that its group gets: the step is to be finished."""
+    safe_files.install()  # in a worker that was spawned, not forked
     for number in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
         signal.signal(number, signal.SIG_IGN)
     if then:
@@ -338,6 +341,7 @@ def prepare_dataloader_cfg(cfg: dict, seed: int | None) -> dict:
     """A dataloader's config with a generator of its own and workers that ignore signals."""
     from mmengine.registry import FUNCTIONS
 
+    end_children_at_exit()
     then = cfg.get('worker_init_fn')
     if then:
         then = dict(then)
