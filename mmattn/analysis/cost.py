@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmattn.benchmarks.timing import CPU, find_device, machine, timed
+from mmattn.benchmarks.timing import CPU, describe_machine, find_device, time_interleaved
 from mmattn.blocks import AttentionBlock
 from mmattn.config.load import load_config
 from mmattn.engine.network import build_network, image_size
@@ -267,7 +267,7 @@ def latencies(
         image = torch.randn(1, channels, *sides, device=where)
         passes.append(partial(run_parts, model.eval().to(where), image))
     with torch.no_grad():
-        found, _ = timed(passes, _ROUNDS, where, _SECONDS * len(names), fewest=1)
+        found, _ = time_interleaved(passes, _ROUNDS, where, _SECONDS * len(names), min_rounds=1)
     return dict(zip(names, found, strict=True))
 
 
@@ -313,7 +313,7 @@ def report_cost(
         if path:
             check_writable(Path(path).parent, flag)
     found = measure_cost(config, device=device, **arguments)
-    print(*lines(found, machine(find_device(device))), sep='\n')
+    print(*lines(found, describe_machine(find_device(device))), sep='\n')
     if json_path:
         Path(json_path).write_text(json.dumps(asdict(found), indent=1), encoding='utf-8')
     if plot_path:
@@ -361,7 +361,7 @@ def report_comparison(
         times = latencies(config, names, size=size, device=device, options=options)
         for name, cost in found.items():
             cost.rows[0].ms = times[name]
-    print(*comparison(found, machine(find_device(device))), sep='\n')
+    print(*comparison(found, describe_machine(find_device(device))), sep='\n')
     if json_path:
         content = {name: asdict(cost) for name, cost in found.items()}
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')

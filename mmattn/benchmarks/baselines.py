@@ -1,7 +1,7 @@
-"""What the blocks are measured against: MMCV's and MMSegmentation's modules, else the operations of
-the authors' code restated on the weights of our block.
+"""Baselines of the benchmark: modules of MMCV, MMSegmentation and timm, or authors' operations.
 
-Each function takes our block and returns a callable that computes the same from the same inputs.
+Each function takes our block and returns a callable that computes the same from the same inputs;
+authors' operations are restated on the weights of our block.
 """
 
 import importlib.util
@@ -14,26 +14,26 @@ from torch.nn import functional as F
 
 from mmattn.blocks import AttentionBlock
 
-from .timing import PeerCannot
+from .timing import BaselineUnsupported
 
-Run = Callable[..., Tensor]
+Forward = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Peer:
-    """Another implementation.
+class Baseline:
+    """Another implementation of a block.
 
     Attributes:
-        label: its origin, as the table has it.
+        label: its origin, as shown in the table.
         make: our block -> a callable with the same weights, dtype, device and mode.
-        largest: our block and the first input -> how many values its maps over pairs of positions
-            hold at once in a forward pass; with a backward pass it is taken to be twice that.
-        package: what must be installed; without it there is no such row.
+        pair_values: our block, first input -> number of values that maps over pairs of positions
+            hold at once in a forward pass; a backward pass is taken to need twice as many.
+        package: package that must be installed; without it the baseline is left out.
     """
 
     label: str
-    make: Callable[[nn.Module], Run]
-    largest: Callable[[nn.Module, Tensor], int] | None = None
+    make: Callable[[nn.Module], Forward]
+    pair_values: Callable[[nn.Module, Tensor], int] | None = None
     package: str = 'torch'
 
     @property
@@ -41,7 +41,7 @@ class Peer:
         return importlib.util.find_spec(self.package) is not None
 
 
-def se(b: AttentionBlock) -> Run:
+def se(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         y = F.adaptive_avg_pool2d(x, 1).flatten(1)
         y = b.fc2(b.fc1(y).relu()).sigmoid()
@@ -50,7 +50,7 @@ def se(b: AttentionBlock) -> Run:
     return run
 
 
-def scse(b: AttentionBlock) -> Run:
+def scse(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         z = x.flatten(2).mean(2)
         z = b.channel.fc2(b.channel.fc1(z).relu()).sigmoid()
@@ -60,7 +60,7 @@ def scse(b: AttentionBlock) -> Run:
     return run
 
 
-def cmpese(b: AttentionBlock) -> Run:
+def cmpese(b: AttentionBlock) -> Forward:
     def run(u: Tensor, x: Tensor) -> Tensor:
         pooled = [F.adaptive_avg_pool2d(t, 1).flatten(1)[:, None] for t in (u, x)]
         f = b.maps.bn(b.maps.conv(torch.stack(pooled, -1))).mean(1).flatten(1)
@@ -70,7 +70,7 @@ def cmpese(b: AttentionBlock) -> Run:
     return run
 
 
-def sk(b: AttentionBlock) -> Run:
+def sk(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         u = torch.stack([conv(x) for conv in b.convs], 1)  # (N, M, C, H, W)
         z = u.sum(1).mean((2, 3), keepdim=True)
@@ -80,7 +80,7 @@ def sk(b: AttentionBlock) -> Run:
     return run
 
 
-def cbam(b: AttentionBlock) -> Run:
+def cbam(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         size = x.shape[2:]
         pooled = F.avg_pool2d(x, size), F.max_pool2d(x, size)
@@ -92,7 +92,7 @@ def cbam(b: AttentionBlock) -> Run:
     return run
 
 
-def bam(b: AttentionBlock) -> Run:
+def bam(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         z = F.avg_pool2d(x, x.shape[2:]).flatten(1)
         z = b.channel.fc2(b.channel.bn(b.channel.fc1(z)).relu())[:, :, None, None].expand_as(x)
@@ -102,7 +102,7 @@ def bam(b: AttentionBlock) -> Run:
     return run
 
 
-def sge(b: AttentionBlock) -> Run:
+def sge(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         groups = b.groups
@@ -116,7 +116,7 @@ def sge(b: AttentionBlock) -> Run:
     return run
 
 
-def shuffle_attention(b: AttentionBlock) -> Run:
+def shuffle_attention(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         x0, x1 = x.reshape(n * b.groups, -1, h, w).chunk(2, 1)
@@ -128,14 +128,14 @@ def shuffle_attention(b: AttentionBlock) -> Run:
     return run
 
 
-def se_timm(b: AttentionBlock) -> Run:
+def se_timm(b: AttentionBlock) -> Forward:
     from timm.layers import SEModule
 
     module = SEModule(b.in_channels, rd_channels=b.fc1.out_features, bias=b.bias)
-    return _renamed(b, module, dict(fc1='fc1', fc2='fc2'))
+    return _with_renamed_weights(b, module, dict(fc1='fc1', fc2='fc2'))
 
 
-def simplified_non_local(b: AttentionBlock) -> Run:
+def simplified_non_local(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         a = b.conv_mask(x).flatten(2).softmax(-1)
         context = (x.flatten(2) @ a.mT)[..., None]
@@ -144,118 +144,120 @@ def simplified_non_local(b: AttentionBlock) -> Run:
     return run
 
 
-def context_block(b: AttentionBlock) -> Run:
+def context_block(b: AttentionBlock) -> Forward:
     from mmcv.cnn import ContextBlock
 
-    return _loaded(b, ContextBlock(b.in_channels, b.ratio, b.pooling_type, b.fusion_types))
+    return _with_our_weights(
+        b, ContextBlock(b.in_channels, b.ratio, b.pooling_type, b.fusion_types)
+    )
 
 
-def context_block_timm(b: AttentionBlock) -> Run:
+def context_block_timm(b: AttentionBlock) -> Forward:
     from timm.layers import GlobalContext
 
     width = b.channel_add_conv[0].out_channels
     module = GlobalContext(b.in_channels, fuse_add=True, fuse_scale=False, rd_channels=width)
-    module.mlp_add.norm.eps = b.channel_add_conv[1].eps  # theirs: 1e-6
+    module.mlp_add.norm.eps = b.channel_add_conv[1].eps  # timm's: 1e-6
     layers = dict(fc1=0, norm=1, fc2=3)
     names = {f'mlp_add.{name}': f'channel_add_conv.{i}' for name, i in layers.items()}
-    return _renamed(b, module, dict(conv_attn='conv_mask') | names)
+    return _with_renamed_weights(b, module, dict(conv_attn='conv_mask') | names)
 
 
-def non_local(b: AttentionBlock) -> Run:
+def non_local(b: AttentionBlock) -> Forward:
     from mmcv.cnn import NonLocal2d
 
     names = 'in_channels', 'sub_sample', 'reduction', 'use_scale', 'norm_cfg', 'mode'
-    module = _loaded(b, NonLocal2d(**{name: b.arguments[name] for name in names}))
+    module = _with_our_weights(b, NonLocal2d(**{name: b.arguments[name] for name in names}))
     if b.mode != 'concatenation':
         return module
 
     def run(x: Tensor) -> Tensor:
         if x.requires_grad:
-            raise PeerCannot('mmcv divides in place what its backward pass needs')
+            raise BaselineUnsupported('mmcv divides in place what its backward pass needs')
         return module(x)
 
     return run
 
 
-def non_local_timm(b: AttentionBlock) -> Run:
+def non_local_timm(b: AttentionBlock) -> Forward:
     from timm.layers import NonLocalAttn
 
     module = NonLocalAttn(b.in_channels, rd_channels=b.inter_channels)
-    module.scale, module.norm = b.scale, nn.Identity()  # theirs: in_channels**-0.5, batch norm
+    module.scale, module.norm = b.scale, nn.Identity()  # timm's: in_channels**-0.5, batch norm
     names = dict(t='theta.conv', p='phi.conv', g='g.conv', z='conv_out.conv')
-    return _renamed(b, module, names)
+    return _with_renamed_weights(b, module, names)
 
 
-def dot_product_core(b: nn.Module) -> Run:
+def dot_product_core(b: nn.Module) -> Forward:
     from mmcv.cnn import NonLocal2d
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        weights = NonLocal2d.dot_product(None, q.mT, k)  # of its module it uses nothing
+        weights = NonLocal2d.dot_product(None, q.mT, k)  # the method uses nothing of its module
         return (weights @ v.mT).mT
 
     return run
 
 
-def criss_cross(b: AttentionBlock) -> Run:
+def criss_cross(b: AttentionBlock) -> Forward:
     from mmcv.ops import CrissCrossAttention
 
-    return nn.Sequential(*b.recurrence * [_loaded(b, CrissCrossAttention(b.in_channels))])
+    return nn.Sequential(*b.recurrence * [_with_our_weights(b, CrissCrossAttention(b.in_channels))])
 
 
-def apnb(b: AttentionBlock) -> Run:
+def apnb(b: AttentionBlock) -> Forward:
     from mmseg.models.decode_heads.ann_head import APNB
 
-    return _loaded(b, APNB(b.in_channels, *_asymmetric(b)))
+    return _with_our_weights(b, APNB(b.in_channels, *_asymmetric(b)))
 
 
-def afnb(b: AttentionBlock) -> Run:
+def afnb(b: AttentionBlock) -> Forward:
     from mmseg.models.decode_heads.ann_head import AFNB
 
-    return _loaded(b, AFNB(b.in_channels, b.high_in_channels, *_asymmetric(b)))
+    return _with_our_weights(b, AFNB(b.in_channels, b.high_in_channels, *_asymmetric(b)))
 
 
-def ann_head(b: nn.Module) -> Run:
+def ann_head(b: nn.Module) -> Forward:
     from mmseg.models.decode_heads import ANNHead
 
     stock = type(b)(ANNHead, b.arguments)
-    stock.head.dropout = nn.Identity()  # it calls what it leaves None at 0
-    return _loaded(b, stock)
+    stock.head.dropout = nn.Identity()  # mmseg calls it, but leaves it None at a ratio of 0
+    return _with_our_weights(b, stock)
 
 
-def without_attention(b: nn.Module) -> Run:
-    """The same network without its blocks: they start as the identity, so it computes the same."""
+def without_attention(b: nn.Module) -> Forward:
+    """The network without its blocks; they start as the identity, so it computes the same."""
     stock = b.without_attention()
     weights = b.state_dict()
     stock.load_state_dict({key: weights[key] for key in stock.state_dict()})
     return stock.to(b.image.device, b.image.dtype).train(b.training)
 
 
-def of_dot_product(b: AttentionBlock) -> Run:
-    """Ours with another pairwise function, as a measure of cost: it computes something else."""
+def dot_product_mode(b: AttentionBlock) -> Forward:
+    """Our block with another pairwise function, to compare costs: it computes something else."""
     block = type(b)(b.in_channels, mode='dot_product')
     value = next(b.parameters())
     return block.to(value.device, value.dtype).train(b.training)
 
 
-def pam(b: AttentionBlock) -> Run:
+def pam(b: AttentionBlock) -> Forward:
     from mmseg.models.decode_heads.da_head import PAM
 
-    return _loaded(b, PAM(b.in_channels, b.query_project.out_channels))
+    return _with_our_weights(b, PAM(b.in_channels, b.query_project.out_channels))
 
 
-def cam(b: AttentionBlock) -> Run:
+def cam(b: AttentionBlock) -> Forward:
     from mmseg.models.decode_heads.da_head import CAM
 
-    return _loaded(b, CAM())
+    return _with_our_weights(b, CAM())
 
 
-def dual_attention(b: AttentionBlock) -> Run:
+def dual_attention(b: AttentionBlock) -> Forward:
     both = nn.ModuleList([pam(b.pam), cam(b.cam)])
     both.forward = lambda x: both[0](x) + both[1](x) - x
     return both
 
 
-def residual_attention(b: AttentionBlock) -> Run:
+def residual_attention(b: AttentionBlock) -> Forward:
     def unit(u: nn.Module, x: Tensor) -> Tensor:
         y = u.conv1(F.relu(u.bn1(x)))
         y = u.conv2(F.relu(u.bn2(y)))
@@ -283,7 +285,7 @@ def residual_attention(b: AttentionBlock) -> Run:
     return run
 
 
-def spatial_transformer(b: AttentionBlock) -> Run:
+def spatial_transformer(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         theta = b.localization(x).reshape(-1, 2, 3)
         grid = F.affine_grid(theta, x.shape, align_corners=b.align_corners)
@@ -307,15 +309,17 @@ def _asymmetric(b: AttentionBlock) -> tuple:
     )
 
 
-def _loaded(block: AttentionBlock, module: nn.Module) -> nn.Module:
-    """A stock module with the weights, dtype, device and mode of ours."""
+def _with_our_weights(block: AttentionBlock, module: nn.Module) -> nn.Module:
+    """A module with the weights, dtype, device and mode of our block."""
     value = next(block.parameters())
     module.to(value.device, value.dtype).load_state_dict(block.state_dict())
     return module.train(block.training)
 
 
-def _renamed(block: AttentionBlock, module: nn.Module, names: dict[str, str]) -> nn.Module:
-    """A module with the weights, dtype, device and mode of ours; layer of theirs: layer of ours."""
+def _with_renamed_weights(
+    block: AttentionBlock, module: nn.Module, names: dict[str, str]
+) -> nn.Module:
+    """As `_with_our_weights`, with `names` mapping layers of the module to layers of our block."""
     ours, state = block.state_dict(), module.state_dict()
     for key, value in state.items():
         layer, _, kind = key.rpartition('.')
@@ -334,36 +338,36 @@ def _mmcv_pairs(b: AttentionBlock, x: Tensor) -> int:
     return _pairs(4 * b.inter_channels if b.mode == 'concatenation' else 2)(b, x)
 
 
-# block, or block and variant, or whatever case: its peers, the first of which targets are set for
-PEERS: dict[str, list[Peer]] = {
-    'AFNB': [Peer('mmseg', afnb)],
-    'ANNHead': [Peer('mmseg', ann_head)],
-    'APNB': [Peer('mmseg', apnb)],
-    'BAM': [Peer('authors', bam)],
-    'CAM': [Peer('mmseg', cam)],
-    'CBAM': [Peer('authors', cbam)],
-    'CMPESE': [Peer('authors', cmpese)],
+# name of a case, or its block -> its baselines; targets are for the first
+BASELINES: dict[str, list[Baseline]] = {
+    'AFNB': [Baseline('mmseg', afnb)],
+    'ANNHead': [Baseline('mmseg', ann_head)],
+    'APNB': [Baseline('mmseg', apnb)],
+    'BAM': [Baseline('authors', bam)],
+    'CAM': [Baseline('mmseg', cam)],
+    'CBAM': [Baseline('authors', cbam)],
+    'CMPESE': [Baseline('authors', cmpese)],
     'ContextBlock': [
-        Peer('mmcv', context_block),
-        Peer('timm', context_block_timm, package='timm'),
+        Baseline('mmcv', context_block),
+        Baseline('timm', context_block_timm, package='timm'),
     ],
-    'CrissCrossAttention': [Peer('mmcv', criss_cross)],
-    'DualAttention': [Peer('mmseg', dual_attention, _pairs(2))],
-    'Mask R-CNN R50 + GC': [Peer('without', without_attention)],
-    'NonLocal2d': [Peer('mmcv', non_local, _mmcv_pairs)],
-    'NonLocal2d concatenation 128x256': [Peer('dot_prod', of_dot_product)],
-    'NonLocal2d dot_product core': [Peer('mmcv', dot_product_core, _pairs(1))],
+    'CrissCrossAttention': [Baseline('mmcv', criss_cross)],
+    'DualAttention': [Baseline('mmseg', dual_attention, _pairs(2))],
+    'Mask R-CNN R50 + GC': [Baseline('without', without_attention)],
+    'NonLocal2d': [Baseline('mmcv', non_local, _mmcv_pairs)],
+    'NonLocal2d concatenation 128x256': [Baseline('dot_prod', dot_product_mode)],
+    'NonLocal2d dot_product core': [Baseline('mmcv', dot_product_core, _pairs(1))],
     'NonLocal2d embedded_gaussian': [
-        Peer('mmcv', non_local, _mmcv_pairs),
-        Peer('timm', non_local_timm, _pairs(2), package='timm'),
+        Baseline('mmcv', non_local, _mmcv_pairs),
+        Baseline('timm', non_local_timm, _pairs(2), package='timm'),
     ],
-    'PAM': [Peer('mmseg', pam, _pairs(2))],
-    'ResidualAttention': [Peer('port', residual_attention)],
-    'SCSE': [Peer('authors', scse)],
-    'SE': [Peer('authors', se), Peer('timm', se_timm, package='timm')],
-    'SGE': [Peer('authors', sge)],
-    'ShuffleAttention': [Peer('authors', shuffle_attention)],
-    'SimplifiedNonLocal': [Peer('formula', simplified_non_local)],
-    'SKConv2d': [Peer('formula', sk)],
-    'SpatialTransformer': [Peer('tutorial', spatial_transformer)],
+    'PAM': [Baseline('mmseg', pam, _pairs(2))],
+    'ResidualAttention': [Baseline('port', residual_attention)],
+    'SCSE': [Baseline('authors', scse)],
+    'SE': [Baseline('authors', se), Baseline('timm', se_timm, package='timm')],
+    'SGE': [Baseline('authors', sge)],
+    'ShuffleAttention': [Baseline('authors', shuffle_attention)],
+    'SimplifiedNonLocal': [Baseline('formula', simplified_non_local)],
+    'SKConv2d': [Baseline('formula', sk)],
+    'SpatialTransformer': [Baseline('tutorial', spatial_transformer)],
 }

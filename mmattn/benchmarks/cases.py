@@ -1,5 +1,4 @@
-"""What the benchmark measures: the blocks at their telling sizes, what else tells something, and
-the ratios that are aimed at."""
+"""Benchmark cases: blocks at representative sizes, other workloads, target ratios."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -17,23 +16,23 @@ from mmattn.errors import UsageError
 from mmattn.models import ANNHead
 from mmattn.ops import dot_product_attention
 
-from .baselines import PEERS, Peer
+from .baselines import BASELINES, Baseline
 from .overhead import loss
 from .roofline import Shapes
 from .timing import CPU
 
 Size = tuple[int, int, int, int]  # N, C, H, W
-MEASURES = ('forward', 'step', 'kept', 'peak')
+MEASURES = ('forward', 'step', 'saved', 'peak')
 
 _MASK_RCNN = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn_r50_coco.py'
 _IMAGE = (1, 3, 416, 672)  # half of 800x1333, padded to 32 as the pipeline does
-_FUSION = (1, 2048, 97, 97)  # of stage 5 at crop 769 and stride 8, as in ANN's head
-_PAIRWISE = (1, 512, 97, 97)  # of heads on Cityscapes, crop 769 and stride 8
+_FUSION = (1, 2048, 97, 97)  # stage 5 at crop 769 and stride 8, as in ANN's head
+_PAIRWISE = (1, 512, 97, 97)  # segmentation heads on Cityscapes, crop 769 and stride 8
 _LARGE = (1, 512, 128, 256)  # a whole image of Cityscapes at stride 8
 _GATE = (2, 512, 100, 100)  # about stage 3 of detectors: two images of 800x800 at stride 8
 _OTHER = (2, 256, 64, 64)
 
-# the size at which a block tells something; all others are measured at _OTHER
+# representative size of a block; all others are measured at _OTHER
 _SIZES: dict[str, Size] = {
     'AFNB': _FUSION,
     **dict.fromkeys(('APNB', 'CAM', 'CrissCrossAttention', 'DualAttention', 'PAM'), _PAIRWISE),
@@ -41,7 +40,7 @@ _SIZES: dict[str, Size] = {
     **dict.fromkeys(('BAM', 'CBAM', 'CMPESE', 'ContextBlock', 'SCSE', 'SE', 'SGE'), _GATE),
     **dict.fromkeys(('ShuffleAttention', 'SimplifiedNonLocal'), _GATE),
 }
-# the modes in which a block differs so much that each has a row of its own
+# modes that differ so much that each is a case
 _VARIANTS = {
     'NonLocal2d': [
         dict(mode=mode)
@@ -49,26 +48,26 @@ _VARIANTS = {
     ],
     'CrissCrossAttention': [dict(recurrence=1), dict(recurrence=2)],
 }
-# Case: what is aimed at, on the CPU in fp32 with one thread, at the size of the case. The peer's
-# time or bytes over ours, at least; `floor`: our forward time over the least possible, at most.
+# Targets on the CPU in fp32 with one thread, at the size of the case: lowest ratio of the
+# baseline's time or bytes to ours; `lower_bound`: highest ratio of our forward time to the bound.
 TARGETS: dict[str, dict[str, float]] = {
     'AFNB': dict(forward=1.7, step=1.7),
     'ANNHead': dict(forward=1.3, step=1.3),
     'APNB': dict(forward=1.9, step=1.9),
-    'CBAM': dict(forward=1.3, floor=3),
-    'ContextBlock': dict(forward=2.2, floor=3),
+    'CBAM': dict(forward=1.3, lower_bound=3),
+    'ContextBlock': dict(forward=2.2, lower_bound=3),
     'CrissCrossAttention 1': dict(forward=2, step=1.8),
     'Mask R-CNN R50 + GC': dict(step=0.97),
     'NonLocal2d concatenation 32x32': dict(forward=50),
-    'NonLocal2d concatenation 128x256': dict(forward=1 / 3),  # three times of 'dot_product'
+    'NonLocal2d concatenation 128x256': dict(forward=1 / 3),  # at most three times 'dot_product'
     'NonLocal2d dot_product': dict(forward=5),
     'NonLocal2d dot_product core': dict(forward=10),
-    'NonLocal2d embedded_gaussian': dict(forward=1.3, step=1.15, kept=9),
-    'NonLocal2d embedded_gaussian 128x256': dict(kept=30),
-    'PAM': dict(forward=1.3, step=1.15, kept=9),
-    'PAM 128x256': dict(kept=30),
-    'SGE': dict(forward=2, floor=3),
-    'ShuffleAttention': dict(forward=1.6, floor=3),
+    'NonLocal2d embedded_gaussian': dict(forward=1.3, step=1.15, saved=9),
+    'NonLocal2d embedded_gaussian 128x256': dict(saved=30),
+    'PAM': dict(forward=1.3, step=1.15, saved=9),
+    'PAM 128x256': dict(saved=30),
+    'SGE': dict(forward=2, lower_bound=3),
+    'ShuffleAttention': dict(forward=1.6, lower_bound=3),
 }
 
 
@@ -78,19 +77,19 @@ def _of_block(block: nn.Module, size: Size) -> Shapes:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured, at which size, beside what.
+    """A block or another module, measured at one size against its baselines.
 
     Attributes:
-        name: what a pattern selects.
+        name: name that a pattern selects.
         size: (N, C, H, W).
-        build: size -> ours. ValueError if it does not fit.
-        shapes: ours, size -> the shapes of its inputs.
-        measures: of `MEASURES`.
-        fixed: whether the size is what the case is about, so that it has no other.
-        same: whether the peers compute the same; otherwise they are there to compare the cost.
-        compiled: whether it needs operators that mmcv compiled, which have no fp64, and none for
-            GPUs unless compiled for them; then equality is checked at its size alone.
-        fewest: rounds, however long they take; more where the aim lies within a few percent.
+        build: size -> our module. ValueError if the size does not fit.
+        shapes: our module, size -> shapes of its inputs.
+        measures: some of `MEASURES`.
+        fixed_size: whether the case is about its size, so that --size does not apply.
+        equivalent: whether the baselines compute the same; otherwise only costs are compared.
+        needs_compiled_ops: whether it needs compiled operators of mmcv, which have no fp64, and
+            GPU versions only if built for them; then equality is checked at its size alone.
+        min_rounds: rounds however long they take; more where a target is within a few percent.
     """
 
     name: str
@@ -98,95 +97,99 @@ class Case:
     build: Callable[[Size], nn.Module] = field(repr=False)
     shapes: Callable[[nn.Module, Size], Shapes] = field(default=_of_block, repr=False)
     measures: tuple[str, ...] = MEASURES
-    fixed: bool = False
-    same: bool = True
-    compiled: bool = False
-    fewest: int = 2
+    fixed_size: bool = False
+    equivalent: bool = True
+    needs_compiled_ops: bool = False
+    min_rounds: int = 2
 
     @property
     def block(self) -> str:
-        """The class, or whatever stands in its place."""
+        """The class of the block, or the first word of the name."""
         return self.name.split()[0]
 
     @property
-    def peers(self) -> list[Peer]:
-        """Those that are installed."""
-        peers = PEERS.get(self.name) or PEERS[self.block]
-        return [peer for peer in peers if peer.installed]
+    def baselines(self) -> list[Baseline]:
+        """The baselines whose packages are installed."""
+        baselines = BASELINES.get(self.name) or BASELINES[self.block]
+        return [baseline for baseline in baselines if baseline.installed]
 
     @property
     def targets(self) -> Mapping[str, float]:
         return TARGETS.get(self.name, {})
 
 
-def cases() -> list[Case]:
-    """All, small sizes before large ones; any block that has a peer is among them."""
-    found = []
+def list_cases() -> list[Case]:
+    """All cases, small sizes before large ones, among them every block that has a baseline."""
+    cases = []
     for name, cls in registered_blocks().items():
-        if name in PEERS and name != 'AFNB':
+        if name in BASELINES and name != 'AFNB':
             size = _SIZES.get(name, _OTHER)
             for arguments in _VARIANTS.get(name, [{}]):
                 variant = ' '.join(map(str, arguments.values()))
-                found.append(Case(f'{name} {variant}'.strip(), size, _builder(cls, **arguments)))
+                cases.append(Case(f'{name} {variant}'.strip(), size, _builder(cls, **arguments)))
     softmax, pam = _builder(blocks.NonLocal2d), _builder(blocks.PAM)
-    large = dict(fixed=True, measures=('kept',))
+    large = dict(fixed_size=True, measures=('saved',))
     pairs = _builder(blocks.NonLocal2d, mode='concatenation')
-    alone = dict(fixed=True, measures=('forward', 'step'), same=False)
-    found += [
+    alone = dict(fixed_size=True, measures=('forward', 'step'), equivalent=False)
+    cases += [
         Case('AFNB', _SIZES['AFNB'], _afnb, _two_maps),
         Case('ANNHead', _FUSION, ANNHeadOfMaps.build, _two_maps),
         Case('NonLocal2d dot_product core', _PAIRWISE, lambda size: DotProductCore(), _qkv),
         Case('NonLocal2d embedded_gaussian 128x256', _LARGE, softmax, **large),
         Case('PAM 128x256', _LARGE, pam, **large),
-        Case('NonLocal2d concatenation 32x32', (1, 512, 32, 32), pairs, fixed=True),
+        Case('NonLocal2d concatenation 32x32', (1, 512, 32, 32), pairs, fixed_size=True),
         Case('NonLocal2d concatenation 128x256', _LARGE, pairs, **alone),
     ]
-    found.sort(key=lambda case: case.size)
-    training = dict(measures=('step',), fixed=True, compiled=True, fewest=7)
+    cases.sort(key=lambda case: case.size)
+    training = dict(measures=('step',), fixed_size=True, needs_compiled_ops=True, min_rounds=7)
     build = MaskRCNNStep.with_context
-    found.append(Case('Mask R-CNN R50 + GC', _IMAGE, build, lambda b, size: [], **training))
-    return found
+    cases.append(Case('Mask R-CNN R50 + GC', _IMAGE, build, lambda b, size: [], **training))
+    return cases
 
 
-def select(
+def select_cases(
     pattern: str,
     sized: bool = False,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
 ) -> list[Case]:
-    """Those whose name, or first word of it, fits; if a size was given, without the fixed ones.
+    """Cases whose name, or first word of it, matches a glob pattern.
 
-    Without those, too, whose operators are not there for the device and the dtype.
+    Args:
+        pattern: glob pattern; case does not matter.
+        sized: whether a size is given; leaves out cases of a fixed size.
+        device, dtype: leaves out cases whose compiled operators do not support them.
 
     Raises:
         UsageError: there are none.
     """
-    every = [
+    available = [
         case
-        for case in cases()
-        if not (sized and case.fixed) and (not case.compiled or _compiled_for(device, dtype))
+        for case in list_cases()
+        if not (sized and case.fixed_size)
+        and (not case.needs_compiled_ops or _compiled_for(device, dtype))
     ]
-    found = [
+    selected = [
         case
-        for case in every
+        for case in available
         if any(fnmatch(name.lower(), pattern.lower()) for name in (case.name, case.block))
     ]
-    if not found:
-        names = ', '.join(case.name for case in every)
+    if not selected:
+        names = ', '.join(case.name for case in available)
         given = ' with --size' if sized else ''
         raise UsageError(f'nothing{given} fits {pattern!r}. There are: {names}.')
-    return found
+    return selected
 
 
 def _compiled_for(device: torch.device, dtype: torch.dtype) -> bool:
     from mmcv.ops import get_compiling_cuda_version
 
-    there = device == CPU or get_compiling_cuda_version() != 'not available'
-    return there and dtype == torch.float32
+    built = device == CPU or get_compiling_cuda_version() != 'not available'
+    return built and dtype == torch.float32
 
 
-def awake(module: nn.Module) -> nn.Module:
-    """Move what starts constant, such as a gamma of 0, so that all of the module takes part."""
+def perturb_constants(module: nn.Module) -> nn.Module:
+    """Add noise to constant parameters and buffers, such as a gamma of 0, so that all take part."""
     with torch.no_grad():
         for value in (*module.parameters(), *module.buffers()):
             if value.is_floating_point() and (value == value.flatten()[0]).all():
@@ -196,16 +199,16 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def _builder(cls: type[blocks.AttentionBlock], **arguments) -> Callable[[Size], nn.Module]:
-    return lambda size: awake(cls.build(size[1], **arguments))
+    return lambda size: perturb_constants(cls.build(size[1], **arguments))
 
 
 def _afnb(size: Size) -> nn.Module:
     high = size[1]
-    return awake(blocks.AFNB(high // 2, high, max(high // 8, 1)))
+    return perturb_constants(blocks.AFNB(high // 2, high, max(high // 8, 1)))
 
 
 def _two_maps(block: nn.Module, size: Size) -> Shapes:
-    """Stages 4 and 5 of a dilated ResNet."""
+    """Shapes of stages 4 and 5 of a dilated ResNet."""
     n, c, h, w = size
     return [(n, c // 2, h, w), (n, c, h, w)]
 
@@ -223,7 +226,7 @@ class DotProductCore(nn.Module):
 
 
 class ANNHeadOfMaps(nn.Module):
-    """ANN's decode head, of a class, that takes its maps one by one."""
+    """ANN's decode head of a given class, with its maps as separate arguments."""
 
     def __init__(self, cls: type[nn.Module], arguments: dict) -> None:
         super().__init__()
@@ -239,17 +242,17 @@ class ANNHeadOfMaps(nn.Module):
             project_channels=c // 8,
             num_classes=19,
             norm_cfg=dict(type='BN'),
-            dropout_ratio=0,  # it draws
-            loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),  # or it warns
+            dropout_ratio=0,  # dropout is random
+            loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),  # avoids a warning
         )
-        return awake(cls(ANNHead, arguments))
+        return perturb_constants(cls(ANNHead, arguments))
 
     def forward(self, *maps: Tensor) -> Tensor:
         return self.head(maps)
 
 
 class MaskRCNNStep(nn.Module):
-    """A Mask R-CNN with a picture: () -> the sum of its losses."""
+    """A Mask R-CNN with an image: () -> the sum of its losses."""
 
     def __init__(self, attention: str | None, size: Size) -> None:
         from mmengine.registry import MODELS, init_default_scope

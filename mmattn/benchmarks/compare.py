@@ -1,4 +1,4 @@
-"""A case and its peers side by side: equality first, then time, memory and floor."""
+"""Compare a case with its baselines: equality first, then time, memory and lower bound."""
 
 import copy
 import functools
@@ -12,91 +12,107 @@ from torch import Tensor, nn
 
 from mmattn.errors import UsageError
 
-from .baselines import Peer
+from .baselines import Baseline
 from .cases import MEASURES, Case, Size
-from .roofline import floor
-from .timing import CPU, PeerCannot, Unequal, give_back, kept, memory_limit, peak, timed
+from .roofline import lower_bound
+from .timing import (
+    CPU,
+    BaselineUnsupported,
+    ResultsDiffer,
+    memory_limit,
+    peak_bytes,
+    release_memory,
+    saved_bytes,
+    time_interleaved,
+)
 
-SECONDS = 20  # of the rounds of one measure of one case
+MAX_SECONDS = 20  # for all rounds of one measure of one case
 CURVE = ((16, 16), (32, 32), (48, 48), (64, 64), (97, 97), (128, 128), (128, 256))  # H and W
-SLOW = 20  # seconds after which a curve ends
-_EQUALITY = (15, 17)  # H and W at which equality is checked in fp64
+MAX_POINT_SECONDS = 20  # a curve ends at a point that takes longer
+_EQUALITY_SIZE = (15, 17)  # H and W at which equality is checked in fp64
 _WIDER = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
     torch.float32: torch.float64,
 }
-_TOLERANCE = {  # of the largest value; in half precision of the root mean square
+# relative to the largest value; in half precision relative to the root mean square
+_TOLERANCE = {
     torch.float16: 10 * torch.finfo(torch.float16).eps,
     torch.bfloat16: 10 * torch.finfo(torch.bfloat16).eps,
     torch.float32: 1e-5,
     torch.float64: 1e-9,
-}  # of outputs, of gradients; in these a few ReLUs count, whose side of zero rounding decides
-_LUCK = 2, 10
+}
+# how much larger our rounding error may be than the baseline's: of outputs, of gradients;
+# gradients get a looser bound, as rounding flips a few ReLUs near zero
+_MAX_ERROR_RATIO = 2, 10
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One case and one peer. What was not asked, or what the peer cannot, is None.
+class Comparison:
+    """One case against one baseline. A figure that was not measured is None.
 
     Attributes:
-        name, size, peer: what was run, (N, C, H, W), and the origin of the peer.
-        ours, theirs: `forward` without gradients and `step`, forward and backward in training, in
-            ms, the least of all rounds; `kept`, bytes between forward and backward, and `peak`,
-            most bytes at once in a step, both beside input and weights.
-        floor: ms that the forward pass takes at least.
-        rounds: of `forward` and `step`.
-        targets: least ratio of theirs to ours; `floor`: greatest ratio of ours to the floor.
-        cannot: measure -> why the peer has none.
+        name: name of the case.
+        size: (N, C, H, W).
+        baseline: label of the baseline.
+        ours, theirs: measure -> figure. `forward` without gradients, and `step`, forward and
+            backward in training, are the shortest times in ms; `saved` is the bytes saved for
+            backward and `peak` the peak of a step, both without input and weights.
+        lower_bound: lower bound of the forward pass in ms.
+        rounds: number of rounds of `forward` and of `step`.
+        targets: lowest ratio of theirs to ours; for `lower_bound`, highest ratio of ours to it.
+        unsupported: measure -> why the baseline has no figure.
     """
 
     name: str
     size: Size
-    peer: str
+    baseline: str
     ours: dict[str, float | None]
     theirs: dict[str, float | None]
-    floor: float | None
+    lower_bound: float | None
     rounds: dict[str, int]
     targets: dict[str, float]
-    cannot: dict[str, str]
+    unsupported: dict[str, str]
 
     def ratio(self, what: str) -> float | None:
-        """What stands beside a target."""
-        ours = self.ours['forward' if what == 'floor' else what]
-        above, below = (ours, self.floor) if what == 'floor' else (self.theirs[what], ours)
-        return above / below if above and below else None
+        """The ratio that a target is for."""
+        ours = self.ours['forward' if what == 'lower_bound' else what]
+        pair = (ours, self.lower_bound) if what == 'lower_bound' else (self.theirs[what], ours)
+        return pair[0] / pair[1] if all(pair) else None
 
     def met(self, what: str) -> bool | None:
         ratio, target = self.ratio(what), self.targets[what]
-        return ratio and (ratio <= target if what == 'floor' else ratio >= target)
+        return ratio and (ratio <= target if what == 'lower_bound' else ratio >= target)
 
 
 @dataclass
 class Curve:
-    """Time of a step in ms and bytes kept, by the number of pixels, of ours and of one peer.
+    """Time of a step in ms and bytes saved for backward by number of pixels, ours and a baseline's.
 
     Attributes:
+        name: name of the case.
+        baseline: label of the baseline.
         size: batch and channels.
         ours, theirs: measure -> pixels -> figure.
-        refused: measure -> (pixels, why the peer cannot).
+        refused: measure -> (pixels, why the baseline has no figure from there on).
     """
 
     name: str
-    peer: str
+    baseline: str
     size: tuple[int, int]
-    ours: dict[str, dict[int, float]] = field(default_factory=lambda: dict(step={}, kept={}))
-    theirs: dict[str, dict[int, float]] = field(default_factory=lambda: dict(step={}, kept={}))
+    ours: dict[str, dict[int, float]] = field(default_factory=lambda: dict(step={}, saved={}))
+    theirs: dict[str, dict[int, float]] = field(default_factory=lambda: dict(step={}, saved={}))
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-class _Setting:
-    """Ours and its peers with the same weights and the same inputs.
+class _Contenders:
+    """Our block and its baselines with the same weights and inputs.
 
     Attributes:
-        peers: what can be asked for: ours, as None, and the others.
-        cannot: (peer, measure) -> why.
+        baselines: the contenders: None for our block, then its baselines.
+        unsupported: (baseline, measure) -> why it has no figure.
     """
 
     def __init__(
@@ -112,62 +128,66 @@ class _Setting:
         self.ours = case.build(size).to(device, dtype).train(training)
         shapes = case.shapes(self.ours, size)
         self.inputs = [torch.randn(shape).to(device, dtype) for shape in shapes]
-        self.cannot: dict[tuple[Peer, str], str] = {}
-        self._place(case.peers)
+        self.unsupported: dict[tuple[Baseline, str], str] = {}
+        self._add_baselines(case.baselines)
 
-    def _place(self, peers: list[Peer]) -> None:
-        """Put peers beside ours."""
-        self.runs = {None: self.ours} | {peer: peer.make(self.ours) for peer in peers}
-        self.peers = list(self.runs)
+    def _add_baselines(self, baselines: list[Baseline]) -> None:
+        """Build the baselines with our weights."""
+        self.runs = {None: self.ours} | {
+            baseline: baseline.make(self.ours) for baseline in baselines
+        }
+        self.baselines = list(self.runs)
         modules = [run for run in self.runs.values() if isinstance(run, nn.Module)]
         self.weights = [value for module in modules for value in module.parameters()]
 
-    def shift(self) -> None:
-        """Give each channel a mean, without which the hidden layers of gates may all be at 0."""
+    def shift_inputs(self) -> None:
+        """Give each channel a mean; without one the hidden units of gates may all be zero."""
         self.inputs = [
             t + torch.randn(t.shape[1], *(1 for _ in t.shape[2:])).to(t) for t in self.inputs
         ]
 
     @functools.cached_property
     def gradient(self) -> Tensor:
-        """Of the output: dense, and no constant, of which batch norm would leave nothing."""
+        """Gradient of the output: dense, and not constant, as batch norm removes a constant."""
         return torch.randn_like(self._forward(self.ours)[0])
 
-    def task(self, peer: Peer | None, what: str) -> Callable[[], Any]:
-        """A measure as a function; of a peer that cannot it raises `PeerCannot`."""
-        run = self.runs[peer]
+    def task(self, baseline: Baseline | None, what: str) -> Callable[[], Any]:
+        """A measure as a function; raises `BaselineUnsupported` if the baseline cannot run it."""
+        run = self.runs[baseline]
         if what in ('step', 'peak'):
-            _ = self.gradient  # now, not when it is timed
+            _ = self.gradient  # computed now, outside of the timing
             f = functools.partial(self._step, run, [t.clone() for t in self.inputs])
         else:
             f = functools.partial(self._forward, run)
-        if what == 'kept':
-            f = functools.partial(kept, run, self.inputs, self.weights)
+        if what == 'saved':
+            f = functools.partial(saved_bytes, run, self.inputs, self.weights)
         elif what == 'peak':
-            f = functools.partial(peak, f, self.device)
-        if peer is None:
+            f = functools.partial(peak_bytes, f, self.device)
+        if baseline is None:
             return f
-        reason = self.refusal(peer, what)
+        reason = self.refusal(baseline, what)
 
         def attempt() -> Any:
             try:
                 if reason:
-                    raise PeerCannot(reason)
+                    raise BaselineUnsupported(reason)
                 return f()
             except RuntimeError as error:
-                half = self.dtype.itemsize == 2  # operations that mix dtypes, or lack this one
-                if not (half or isinstance(error, PeerCannot | torch.OutOfMemoryError)):
+                half = self.dtype.itemsize == 2  # some operations mix dtypes or lack this one
+                if not (half or isinstance(error, BaselineUnsupported | torch.OutOfMemoryError)):
                     raise
-                self.cannot[peer, what] = str(error).partition('\n')[0]
-                raise PeerCannot from error
+                self.unsupported[baseline, what] = str(error).partition('\n')[0]
+                raise BaselineUnsupported from error
 
         return attempt
 
-    def refusal(self, peer: Peer, what: str) -> str:
-        """Why a peer is not even tried."""
-        if not peer.largest:
+    def refusal(self, baseline: Baseline, what: str) -> str:
+        """Why a baseline is not tried, or an empty string."""
+        if not baseline.pair_values:
             return ''
-        values = peer.largest(self.ours, self.inputs[0]) * (2 if what in ('step', 'peak') else 1)
+        values = baseline.pair_values(self.ours, self.inputs[0]) * (
+            2 if what in ('step', 'peak') else 1
+        )
         needed = values * self.dtype.itemsize
         return f'needs {needed / 1e9:.1f} GB' if needed > memory_limit(self.device) else ''
 
@@ -178,191 +198,203 @@ class _Setting:
     def _step(self, run: Callable, x: list[Tensor]) -> list[Tensor]:
         y = run(*(t.requires_grad_() for t in x))
         y.backward(self.gradient)
-        found = [y.detach(), *(t.grad for t in x)]
+        results = [y.detach(), *(t.grad for t in x)]
         for t in (*x, *self.weights):
             t.grad = None
-        return found
+        return results
 
     def check(self, name: str) -> None:
-        """Raise `Unequal` if outputs, without and with gradients, or input gradients differ.
+        """Raise `ResultsDiffer` if outputs, without and with gradients, or input gradients differ.
 
-        By more than `_TOLERANCE` they may differ where rounding does it: if they are equal in a
-        wider dtype, at this size, and ours is at most `_LUCK` times as far from that as the peer.
+        Differences above `_TOLERANCE` are accepted as rounding if the results are equal in a wider
+        dtype at this size, and our error against those is at most `_MAX_ERROR_RATIO` times the
+        baseline's.
         """
         ours, wide = self._results(None), None
-        for peer in self.peers[1:]:
-            for i, theirs in enumerate(self._results(peer)):
-                far = self._far(ours[i], theirs)
-                if far <= _TOLERANCE[self.dtype]:
+        for baseline in self.baselines[1:]:
+            for i, theirs in enumerate(self._results(baseline)):
+                difference = self._difference(ours[i], theirs)
+                if difference <= _TOLERANCE[self.dtype]:
                     continue
                 if self.dtype in _WIDER:
                     if wide is None:
-                        wide = self._widened()
+                        wide = self._in_wider_dtype()
                         wide.check(name)
-                        truth = wide._results(None)
-                    told = (peer, 'step') not in wide.cannot
-                    errors = [_apart(t, truth[i]) for t in (ours[i], theirs)]
-                    if told and errors[0] <= _LUCK[i > 1] * errors[1]:
+                        reference = wide._results(None)
+                    checked = (baseline, 'step') not in wide.unsupported
+                    errors = [_relative_rms(t, reference[i]) for t in (ours[i], theirs)]
+                    if checked and errors[0] <= _MAX_ERROR_RATIO[i > 1] * errors[1]:
                         continue
-                raise Unequal(
-                    f'{name} differs from its peer ({peer.label}) by {far:.1e} of the largest '
-                    f'value, {str(self.dtype)[6:]} on {self.device}.'
+                raise ResultsDiffer(
+                    f'{name} differs from its baseline ({baseline.label}) by {difference:.1e} of '
+                    f'the largest value, {str(self.dtype)[6:]} on {self.device}.'
                 )
 
-    def _far(self, a: Tensor, b: Tensor) -> float:
-        """What stands beside `_TOLERANCE`."""
+    def _difference(self, a: Tensor, b: Tensor) -> float:
+        """Relative difference, as `_TOLERANCE` is for."""
         if self.dtype.itemsize == 2:
-            return _apart(a, b)
+            return _relative_rms(a, b)
         return ((a - b).abs().max() / b.abs().max()).item()
 
-    def _widened(self) -> '_Setting':
+    def _in_wider_dtype(self) -> '_Contenders':
         """The same weights and inputs in a wider dtype."""
         wide, dtype = copy.copy(self), _WIDER[self.dtype]
-        wide.dtype, wide.cannot = dtype, {}
+        wide.dtype, wide.unsupported = dtype, {}
         wide.ours, wide.gradient = copy.deepcopy(self.ours).to(dtype), self.gradient.to(dtype)
         wide.inputs = [t.to(dtype) for t in self.inputs]
-        wide._place(self.peers[1:])
+        wide._add_baselines(self.baselines[1:])
         return wide
 
-    def _results(self, peer: Peer | None) -> list[Tensor]:
-        found = []
+    def _results(self, baseline: Baseline | None) -> list[Tensor]:
+        results = []
         try:
             for what in 'forward', 'step':
-                found += self.task(peer, what)()
-        except PeerCannot:
+                results += self.task(baseline, what)()
+        except BaselineUnsupported:
             pass
-        return found
+        return results
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference, over that of b."""
+def _relative_rms(a: Tensor, b: Tensor) -> float:
+    """Root mean square of the difference, relative to that of b."""
     a, b = a.double(), b.double()
     return ((a - b).norm() / b.norm()).item()
 
 
-def measure(
+def compare_case(
     case: Case,
     size: Size | None = None,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     rounds: int = 7,
     speed: dict[str, Any] | None = None,
-    say: Say = lambda text: None,
-) -> list[Row]:
-    """Measure a case; a row for each of its peers.
+    log: Log = lambda text: None,
+) -> list[Comparison]:
+    """Measure a case against each of its baselines.
 
     Args:
-        case: of `cases`.
-        size: if not that of the case.
-        rounds: ours and the peers in turn, as often at most; fewer where 20 s do not suffice.
-        speed: of `machine`, for the floor.
-        say: called with what is done next.
+        case: case to measure, see `list_cases`.
+        size: (N, C, H, W); None for the size of the case.
+        device: device to run on.
+        dtype: dtype of inputs and weights.
+        rounds: how often our block and the baselines are timed, alternating; fewer if all would
+            take more than 20 s.
+        speed: machine as `describe_machine` returns it, for the lower bound; None for no bound.
+        log: called with a line before each measurement.
 
     Raises:
-        UsageError: a size that does not fit.
-        Unequal: a peer differs in fp64 on the CPU at a small size by more than 1e-9 of the largest
-            value, or in this dtype on this device at this size by more than `_TOLERANCE`, see
-            `_Setting.check`.
+        UsageError: the size does not fit the block.
+        ResultsDiffer: a baseline differs in fp64 on the CPU at a small size by more than 1e-9 of
+            the largest value, or in this dtype on this device at this size by more than
+            `_TOLERANCE`, see `_Contenders.check`.
     """
-    at = size or case.size
+    run_size = size or case.size
     try:
-        if case.same and not case.compiled:
-            say(f'{case.name}: equality in fp64')
+        if case.equivalent and not case.needs_compiled_ops:
+            log(f'{case.name}: equality in fp64')
             for training in True, False:
-                small = _Setting(case, (*at[:2], *_EQUALITY), CPU, torch.float64, training)
-                small.shift()
+                small = _Contenders(
+                    case, (*run_size[:2], *_EQUALITY_SIZE), CPU, torch.float64, training
+                )
+                small.shift_inputs()
                 small.check(case.name)
-        setting = _Setting(case, at, device, dtype)
-        if case.same and ('forward' in case.measures or 'step' in case.measures):
-            say(f'{case.name}: equality at {written(at)}')
-            setting.check(case.name)
+        contenders = _Contenders(case, run_size, device, dtype)
+        if case.equivalent and ('forward' in case.measures or 'step' in case.measures):
+            log(f'{case.name}: equality at {format_size(run_size)}')
+            contenders.check(case.name)
     except ValueError as error:
         if size is None:
             raise
-        raise UsageError(f'--size {written(size)} does not fit: {error}.') from error
-    found = {peer: dict.fromkeys(MEASURES) for peer in setting.peers}
+        raise UsageError(f'--size {format_size(size)} does not fit: {error}.') from error
+    figures = {baseline: dict.fromkeys(MEASURES) for baseline in contenders.baselines}
     counts = {}
     for what in case.measures:
-        say(f'{case.name}: {what} at {written(at)}')
-        tasks = [setting.task(peer, what) for peer in setting.peers]
+        log(f'{case.name}: {what} at {format_size(run_size)}')
+        tasks = [contenders.task(baseline, what) for baseline in contenders.baselines]
         if what in ('forward', 'step'):
-            values, counts[what] = timed(tasks, rounds, device, SECONDS, case.fewest)
+            values, counts[what] = time_interleaved(
+                tasks, rounds, device, MAX_SECONDS, case.min_rounds
+            )
         else:
-            values = [_value(task)[0] for task in tasks]
-        for peer, value in zip(setting.peers, values, strict=True):
-            found[peer][what] = value
-    least_ms = None
+            values = [_call(task)[0] for task in tasks]
+        for baseline, value in zip(contenders.baselines, values, strict=True):
+            figures[baseline][what] = value
+    bound_ms = None
     if speed and 'forward' in case.measures:
-        bound = floor(setting.ours, case.shapes(setting.ours, at))
-        least_ms = bound.ms(dtype.itemsize, speed['sgemm_gflops'], speed['copy_gb_per_s'])
-    aimed = at == case.size and device == CPU and dtype == torch.float32
+        bound = lower_bound(contenders.ours, case.shapes(contenders.ours, run_size))
+        bound_ms = bound.ms(dtype.itemsize, speed['sgemm_gflops'], speed['copy_gb_per_s'])
+    has_targets = run_size == case.size and device == CPU and dtype == torch.float32
     return [
-        Row(
+        Comparison(
             name=case.name,
-            size=at,
-            peer=peer.label,
-            ours=found[None],
-            theirs=found[peer],
-            floor=least_ms,
+            size=run_size,
+            baseline=baseline.label,
+            ours=figures[None],
+            theirs=figures[baseline],
+            lower_bound=bound_ms,
             rounds=counts,
-            targets=dict(case.targets) if aimed and not index else {},
-            cannot={what: why for (who, what), why in setting.cannot.items() if who == peer},
+            targets=dict(case.targets) if has_targets and not index else {},
+            unsupported={
+                what: reason
+                for (owner, what), reason in contenders.unsupported.items()
+                if owner == baseline
+            },
         )
-        for index, peer in enumerate(setting.peers[1:])
+        for index, baseline in enumerate(contenders.baselines[1:])
     ]
 
 
-def _value(task: Callable[[], Any]) -> tuple[Any, float]:
-    """What a task returns, None where the peer cannot; and the ms that it took."""
+def _call(task: Callable[[], Any]) -> tuple[Any, float]:
+    """What a task returns, None if the baseline cannot run it; and how long it took in ms."""
     start = time.perf_counter()
     try:
         value = task()
-    except PeerCannot:
+    except BaselineUnsupported:
         value = None
     return value, 1000 * (time.perf_counter() - start)
 
 
-def curve(
+def measure_curve(
     case: Case,
     size: Size,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Curve:
     """Measure a case from 16x16 to 128x256 pixels, until a point takes longer than 20 s.
 
     Raises:
-        Unequal: as in `measure`; checked at the smallest size.
+        ResultsDiffer: as in `compare_case`; checked at the smallest size.
     """
-    peer = case.peers[0]
-    found, ended = Curve(case.name, peer.label, size[:2]), set()
+    baseline = case.baselines[0]
+    curve, ended = Curve(case.name, baseline.label, size[:2]), set()
     for height, width in CURVE:
-        at, pixels = (*size[:2], height, width), height * width
-        setting = _Setting(case, at, device, dtype)
+        run_size, pixels = (*size[:2], height, width), height * width
+        contenders = _Contenders(case, run_size, device, dtype)
         if (height, width) == CURVE[0]:
-            setting.check(case.name)
-        for what in 'step', 'kept':
-            give_back()
-            say(f'{case.name}: {what} at {written(at)}')
-            refusal = setting.refusal(peer, what)
-            if refusal:  # said even where the curve has ended before
-                found.refused.setdefault(what, (pixels, refusal))
-            ended |= {(peer, what) for what in found.refused}
-            sides = [who for who in (None, peer) if (who, what) not in ended]
-            tasks = [setting.task(who, what) for who in sides]
+            contenders.check(case.name)
+        for what in 'step', 'saved':
+            release_memory()
+            log(f'{case.name}: {what} at {format_size(run_size)}')
+            refusal = contenders.refusal(baseline, what)
+            if refusal:  # recorded even if the curve has ended before
+                curve.refused.setdefault(what, (pixels, refusal))
+            ended |= {(baseline, what) for what in curve.refused}
+            sides = [owner for owner in (None, baseline) if (owner, what) not in ended]
+            tasks = [contenders.task(owner, what) for owner in sides]
             if what == 'step':
-                values = took = timed(tasks, 5, device, seconds=6, fewest=0)[0]
+                values = times = time_interleaved(tasks, 5, device, seconds=6, min_rounds=0)[0]
             else:
-                values, took = zip(*map(_value, tasks)) if tasks else ((), ())
-            for who, value, ms in zip(sides, values, took, strict=True):
+                values, times = zip(*map(_call, tasks)) if tasks else ((), ())
+            for owner, value, ms in zip(sides, values, times, strict=True):
                 if value is None:
-                    found.refused[what] = pixels, setting.cannot[who, what]
+                    curve.refused[what] = pixels, contenders.unsupported[owner, what]
                     continue
-                (found.theirs if who else found.ours)[what][pixels] = value
-                if ms > 1000 * SLOW:
-                    ended.add((who, what))
-    return found
+                (curve.theirs if owner else curve.ours)[what][pixels] = value
+                if ms > 1000 * MAX_POINT_SECONDS:
+                    ended.add((owner, what))
+    return curve
 
 
-def written(size: Size) -> str:
+def format_size(size: Size) -> str:
     return 'x'.join(map(str, size))

@@ -1,6 +1,7 @@
-"""What plugging costs beside the blocks themselves: networks in turn with the same without.
+"""Overhead of plugins: each network against itself without plugins, alternating.
 
-And what the guarantees of a training cost beside the training.
+Also the overhead of the guarantees of training: watching for non-finite values, seeded loading of
+samples, checkpoints that survive a kill.
 """
 
 import json
@@ -30,18 +31,19 @@ from mmattn.engine.resume.rng import derive_seed, seeded
 from mmattn.files import check_writable
 from mmattn.plugins import insert
 
-from .timing import least, machine
+from .timing import describe_machine, min_times
 
 _IMAGE = (256, 320)  # height and width
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """One comparison: ms, the least of all rounds.
+    """One comparison, in ms, the shortest time of all rounds.
 
     Attributes:
-        what: what was done.
-        stock, ours: without plugins or by mmdet's class; with plugins or by ours.
+        what: task that was timed.
+        stock: time without plugins, or with mmdet's class.
+        ours: time with plugins, or with our class.
     """
 
     what: str
@@ -49,8 +51,8 @@ class Overhead:
     ours: float
 
 
-class _Nothing(nn.Module):
-    """A block that costs nothing, so that what is measured is the plugging."""
+class _NoOp(nn.Module):
+    """A block that does nothing, so that only the overhead of plugins is measured."""
 
     _abbr_ = 'nothing'
 
@@ -62,24 +64,24 @@ class _Nothing(nn.Module):
 
 
 def report_overhead(config: str | Path, rounds: int, json_path: str | Path | None = None) -> None:
-    """Print, and write to a JSON file if asked, what plugging costs in a Mask R-CNN config.
+    """Print the overhead of plugins in a Mask R-CNN config; optionally write it as JSON.
 
     Args:
-        config: of a Mask R-CNN without plugins.
-        rounds: both in turn, as often; the least time counts.
-        json_path: a file for the figures.
+        config: config of a Mask R-CNN without plugins.
+        rounds: how often both are timed, alternating; the shortest time counts.
+        json_path: JSON file for the figures.
     """
     _report(lambda: _comparisons(config), rounds, json_path)
 
 
 def report_trust(config: str | Path, rounds: int, json_path: str | Path | None = None) -> None:
-    """Print what the guarantees of a training cost: a step watched, a checkpoint that survives.
+    """Print the overhead of the guarantees of training: a watched step, a safe checkpoint.
 
     Args:
-        config: of a Mask R-CNN.
+        config: config of a Mask R-CNN.
         rounds, json_path: as in `report_overhead`.
     """
-    with tempfile.TemporaryDirectory(dir='.') as folder:  # on the disk that trainings write to
+    with tempfile.TemporaryDirectory(dir='.') as folder:  # on the disk that training writes to
         _report(lambda: _guarantees(config, Path(folder)), rounds, json_path)
 
 
@@ -87,17 +89,19 @@ def _report(comparisons: Callable, rounds: int, json_path: str | Path | None) ->
     if json_path:
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
-    about = machine()
-    print(', '.join(f'{name} {value}' for name, value in about.items()))
+    machine = describe_machine()
+    print(', '.join(f'{key} {value}' for key, value in machine.items()))
     print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, least of {rounds} rounds')
     print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
-    rows = []
+    overheads = []
     for what, stock, ours in comparisons():
-        rows.append(Overhead(what, *least(rounds, stock, ours)))
-        row = rows[-1]
-        print(f'{what:<62}{row.stock:>10.1f}{row.ours:>10.1f}{row.ours / row.stock:>8.3f}')
+        overheads.append(Overhead(what, *min_times(rounds, stock, ours)))
+        stock_ms, ours_ms = overheads[-1].stock, overheads[-1].ours
+        print(f'{what:<62}{stock_ms:>10.1f}{ours_ms:>10.1f}{ours_ms / stock_ms:>8.3f}')
     if json_path:
-        content = dict(machine=about, rounds=rounds, rows=[asdict(row) for row in rows])
+        content = dict(
+            machine=machine, rounds=rounds, rows=[asdict(overhead) for overhead in overheads]
+        )
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
 
 
@@ -159,8 +163,8 @@ def _comparisons(config: str | Path) -> list[tuple[str, Callable, Callable]]:
         networks[name] = MODELS.build(cfg)
     torch.manual_seed(0)
     networks['hooked'] = MODELS.build(stock)
-    places = dict(position='before_add'), dict(at='neck.fpn_convs.*')
-    count = len(insert(networks['hooked'], [dict(cfg=dict(type=_Nothing), **p) for p in places]))
+    placements = dict(position='before_add'), dict(at='neck.fpn_convs.*')
+    count = len(insert(networks['hooked'], [dict(cfg=dict(type=_NoOp), **p) for p in placements]))
     nothing = f'{count} plugins that do nothing'
     return [
         ('build Mask R-CNN; with global context in c3-c5', _build(stock), _build(blocks)),
@@ -199,14 +203,14 @@ def _training(model: nn.Module) -> Callable[[], None]:
 
 
 def loss(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """The sum of the losses for a batch of images, (N, 3, H, W), with four boxes each."""
-    torch.manual_seed(0)  # the samplers draw
+    """Sum of the losses for a batch of images, (N, 3, H, W), with four boxes each."""
+    torch.manual_seed(0)  # samplers are random
     samples = [_sample(*image.shape[2:]).to(image.device) for _ in image]
     return model.parse_losses(model(image, samples, mode='loss'))[0]
 
 
 def _sample(height: int = _IMAGE[0], width: int = _IMAGE[1]) -> DetDataSample:
-    """A picture with four boxes and their masks."""
+    """An annotated image with four boxes and their masks."""
     boxes = torch.tensor(
         [[20, 20, 90, 120], [100, 40, 180, 90], [30, 130, 160, 230], [200, 60, 300, 240.0]]
     )

@@ -1,4 +1,4 @@
-"""Time and memory of blocks and their peers against the size of the map, as one picture."""
+"""Plot time and memory of blocks and their baselines against the size of the map."""
 
 import math
 from pathlib import Path
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
 
     from .compare import Curve
 
-# of Okabe and Ito, which the colour-blind tell apart; a mark each, for prints without colours
+# Okabe and Ito's colours, safe for the colour-blind; markers, for prints without colours
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#8C8C00')
-_MARKS = 'osD^vP*h'
+_MARKERS = 'osD^vP*h'
 _PANELS = {
     'step': ('forward and backward (ms)', 1),
-    'kept': ('kept for backward, beside the input (MB)', 1e6),
+    'saved': ('saved for backward, without the input (MB)', 1e6),
 }
 _CROSS = dict(marker='x', markersize=9, markeredgewidth=2)
-MOST = len(_COLOURS)  # curves that one picture holds
+MAX_CURVES = len(_COLOURS)
 FORMATS = ('.png', '.pdf', '.svg')
 
 
 def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
-    """Draw both panels, ours solid and the peer dashed, with logarithmic axes.
+    """Draw both panels, ours solid and the baseline dashed, with logarithmic axes.
 
-    A cross, where the line to it leads on as before, is a size that the peer was refused.
+    A cross marks a size that the baseline was refused; the dotted line to it is extrapolated.
 
     Args:
-        curves: 1 to `MOST`.
-        title: what the figures hold for.
-        out: the picture, of `FORMATS`.
+        curves: curves to draw, 1 to `MAX_CURVES`.
+        title: title of the figure, such as the machine.
+        out: image file; its suffix is one of `FORMATS`.
 
     Raises:
-        WriteError: the picture cannot be written.
+        WriteError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
     from matplotlib.lines import Line2D
@@ -43,8 +43,8 @@ def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
     panels = figure.subplots(1, 2)
     for axes, (what, (label, unit)) in zip(panels, _PANELS.items(), strict=True):
         for index, curve in enumerate(curves):
-            # the first ones largest, to be seen behind what lies upon them
-            style = dict(color=_COLOURS[index], marker=_MARKS[index], markersize=9 - index)
+            # the first markers are the largest, so that later ones do not cover them
+            style = dict(color=_COLOURS[index], marker=_MARKERS[index], markersize=9 - index)
             for points, kind, fill in (
                 (curve.ours[what], '-', 'full'),
                 (curve.theirs[what], '--', 'none'),
@@ -60,16 +60,18 @@ def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
         axes.set_xticks([], minor=True)
         axes.grid(which='major', alpha=0.3)
     entries = [
-        Line2D([], [], color=_COLOURS[i], marker=_MARKS[i], label=_label(curve))
+        Line2D([], [], color=_COLOURS[i], marker=_MARKERS[i], label=_label(curve))
         for i, curve in enumerate(curves)
     ]
     grey = dict(color='0.3', marker='o')
     entries.append(Line2D([], [], **grey, label='mmattn'))
     entries.append(
-        Line2D([], [], **grey, linestyle='--', fillstyle='none', label='peer (in brackets)')
+        Line2D([], [], **grey, linestyle='--', fillstyle='none', label='baseline (in brackets)')
     )
     if any(curve.refused for curve in curves):
-        entries.append(Line2D([], [], color='0.3', linestyle=':', **_CROSS, label='peer refused'))
+        entries.append(
+            Line2D([], [], color='0.3', linestyle=':', **_CROSS, label='baseline refused')
+        )
     figure.legend(handles=entries, loc='outside lower center', ncols=4, fontsize='small')
     figure.suptitle(title, fontsize='medium')
     try:
@@ -79,22 +81,22 @@ def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
 
 
 def _refusal(axes: 'Axes', curve: 'Curve', what: str, unit: float, colour: str) -> None:
-    """A cross where the last two points lead to, and the reason beside it."""
-    pixels, why = curve.refused[what]
+    """A cross at the extrapolated time or memory, with the reason next to it."""
+    pixels, reason = curve.refused[what]
     points = [(x, y / unit) for x, y in curve.theirs[what].items()]
-    if len(points) < 2:  # nothing leads there
+    if len(points) < 2:  # too few to extrapolate
         return
     (x0, y0), (x1, y1) = points[-2:]
     y = y1 * (pixels / x1) ** (math.log(y1 / y0) / math.log(x1 / x0))
     axes.plot([x1, pixels], [y1, y], ':', color=colour)
     axes.plot([pixels], [y], color=colour, **_CROSS)
-    place = dict(textcoords='offset points', ha='right', va='center')
-    axes.annotate(f'{curve.peer} {why}', (pixels, y), (-9, 0), **place, color=colour)
+    position = dict(textcoords='offset points', ha='right', va='center')
+    axes.annotate(f'{curve.baseline} {reason}', (pixels, y), (-9, 0), **position, color=colour)
 
 
 def _label(curve: 'Curve') -> str:
     batch, channels = curve.size
-    return f'{curve.name}, {batch}x{channels} ({curve.peer})'
+    return f'{curve.name}, {batch}x{channels} ({curve.baseline})'
 
 
 def _square(pixels: int) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark as a table, a JSON file and a picture: every block beside its peers."""
+"""Run the benchmark: a table, a JSON file and a plot of every block against its baselines."""
 
 import functools
 import json
@@ -12,18 +12,28 @@ from mmattn.errors import UsageError
 from mmattn.files import check_writable
 from mmattn.progress import stages
 
-from .cases import MEASURES, Case, Size, select
-from .compare import CURVE, SECONDS, SLOW, Curve, Row, Say, curve, measure, written
-from .plot import FORMATS, MOST, plot_benchmark
-from .timing import CPU, DTYPES, Unequal, find_device, give_back, machine
+from .cases import MEASURES, Case, Size, select_cases
+from .compare import (
+    CURVE,
+    MAX_POINT_SECONDS,
+    MAX_SECONDS,
+    Comparison,
+    Curve,
+    Log,
+    compare_case,
+    format_size,
+    measure_curve,
+)
+from .plot import FORMATS, MAX_CURVES, plot_benchmark
+from .timing import CPU, DTYPES, ResultsDiffer, describe_machine, find_device, release_memory
 
 # what --plot draws without a pattern
 _CURVES = ('NonLocal2d embedded_gaussian', 'CrissCrossAttention 1', 'APNB', 'ContextBlock')
-_HEADS = dict(forward='fwd ms', step='step ms', kept='kept MB', peak='peak MB')
-_UNITS = dict(forward=1, step=1, kept=1e6, peak=1e6)
+_HEADINGS = dict(forward='fwd ms', step='step ms', saved='saved MB', peak='peak MB')
+_UNITS = dict(forward=1, step=1, saved=1e6, peak=1e6)
 
 
-def report(
+def run_benchmark(
     pattern: str = '*',
     size: Size | None = None,
     rounds: int = 7,
@@ -32,168 +42,180 @@ def report(
     device: str = 'cpu',
     dtype: str = 'fp32',
     plot_path: str | Path | None = None,
-) -> list[Row]:
-    """Measure, print a line a block and peer as it comes, write all to files if asked.
+) -> list[Comparison]:
+    """Measure cases and print a line for each baseline; optionally write JSON and a plot.
 
     Args:
-        pattern: what to measure, see `select`.
-        size: (N, C, H, W) of everything; each case has its own if None.
-        rounds: as of `measure`.
-        json_path: a file for the figures.
+        pattern: glob pattern of case names, see `select_cases`.
+        size: (N, C, H, W) for all cases; None for the size of each.
+        rounds: number of rounds, see `compare_case`.
+        json_path: JSON file for the figures.
         device: 'cpu', with one thread, or 'cuda', 'cuda:1', ..., without TF32.
-        dtype: of `DTYPES`.
-        plot_path: a picture of time and memory by size, see `plot_benchmark`.
+        dtype: one of `DTYPES`.
+        plot_path: image of time and memory by size, see `plot_benchmark`.
 
     Raises:
-        UsageError: a size or number of rounds below 1; a device that is not there; no name fits.
-        Unequal: after all others were measured.
+        UsageError: a size or number of rounds is below 1; no such device; no name matches.
+        ResultsDiffer: results of a baseline differ; raised after all others were measured.
         WriteError: a file cannot be written.
     """
     if min(*(size or (1,)), rounds) < 1:
         raise UsageError(f'--size {size} --rounds {rounds}: allowed are numbers from 1.')
-    where, kind = find_device(device), DTYPES[dtype]
-    chosen = select(pattern, size is not None, where, kind)
-    plotted = _plotted(chosen, pattern, plot_path) if plot_path else []
+    torch_device, torch_dtype = find_device(device), DTYPES[dtype]
+    cases = select_cases(pattern, size is not None, torch_device, torch_dtype)
+    plotted = _plotted(cases, pattern, plot_path) if plot_path else []
     for path, flag in (json_path, '--json'), (plot_path, '--plot'):
         if path:
             check_writable(Path(path).parent, flag)
     torch.set_num_threads(1)
-    if where != CPU:
-        torch.cuda.set_device(where)
+    if torch_device != CPU:
+        torch.cuda.set_device(torch_device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    about = machine(where, kind)
-    print(', '.join(f'{key} {value}' for key, value in about.items()))
-    print(f'{device}, {dtype}, least of {rounds} rounds, fewer where they take over {SECONDS} s')
-    print('x: peer over ours, the target below it; floor: the least time of the forward pass')
-    rows, curves, unequal, last = [], [], [], None
+    machine = describe_machine(torch_device, torch_dtype)
+    print(', '.join(f'{key} {value}' for key, value in machine.items()))
+    print(
+        f'{device}, {dtype}, least of {rounds} rounds, fewer where they take over {MAX_SECONDS} s'
+    )
+    print('x: baseline over ours, targets below; bound: lower bound of the forward pass')
+    comparisons, curves, errors, last_size = [], [], [], None
 
-    def keep() -> None:
-        """Write what there is: a peer may ask for so much that the system ends the process."""
+    def save() -> None:
+        """Write intermediate results: a baseline may need so much memory that it is killed."""
         if json_path:
-            content = dict(machine=about, device=device, dtype=dtype, size=size, rounds=rounds)
-            content |= dict(rows=[asdict(r) for r in rows], curves=[asdict(c) for c in curves])
+            content = dict(machine=machine, device=device, dtype=dtype, size=size, rounds=rounds)
+            content['rows'] = [asdict(comparison) for comparison in comparisons]
+            content['curves'] = [asdict(curve) for curve in curves]
             Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
 
-    with stages() as say:
-        for case in plotted:  # first: the largest peers need all the memory there is
+    with stages() as log:
+        for case in plotted:  # first, as the largest baselines need all the memory
             try:
-                curves.append(curve(case, size or case.size, where, kind, say))
-            except Unequal as error:
-                unequal.append(error)
+                curve_size = size or case.size
+                curve = measure_curve(case, curve_size, torch_device, torch_dtype, log)
+            except ResultsDiffer as error:
+                errors.append(error)
                 continue
-            say('')
-            print(*curve_lines(curves[-1]), sep='\n')
-            keep()
+            log('')
+            curves.append(curve)
+            print(*curve_lines(curve), sep='\n')
+            save()
         if curves:
-            plot_benchmark(curves, _title(about, where, dtype), plot_path)
-        print(_head())
-        for index, case in enumerate(chosen, 1):
-            told = functools.partial(_numbered, say, f'{index} of {len(chosen)}')
-            give_back()
+            plot_benchmark(curves, _title(machine, torch_device, dtype), plot_path)
+        print(_table_header())
+        for index, case in enumerate(cases, 1):
+            log_case = functools.partial(_log_numbered, log, f'{index} of {len(cases)}')
+            release_memory()
             try:
-                new = measure(case, size, where, kind, rounds, about, told)
-            except Unequal as error:
-                unequal.append(error)
-                new = []
-            say('')
-            if new and new[0].size != last:
-                last = new[0].size
-                print(written(last))
-            for row in new:
-                print(*lines(row), sep='\n')
-            rows += new
-            keep()
-        print(*summary(rows), *(f'not timed: {error}' for error in unequal), sep='\n')
-    if unequal:
-        raise unequal[0]
-    return rows
+                results = compare_case(
+                    case, size, torch_device, torch_dtype, rounds, machine, log_case
+                )
+            except ResultsDiffer as error:
+                errors.append(error)
+                results = []
+            log('')
+            if results and results[0].size != last_size:
+                last_size = results[0].size
+                print(format_size(last_size))
+            for comparison in results:
+                print(*table_lines(comparison), sep='\n')
+            comparisons += results
+            save()
+        print(*summary(comparisons), *(f'not timed: {error}' for error in errors), sep='\n')
+    if errors:
+        raise errors[0]
+    return comparisons
 
 
-def _head() -> str:
-    columns = ''.join(f'{name:>8}{"x":>8}' for name in _HEADS.values())
-    return f'{"block":<37}{"peer":<9}{columns}{"floor ms":>9}{"ours/":>7}{"peer/":>7}{"rounds":>7}'
+def _table_header() -> str:
+    columns = ''.join(f'{name:>9}{"x":>7}' for name in _HEADINGS.values())
+    bounds = f'{"bound ms":>9}{"ours/":>7}{"base/":>7}'
+    return f'{"block":<37}{"baseline":<9}{columns}{bounds}{"rounds":>7}'
 
 
-def _title(about: dict, device: torch.device, dtype: str) -> str:
-    cpu = f'CPU {about["cpu"]}, {about["threads"]} thread'
-    name = cpu if device == CPU else f'GPU {about["gpu"]}'
-    return f'{name}, {dtype}, malloc {about["malloc"]}, torch {about["torch"]}'
+def _title(machine: dict, device: torch.device, dtype: str) -> str:
+    cpu = f'CPU {machine["cpu"]}, {machine["threads"]} thread'
+    name = cpu if device == CPU else f'GPU {machine["gpu"]}'
+    return f'{name}, {dtype}, malloc {machine["malloc"]}, torch {machine["torch"]}'
 
 
-def _plotted(chosen: list[Case], pattern: str, path: str | Path) -> list[Case]:
-    """The cases that get a curve: of the pattern, else four that stand for their kinds."""
+def _plotted(cases: list[Case], pattern: str, path: str | Path) -> list[Case]:
+    """The cases to plot: those of the pattern, or without one four representative ones."""
     if Path(path).suffix.lower() not in FORMATS:
         raise UsageError(f'--plot {path}: allowed are names that end in {", ".join(FORMATS)}.')
-    able = [case for case in chosen if not case.fixed]
+    plotted = [case for case in cases if not case.fixed_size]
     if pattern == '*':
-        able = [case for case in able if case.name in _CURVES]
-    if not 1 <= len(able) <= MOST:
-        raise UsageError(f'--plot: {len(able)} blocks fit the pattern, allowed 1 to {MOST}.')
-    return able
+        plotted = [case for case in plotted if case.name in _CURVES]
+    if not 1 <= len(plotted) <= MAX_CURVES:
+        count = len(plotted)
+        raise UsageError(f'--plot: {count} blocks fit the pattern, allowed 1 to {MAX_CURVES}.')
+    return plotted
 
 
-def _numbered(say: Say, number: str, text: str) -> None:
-    say(f'[{number}] {text}')
+def _log_numbered(log: Log, number: str, text: str) -> None:
+    log(f'[{number}] {text}')
 
 
-def lines(row: Row) -> Iterator[str]:
-    """A row of the table; below it targets under the ratios, and why the peer cannot."""
-    pairs = [(row.ours[what], row.theirs[what], _UNITS[what]) for what in MEASURES]
+def table_lines(comparison: Comparison) -> Iterator[str]:
+    """A line of the table; then targets below the ratios, and why a baseline has no figure."""
+    pairs = [(comparison.ours[what], comparison.theirs[what], _UNITS[what]) for what in MEASURES]
     cells = ''.join(
-        cell((ours and ours / u, theirs and theirs / u), 8, 8) for ours, theirs, u in pairs
+        cell((ours and ours / u, theirs and theirs / u), 9, 7) for ours, theirs, u in pairs
     )
-    above = [
-        t['forward'] / row.floor if t['forward'] and row.floor else None
-        for t in (row.ours, row.theirs)
+    bound_ratios = [
+        t['forward'] / comparison.lower_bound if t['forward'] and comparison.lower_bound else None
+        for t in (comparison.ours, comparison.theirs)
     ]
-    floors = f'{_number(row.floor):>9}' + ''.join(f'{_number(value):>7}' for value in above)
-    rounds = '/'.join(map(str, row.rounds.values()))
-    yield f'{row.name:<37}{row.peer:<9}{cells}{floors}{rounds:>7}'.rstrip()
-    if row.targets:
-        cells = ''.join(f'{_aim(row, what):>16}' for what in (*MEASURES, 'floor'))
+    bounds = f'{_number(comparison.lower_bound):>9}'
+    bounds += ''.join(f'{_number(ratio):>7}' for ratio in bound_ratios)
+    rounds = '/'.join(map(str, comparison.rounds.values()))
+    yield f'{comparison.name:<37}{comparison.baseline:<9}{cells}{bounds}{rounds:>7}'.rstrip()
+    if comparison.targets:
+        cells = ''.join(f'{_target(comparison, what):>16}' for what in (*MEASURES, 'lower_bound'))
         yield f'{"  target":<46}{cells}'.rstrip()
-    for why in dict.fromkeys(row.cannot.values()):
-        what = ', '.join(name for name, reason in row.cannot.items() if reason == why)
-        yield f'  {row.peer} cannot ({what}): {why}'
+    for reason in dict.fromkeys(comparison.unsupported.values()):
+        measures = ', '.join(what for what, why in comparison.unsupported.items() if why == reason)
+        yield f'  {comparison.baseline} cannot ({measures}): {reason}'
 
 
-def summary(rows: list[Row]) -> Iterator[str]:
+def summary(comparisons: list[Comparison]) -> Iterator[str]:
     """How many targets were met, and which were not."""
-    aims = [(row, what) for row in rows for what in row.targets]
-    missed = [(row, what) for row, what in aims if not row.met(what)]
-    if aims:
-        yield f'{len(aims) - len(missed)} of {len(aims)} targets met'
-    for row, what in missed:
-        yield f'  missed: {row.name} {what} {_number(row.ratio(what))}, aim {_aim(row, what)}'
+    targets = [(comparison, what) for comparison in comparisons for what in comparison.targets]
+    missed = [(comparison, what) for comparison, what in targets if not comparison.met(what)]
+    if targets:
+        yield f'{len(targets) - len(missed)} of {len(targets)} targets met'
+    for comparison, what in missed:
+        ratio, target = _number(comparison.ratio(what)), _target(comparison, what)
+        yield f'  missed: {comparison.name} {what} {ratio}, target {target}'
 
 
-def _aim(row: Row, what: str) -> str:
-    if what not in row.targets:
+def _target(comparison: Comparison, what: str) -> str:
+    if what not in comparison.targets:
         return ''
-    sign = '<=' if what == 'floor' else '>='
-    return f'{sign}{row.targets[what]:.3g} {"ok" if row.met(what) else "no"}'
+    sign = '<=' if what == 'lower_bound' else '>='
+    return f'{sign}{comparison.targets[what]:.3g} {"ok" if comparison.met(what) else "no"}'
 
 
-def curve_lines(found: Curve) -> Iterator[str]:
-    """The points of a curve as a table, and why a side ends before the largest size."""
-    sides = dict(ours=found.ours) | {found.peer: found.theirs}
-    heads = ''.join(f'{name + " step ms":>18}{"kept MB":>10}' for name in sides)
-    yield f'{found.name + " by pixels":<46}{heads}'
+def curve_lines(curve: Curve) -> Iterator[str]:
+    """The points of a curve as a table, and why one ends before the largest size."""
+    sides = dict(ours=curve.ours) | {curve.baseline: curve.theirs}
+    headings = ''.join(f'{name + " step ms":>18}{"saved MB":>10}' for name in sides)
+    yield f'{curve.name + " by pixels":<46}{headings}'
     for pixels in (h * w for h, w in CURVE):
-        points = (side[what].get(pixels) for side in sides.values() for what in ('step', 'kept'))
+        points = (side[what].get(pixels) for side in sides.values() for what in ('step', 'saved'))
         values = (point and point / unit for point, unit in zip(points, 2 * (1, 1e6), strict=True))
         yield f'{pixels:>46}{{:>18}}{{:>10}}{{:>18}}{{:>10}}'.format(*map(_number, values))
-    for what, (pixels, why) in found.refused.items():
-        yield f'  {found.peer} cannot ({what}) from {pixels} on: {why}'
+    for what, (pixels, reason) in curve.refused.items():
+        yield f'  {curve.baseline} cannot ({what}) from {pixels} on: {reason}'
     for name, side in sides.items():
         for what, points in side.items():
-            refused = name == found.peer and what in found.refused
+            refused = name == curve.baseline and what in curve.refused
             if len(points) < len(CURVE) and not refused:
-                yield f'  {name} ({what}) ends at {max(points)}, which took over {SLOW} s'
+                last = max(points)
+                yield f'  {name} ({what}) ends at {last}, which took over {MAX_POINT_SECONDS} s'
 
 
 def cell(pair: tuple[float | None, float | None], width: int = 12, ratio_width: int = 7) -> str:
-    """Ours, and how many times as much theirs is."""
+    """Our figure, and the ratio of the baseline's to it."""
     ours, theirs = pair
     ratio = f'{theirs / ours:.2f}' if theirs and ours else '-'
     return f'{_number(ours):>{width}}{ratio:>{ratio_width}}'

@@ -1,4 +1,4 @@
-"""What a segmentor's test costs beside its network: MMSegmentation and mmattn in turn."""
+"""Benchmark of segmentor testing without the network: MMSegmentation and mmattn, alternating."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,22 +19,22 @@ from mmattn.files import check_writable
 from mmattn.models.slide_inference import SegmentorInference
 
 from .report import cell
-from .timing import Unequal, least, machine, peak
+from .timing import ResultsDiffer, describe_machine, min_times, peak_bytes
 
-_SIZE = (1024, 2048)  # height and width of the image, as of Cityscapes
+_SIZE = (1024, 2048)  # height and width of an image, as in Cityscapes
 _WINDOWS = dict(mode='slide', crop_size=(769, 769), stride=(513, 513))
-_CLASSES = (19, 150)  # of Cityscapes and ADE20K
-_BLOCK = 16  # pixels: sides of the areas of one class, as maps are no noise
+_CLASSES = (19, 150)  # Cityscapes, ADE20K
+_PATCH = 16  # pixels: side of the areas of one class, as label maps are not noise
 
 
 @dataclass(frozen=True)
-class Row:
-    """One comparison: ms, the least of all rounds, and bytes.
+class SegmentationTiming:
+    """One comparison: times in ms, the shortest of all rounds, and memory in bytes.
 
     Attributes:
-        what: what was done.
-        ours, mmseg: its time.
-        peak, mmseg_peak: most memory at once that torch allocated; None where NumPy does the work.
+        what: task that was timed.
+        ours, mmseg: time of the task.
+        peak, mmseg_peak: peak of the memory that torch allocates; None where NumPy does the work.
     """
 
     what: str
@@ -44,8 +44,8 @@ class Row:
     mmseg_peak: int | None
 
 
-class _Costless:
-    """A network whose logits are there before it is asked: two windows of them, in turn."""
+class _PrecomputedNetwork:
+    """A network that returns precomputed logits: two windows, alternating."""
 
     align_corners = True
     decode_head = SimpleNamespace(threshold=0.3)
@@ -62,58 +62,64 @@ class _Costless:
         return self.logits[self.calls % 2]
 
 
-class _Stock(_Costless):
+class _Stock(_PrecomputedNetwork):
     slide_inference = StockEncoderDecoder.slide_inference
     postprocess_result = StockEncoderDecoder.postprocess_result
 
 
-class _Ours(SegmentorInference, _Costless):
+class _Ours(SegmentorInference, _PrecomputedNetwork):
     pass
 
 
-def report_segmentation(rounds: int, json_path: str | Path | None = None) -> list[Row]:
-    """Print, and write to a JSON file if asked, what tests of segmentors cost beside networks.
+def report_segmentation(
+    rounds: int, json_path: str | Path | None = None
+) -> list[SegmentationTiming]:
+    """Print what testing a segmentor costs without its network; optionally write it as JSON.
 
     Args:
-        rounds: both in turn, as often; the least time counts.
-        json_path: a file for the figures.
+        rounds: how often both are timed, alternating; the shortest time counts.
+        json_path: JSON file for the figures.
 
     Raises:
-        Unequal: the two compute different things, so their times mean nothing.
+        ResultsDiffer: the two compute different results.
         WriteError: the file cannot be written.
     """
     if json_path:
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
-    about = machine()
-    print(', '.join(f'{key} {value}' for key, value in about.items()))
+    machine = describe_machine()
+    print(', '.join(f'{key} {value}' for key, value in machine.items()))
     height, width = _SIZE
     print(f'{width}x{height}, least of {rounds} rounds; x: mmseg over ours')
     print(f'{"what":<44}' + ''.join(f'{name:>12}{"x":>7}' for name in ('ms', 'peak MB')))
-    rows = []
+    timings = []
     for what, ours, mmseg, in_torch in _comparisons():
-        row = _measure(what, ours, mmseg, rounds, in_torch)
-        rows.append(row)
-        memory = cell((row.peak / 1e6, row.mmseg_peak / 1e6)) if in_torch else f'{"-":>12}{"-":>7}'
-        print(f'{what:<44}{cell((row.ours, row.mmseg))}{memory}')
+        timing = _measure(what, ours, mmseg, rounds, in_torch)
+        timings.append(timing)
+        memory = f'{"-":>12}{"-":>7}'
+        if in_torch:
+            memory = cell((timing.peak / 1e6, timing.mmseg_peak / 1e6))
+        print(f'{what:<44}{cell((timing.ours, timing.mmseg))}{memory}')
     if json_path:
-        content = dict(machine=about, rounds=rounds, rows=[asdict(row) for row in rows])
+        content = dict(machine=machine, rounds=rounds, rows=[asdict(timing) for timing in timings])
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
-    return rows
+    return timings
 
 
 @torch.no_grad()
-def _measure(what: str, ours: Callable, mmseg: Callable, rounds: int, in_torch: bool) -> Row:
+def _measure(
+    what: str, ours: Callable, mmseg: Callable, rounds: int, in_torch: bool
+) -> SegmentationTiming:
     for mine, other in zip(ours(), mmseg(), strict=True):
         if not torch.equal(mine, other):
-            raise Unequal(f'{what}: mmattn differs from MMSegmentation.')
-    times = least(rounds, ours, mmseg)
-    memory = [peak(f) for f in (ours, mmseg)] if in_torch else (None, None)
-    return Row(what, *times, *memory)
+            raise ResultsDiffer(f'{what}: mmattn differs from MMSegmentation.')
+    times = min_times(rounds, ours, mmseg)
+    memory = [peak_bytes(f) for f in (ours, mmseg)] if in_torch else (None, None)
+    return SegmentationTiming(what, *times, *memory)
 
 
 def _comparisons() -> Iterator[tuple[str, Callable, Callable, bool]]:
-    """What is compared: a name, ours and mmseg's as functions, whether all memory is torch's."""
+    """Tasks: name, our function, mmseg's function, whether torch allocates all the memory."""
     for classes in _CLASSES:
         networks = [kind(test_cfg=_WINDOWS, classes=classes) for kind in (_Ours, _Stock)]
         yield f'slide inference, {classes} classes', *map(_slide, networks), True
@@ -127,12 +133,12 @@ def _comparisons() -> Iterator[tuple[str, Callable, Callable, bool]]:
             yield name, *_iou(classes, kind), False
 
 
-def _slide(network: _Costless) -> Callable[[], list[Tensor]]:
+def _slide(network: _PrecomputedNetwork) -> Callable[[], list[Tensor]]:
     image = torch.zeros(1, 3, *_SIZE)
     return lambda: [network.slide_inference(image, [dict(img_shape=_SIZE)])]
 
 
-def _postprocess(network: _Costless, logits: Tensor) -> Callable[[], list[Tensor]]:
+def _postprocess(network: _PrecomputedNetwork, logits: Tensor) -> Callable[[], list[Tensor]]:
     def run() -> list[Tensor]:
         sample = SegDataSample(metainfo=dict(ori_shape=_SIZE, img_shape=_SIZE))
         network.postprocess_result(logits, [sample])
@@ -143,13 +149,13 @@ def _postprocess(network: _Costless, logits: Tensor) -> Callable[[], list[Tensor
 
 def _iou(classes: int, kind: torch.dtype) -> tuple[Callable[[], Any], Callable[[], Any]]:
     generator = torch.Generator().manual_seed(0)
-    small = [side // _BLOCK for side in _SIZE]
+    small = [side // _PATCH for side in _SIZE]
     label, other = torch.randint(classes, (2, *small), generator=generator)
     wrong, ignored = torch.rand(2, *small, generator=generator) < 0.1
     prediction = torch.where(wrong, other, label)
     label[ignored] = 255
     prediction, label = (
-        m.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1).to(kind)
+        m.repeat_interleave(_PATCH, 0).repeat_interleave(_PATCH, 1).to(kind)
         for m in (prediction, label)
     )
 
@@ -157,7 +163,7 @@ def _iou(classes: int, kind: torch.dtype) -> tuple[Callable[[], Any], Callable[[
         return [torch.from_numpy(a) for a in areas(confusion(prediction, label, classes))]
 
     def mmseg() -> list[Tensor]:
-        found = StockIoUMetric.intersect_and_union(prediction, label, classes, 255)
-        return [a.long() for a in found]  # of whole numbers that fp32 still holds
+        histograms = StockIoUMetric.intersect_and_union(prediction, label, classes, 255)
+        return [a.long() for a in histograms]  # whole numbers that fp32 holds exactly
 
     return ours, mmseg

@@ -1,4 +1,4 @@
-"""Time and memory of calls, on a CPU or a GPU, and what the figures hold for."""
+"""Time and memory of calls on a CPU or a GPU, and a description of the machine."""
 
 import contextlib
 import ctypes
@@ -20,19 +20,19 @@ CPU = torch.device('cpu')
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16, fp64=torch.float64)
 
 
-class PeerCannot(RuntimeError):
-    """A peer has no backward pass, or not this dtype, or asks for more memory than there is."""
+class BaselineUnsupported(RuntimeError):
+    """A baseline lacks a backward pass or the dtype, or needs more memory than there is."""
 
 
-class Unequal(MmattnError):
-    """A block and its peer compute different things, so their times mean nothing."""
+class ResultsDiffer(MmattnError):
+    """A block and its baseline compute different results, so comparing their times is void."""
 
 
 def find_device(name: str) -> torch.device:
-    """'cpu', 'cuda' or 'cuda:1' as a device that is there.
+    """The device 'cpu', 'cuda' or 'cuda:1', checked to exist.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it does not.
     """
     kind, _, index = name.partition(':')
     count = torch.cuda.device_count()
@@ -41,13 +41,17 @@ def find_device(name: str) -> torch.device:
     if kind != 'cuda' or not (index.isdecimal() or name == 'cuda'):
         raise UsageError(f'--device {name}: allowed are cpu, cuda, cuda:0, cuda:1, ...')
     if int(index or 0) >= count:
-        seen = f'{count}, from cuda:0' if count else 'no GPU'
-        raise UsageError(f'--device {name}: torch sees {seen}. Use --device cpu, or one of those.')
+        available = f'{count}, from cuda:0' if count else 'no GPU'
+        raise UsageError(
+            f'--device {name}: torch sees {available}. Use --device cpu, or one of those.'
+        )
     return torch.device('cuda', int(index or 0))
 
 
-def machine(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """What the figures hold for; beside it the speed of a matrix product and a copy in the dtype.
+def describe_machine(
+    device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Describe the machine; also measure matmul and copy throughput in the dtype.
 
     `sgemm_gflops` is of two square matrices of 1024 rows, on a GPU 8192; `copy_gb_per_s` counts
     bytes read and bytes written.
@@ -55,7 +59,9 @@ def machine(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> d
     side = 1024 if device == CPU else 8192
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     x, y = torch.ones(2, (1 << 28) // dtype.itemsize, device=device, dtype=dtype)  # 268 MB each
-    product, copied = (timed([f], 5, device)[0][0] for f in (lambda: a @ b, lambda: x.copy_(y)))
+    product, copied = (
+        time_interleaved([f], 5, device)[0][0] for f in (lambda: a @ b, lambda: x.copy_(y))
+    )
     tuned = int(os.environ.get('MALLOC_MMAP_THRESHOLD_', 0)) > 1 << 30
     return (dict() if device == CPU else dict(gpu=torch.cuda.get_device_name(device))) | dict(
         cpu=_cpu(),
@@ -68,40 +74,40 @@ def machine(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> d
     )
 
 
-def timed(
+def time_interleaved(
     candidates: Iterable[Callable[[], Any]],
     rounds: int,
     device: torch.device = CPU,
     seconds: float = inf,
-    fewest: int = 2,
+    min_rounds: int = 2,
 ) -> tuple[list[float | None], int]:
-    """ms of each candidate, the least of n rounds, in turn within each round; and n.
+    """Shortest time of each candidate in ms over n rounds, alternating within a round; and n.
 
-    One more call of each comes first, and is counted only where n is 0. Its time says how many
-    rounds fit into `seconds`: n is `rounds` at most and, if `rounds` allows, `fewest` at least. A
-    candidate whose first call raises `PeerCannot` has None.
+    One more call of each comes first, which counts only if n is 0. Its time decides how many rounds
+    fit into `seconds`: n is at most `rounds` and, if `rounds` allows, at least `min_rounds`. A
+    candidate whose first call raises `BaselineUnsupported` gets None.
     """
     candidates = list(candidates)
-    first = [_first(f, device) for f in candidates]
-    able = [(i, f) for i, f in enumerate(candidates) if first[i] is not None]
-    total = sum(first[i] for i, _ in able) / 1000
-    n = min(rounds, max(fewest, int(min(seconds / max(total, 1e-9), rounds))))
+    first = [_first_time(f, device) for f in candidates]
+    supported = [(i, f) for i, f in enumerate(candidates) if first[i] is not None]
+    total = sum(first[i] for i, _ in supported) / 1000
+    n = min(rounds, max(min_rounds, int(min(seconds / max(total, 1e-9), rounds))))
     times = [[time] for time in first]
     for _ in range(n):
-        for i, f in able:
+        for i, f in supported:
             times[i].append(_time(f, device))
     return [t[0] if n == 0 or t[0] is None else min(t[1:]) for t in times], n
 
 
-def least(rounds: int, *candidates: Callable[[], Any]) -> list[float | None]:
-    """ms of each candidate on the CPU, the least of the rounds; in turn within each round."""
-    return timed(candidates, rounds)[0]
+def min_times(rounds: int, *candidates: Callable[[], Any]) -> list[float | None]:
+    """Shortest time of each candidate on the CPU in ms, alternating within each round."""
+    return time_interleaved(candidates, rounds)[0]
 
 
-def _first(f: Callable[[], Any], device: torch.device) -> float | None:
+def _first_time(f: Callable[[], Any], device: torch.device) -> float | None:
     try:
         return _time(f, device)
-    except PeerCannot:
+    except BaselineUnsupported:
         return None
 
 
@@ -119,26 +125,26 @@ def _time(f: Callable[[], Any], device: torch.device) -> float:
     return start.elapsed_time(end)
 
 
-def kept(run: Callable, inputs: list[Tensor], weights: Iterable[Tensor]) -> int:
-    """Bytes of the storages that autograd keeps after a forward pass, beside inputs and weights."""
+def saved_bytes(run: Callable, inputs: list[Tensor], weights: Iterable[Tensor]) -> int:
+    """Bytes that autograd saves for the backward pass, without inputs and weights."""
     x = [t.clone().requires_grad_() for t in inputs]
     known = {value.untyped_storage().data_ptr() for value in (*weights, *x)}
-    found = {}
+    saved = {}
 
-    def pack(t: Tensor) -> None:  # the tensor itself, if an output, would never be freed
+    def pack(t: Tensor) -> None:  # storages: an output kept as a tensor would never be freed
         storage = t.untyped_storage()
         if storage.data_ptr() not in known and not isinstance(t, nn.Parameter):
-            found[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         run(*x)
-    return sum(storage.nbytes() for storage in found.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
-def peak(step: Callable[[], Any], device: torch.device = CPU) -> int:
-    """Most bytes at once that a step allocates."""
+def peak_bytes(step: Callable[[], Any], device: torch.device = CPU) -> int:
+    """Peak of the bytes that a step allocates."""
     step()
-    gc.collect()  # what is freed in the second step must have been allocated in it
+    gc.collect()  # so that the second step frees only what it has allocated
     if device != CPU:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -146,23 +152,23 @@ def peak(step: Callable[[], Any], device: torch.device = CPU) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
-    now = most = 0
+    current = peak = 0
     events = trace.profiler.kineto_results.events()
     for event in sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
 
 
-def give_back() -> None:
-    """Hand unused memory back to the system, which tuned malloc would keep until it is all."""
+def release_memory() -> None:
+    """Return freed memory to the system; with tuned malloc it would stay with the process."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_limit(device: torch.device) -> float:
-    """Bytes that a peer may ask for: half of the machine's memory, or of what a GPU has free."""
+    """Bytes that a baseline may need: half of the machine's memory, or of a GPU's free memory."""
     if device == CPU:
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2
     torch.cuda.empty_cache()

@@ -92,9 +92,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
             report_segmentation(args.rounds, args.json)
             return
-        from mmattn.benchmarks.report import report
+        from mmattn.benchmarks.report import run_benchmark
 
-        report(
+        run_benchmark(
             args.pattern,
             args.size and tuple(args.size),
             args.rounds,

@@ -104,7 +104,7 @@ def test_costs_are_counted_once_and_timed_together(tmp_path, monkeypatch):
     assert module._costs(CONFIG, ['se'], options, tmp_path) == first
     timed = []
     monkeypatch.setattr(
-        'mmattn.analysis.cost.latencies', lambda _, names, **o: timed.append(list(names)) or {}
+        'mmattn.analysis.ablation.latencies', lambda _, names, **o: timed.append(list(names)) or {}
     )
     both = module._costs(CONFIG, ['none', 'gc'], options, tmp_path)
     assert timed == [['none', 'se', 'gc']] and both['gc']['macs'] > 0  # those of before, too

@@ -12,7 +12,7 @@ import torch
 from mmattn.analysis import cost as module
 from mmattn.analysis.cost import DoesNotFit, measure_cost, report_cost
 from mmattn.benchmarks.overhead import loss
-from mmattn.benchmarks.timing import kept, peak
+from mmattn.benchmarks.timing import peak_bytes, saved_bytes
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins.dry_run import _boxes, run_parts
@@ -39,7 +39,7 @@ def test_counts_are_those_of_a_real_run(name, attention):
         assert whole.macs == counter.get_total_flops() // 2
     model.train()
     run = lambda x: run_parts(model, x, _boxes(model))  # noqa: E731
-    real = kept(run, [image], [*model.parameters()])
+    real = saved_bytes(run, [image], [*model.parameters()])
     assert whole.kept - image.nbytes == pytest.approx(real, abs=5000)  # regions, of its pooling
     assert whole.parameters == sum(p.numel() for p in model.parameters())
 
@@ -87,7 +87,7 @@ def test_memory_is_near_the_peak_of_a_real_step(name, attention):
         model.zero_grad()  # or the next step begins by freeing them
 
     above = 0.4 if 'mask' in name else 0.1  # its mask head is counted with all boxes it could see
-    assert 0.9 < memory.backward / peak(step) < 1 + above
+    assert 0.9 < memory.backward / peak_bytes(step) < 1 + above
     assert memory.weights == pytest.approx(sum(p.nbytes for p in model.parameters()), rel=0.01)
     assert memory.optimizer == 2 * memory.gradients  # of AdamW
 

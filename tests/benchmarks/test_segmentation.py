@@ -47,7 +47,7 @@ def test_what_differs_is_not_timed(name, monkeypatch):
         right = getattr(benchmark._Ours, name)
         wrong = dict(slide_inference=slide, postprocess_result=postprocess)[name]
         monkeypatch.setattr(benchmark._Ours, name, wrong)
-    with pytest.raises(benchmark.Unequal, match='mmattn differs from MMSegmentation'):
+    with pytest.raises(benchmark.ResultsDiffer, match='mmattn differs from MMSegmentation'):
         benchmark.report_segmentation(1)
 
 

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmattn.analysis.cost import measure_cost
-from mmattn.benchmarks.cases import awake
+from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.engine.test import test as run_test
 from mmattn.errors import DataError, UsageError
@@ -136,7 +136,7 @@ def config(folder, text, **values):
     path = folder / 'net.py'
     path.write_text(text.format(root=ROOT, **values))
     torch.manual_seed(0)
-    model = awake(build_network(path)[0])
+    model = perturb_constants(build_network(path)[0])
     if hasattr(model, 'decode_head'):  # several labels in an image
         torch.nn.init.normal_(model.decode_head.conv_seg.weight)
         torch.nn.init.zeros_(model.decode_head.conv_seg.bias)
@@ -263,7 +263,7 @@ def test_more_classes_than_8_bits_hold(tmp_path, monkeypatch):
         r'metainfo=dict\(.*\]\]\)', "metainfo=dict(classes=[f'c{i}' for i in range(300)])", text
     )
     path.write_text(text)
-    model = awake(build_network(path)[0])
+    model = perturb_constants(build_network(path)[0])
     torch.nn.init.zeros_(model.decode_head.conv_seg.weight)
     model.decode_head.conv_seg.bias.data[:] = torch.arange(300) % 290  # 289 wins
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'net.pth')

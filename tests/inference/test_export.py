@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from mmattn.benchmarks.cases import awake
+from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError
 from mmattn.inference import export as module
@@ -22,7 +22,7 @@ CCNET = CONFIGS / 'ccnet_r18_street.py'
 def checkpoint(config, path, attention=None):
     torch.manual_seed(0)
     model, _ = build_network(config, None, attention)
-    torch.save(dict(state_dict=awake(model).state_dict()), path)
+    torch.save(dict(state_dict=perturb_constants(model).state_dict()), path)
     return path
 
 

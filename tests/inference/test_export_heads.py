@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmattn.benchmarks.cases import awake
+from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference import export as module
@@ -78,7 +78,7 @@ def network(folder, base, head, steps='', divisor='', test_cfg="dict(mode='whole
         NET.format(root=ROOT, base=base, head=head, steps=steps, divisor=divisor, test_cfg=test_cfg)
     )
     torch.manual_seed(0)
-    model = awake(build_network(path)[0])
+    model = perturb_constants(build_network(path)[0])
     nn.init.normal_(model.decode_head.conv_seg.weight)
     with torch.no_grad():
         logits = predicted_logits(model.eval(), torch.randn(1, 3, 64, 64))
@@ -191,7 +191,7 @@ def test_noise_of_a_network_of_gray_images(tmp_path):
     text = text.replace('size=(32, 32)', 'size=(32, 32), mean=[99.], std=[50.], bgr_to_rgb=False')
     config.write_text(text)
     weights = tmp_path / 'gray.pth'
-    torch.save(dict(state_dict=awake(build_network(config)[0]).state_dict()), weights)
+    torch.save(dict(state_dict=perturb_constants(build_network(config)[0]).state_dict()), weights)
     found = export(config, weights, 'torch', out=tmp_path / 'net.pt2')
     assert len(found.comparisons) == 2 and max(one.logits for one in found.comparisons) < 1e-4
     assert "(N, 1, H, W) float32, as LoadImageFromFile(color_type='grayscale')" in describe(found)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmattn.benchmarks.cases import awake
+from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference.attention_view import view_attention
@@ -23,7 +23,7 @@ CONFIGS = dict(
 def network(kind):
     torch.manual_seed(0)
     model, _ = build_network(ROOT / 'configs' / f'{CONFIGS[kind]}.py')
-    return awake(model).eval()
+    return perturb_constants(model).eval()
 
 
 @pytest.mark.parametrize('kind', CONFIGS)

@@ -11,7 +11,7 @@ from mmseg.models import EncoderDecoder as Stock
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmattn.benchmarks.timing import peak
+from mmattn.benchmarks.timing import peak_bytes
 from mmattn.models.slide_inference import SegmentorInference, Sliding, class_map
 from tests.conftest import randomise
 
@@ -128,7 +128,7 @@ def test_it_takes_less_memory_than_mmseg():
 
     def measured(network):
         network.encode_decode = lambda inputs, batch_img_metas: logits
-        return peak(lambda: network.slide_inference(images, metas(images)))
+        return peak_bytes(lambda: network.slide_inference(images, metas(images)))
 
     result = 19 * 64 * 128 * 4
     ours, theirs = measured(Ours(test_cfg=cfg, out_channels=19)), measured(Theirs(cfg, 19))
