@@ -43,3 +43,11 @@ def problem() -> str | None:
             'mmcv; pip cache remove onedl_mmcv; pip install --no-build-isolation onedl-mmcv==2.3.6'
         )
     return None
+
+
+def is_installed(*modules: str) -> bool:
+    """Whether all of some top-level modules can be found; imports none of them."""
+    try:
+        return all(find_spec(module) is not None for module in modules)
+    except ImportError:  # a finder that refuses the name
+        return False

@@ -66,15 +66,16 @@ def apply_attention(cfg: Config) -> None:
     plugins = cfg.attention['plugins']
     if not plugins:
         return
-    from mmattn.models.with_plugins import plugged_type
+    from mmattn.models.with_plugins import type_with_plugins
 
     scope = cfg.model.get('_scope_') or use_scope(cfg)
     network = find_class(cfg.model.type, scope)
-    name = plugged_type(network) if inspect.isclass(network) else None
+    name = type_with_plugins(network) if inspect.isclass(network) else None
     if name is None:
         raise UsageError(
             f'--attention: {cfg.model.type} is no detector of mmdet and no segmentor of mmseg, so '
-            'it takes no plugins. Derive its class from mmattn.models.with_plugins.Plugged, too.'
+            'it takes no plugins. Derive its class from mmattn.models.with_plugins.PluginsMixin, '
+            'too.'
         )
     cfg.model.type = name or cfg.model.type
     cfg.model.plugins = [*cfg.model.get('plugins', []), *plugins]

@@ -115,9 +115,9 @@ def _check_order(model: dict, scope: str) -> None:
         what = 'runs all, in this order'
     else:
         return
-    from mmattn.models.with_plugins import plugged_type
+    from mmattn.models.with_plugins import type_with_plugins
 
-    remedy = plugged_type(network)
+    remedy = type_with_plugins(network)
     raise UsageError(
         f'config key model.backbone.plugins: {why}.'
         + (f" Write type='{remedy}', which {what}." if remedy else '')

@@ -1,4 +1,10 @@
-"""Floor 4: decode heads, backbones and the networks that take `plugins=`."""
+"""Decode heads, backbones and the networks that take `plugins=`.
+
+Every other detector of mmdet and segmentor of mmseg is here, too, by its own name, and made when
+it is first imported: `from mmattn.models import ATSS`.
+"""
+
+from mmattn.registry import MODELS as _MODELS
 
 from .backbones.cmpese_resnet import CMPESEResNet as CMPESEResNet
 from .backbones.cmpese_resnet import CMPESEResNetV1c as CMPESEResNetV1c
@@ -13,4 +19,12 @@ from .seg_tta import SegTTAModel as SegTTAModel
 from .with_plugins import EncoderDecoder as EncoderDecoder
 from .with_plugins import FasterRCNN as FasterRCNN
 from .with_plugins import MaskRCNN as MaskRCNN
+from .with_plugins import PluginsMixin as _PluginsMixin
 from .with_plugins import RetinaNet as RetinaNet
+
+
+def __getattr__(name: str) -> type:
+    network = _MODELS.get_registered(name)
+    if not (isinstance(network, type) and issubclass(network, _PluginsMixin)):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return network

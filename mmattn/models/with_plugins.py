@@ -1,66 +1,62 @@
 """The detectors and segmentors of mmdet and mmseg, with `plugins=[...]`."""
 
 import inspect
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from mmdet.models import FasterRCNN as StockFasterRCNN
 from mmdet.models import MaskRCNN as StockMaskRCNN
 from mmdet.models import RetinaNet as StockRetinaNet
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS as DET_MODELS
-from mmengine.logging import print_log
 from mmengine.registry import Registry
-from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder as StockEncoderDecoder
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS as SEG_MODELS
-from torch import Tensor, nn
 
 from mmattn.plugins import insert, keep_trainable, named_plugins
 from mmattn.registry import MODELS
 
+from .ignored_batches import IgnoredBatches
 from .slide_inference import SegmentorInference
 
-_HOSTS = ((DET_MODELS, BaseDetector), (SEG_MODELS, BaseSegmentor))
+_STOCK = ((DET_MODELS, BaseDetector), (SEG_MODELS, BaseSegmentor))
 
 
-class Plugged:
-    """A network that puts plugins into itself, and keeps those with `learn` learning.
+class PluginsMixin:
+    """Mixin: a network that inserts plugins into itself, and keeps those with `learn` trainable.
 
-    `backbone.plugins` of ResNets, MMCV's grammar, are put by the same rules, under the same
-    state-dict keys: also into basic blocks, and several at one place in the order in which they are
-    written (of which MMSegmentation's ResNet runs only the last).
+    `backbone.plugins` of ResNets, MMCV's grammar, follow the same rules, under the same state-dict
+    keys. They also go into basic blocks, and several at one place run in the order in which they
+    are written (MMSegmentation's ResNet runs only the last of them).
 
     Args:
-        plugins: see `mmattn.insert`; paths are those of the network, positions those of its
+        plugins: see `mmattn.insert`; paths start at the network, positions are those of its
             backbone.
-        **kwargs: of the stock class.
+        **kwargs: arguments of the stock class.
 
     Raises:
         ValueError: a plugin that cannot be understood, built or placed.
     """
 
     trains_plugins = True
-    host: ClassVar[Registry] = DET_MODELS  # where the backbone's name is looked up
+    stock_registry: ClassVar[Registry] = DET_MODELS  # where the backbone's name is looked up
 
     def __init__(self, *, plugins: Sequence[dict] = (), **kwargs) -> None:
         backbone = kwargs.get('backbone')
-        own = []
-        if backbone and backbone.get('plugins') and self._makes_plugins(backbone['type']):
+        backbone_plugins = []
+        if backbone and backbone.get('plugins') and self._takes_plugins(backbone['type']):
             kwargs['backbone'] = {k: v for k, v in backbone.items() if k != 'plugins'}
-            own = [_below_backbone(plugin) for plugin in backbone['plugins']]
+            backbone_plugins = [_below_backbone(plugin) for plugin in backbone['plugins']]
         super().__init__(**kwargs)
-        insert(self, [*own, *plugins])
-        if own or plugins:
-            self.train(self.training)  # freezes and wakes what has just come
+        insert(self, [*backbone_plugins, *plugins])
+        if backbone_plugins or plugins:
+            self.train(self.training)  # applies frozen stages and norm_eval to the new blocks
 
-    def _makes_plugins(self, kind: str | type) -> bool:
-        """Whether a backbone is one of the ResNets that read MMCV's `plugins`."""
-        found = self.host.get(kind) if isinstance(kind, str) else kind
-        return hasattr(found, 'make_stage_plugins')
+    def _takes_plugins(self, backbone: str | type) -> bool:
+        """Whether a backbone is one of the ResNets with MMCV's argument `plugins`."""
+        cls = self.stock_registry.get(backbone) if isinstance(backbone, str) else backbone
+        return hasattr(cls, 'make_stage_plugins')
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -69,155 +65,101 @@ class Plugged:
 
     def init_weights(self) -> None:
         super().init_weights()
-        for _, block in named_plugins(self):  # below plain containers mmengine does not find them
+        for _, block in named_plugins(self):  # mmengine does not descend into plain containers
             if hasattr(block, 'init_weights') and not getattr(block, 'is_init', True):
                 block.init_weights()
 
 
-@MODELS.register_module()
-class FasterRCNN(Plugged, StockFasterRCNN):
-    """mmdet.FasterRCNN with `plugins=[...]`, see `Plugged`."""
+def _below_backbone(plugin: dict) -> dict:
+    if not isinstance(plugin, dict):
+        return plugin  # `insert` refuses it
+    return {k: f'backbone.{v}' if k in ('at', 'replace') else v for k, v in plugin.items()}
 
 
 @MODELS.register_module()
-class RetinaNet(Plugged, StockRetinaNet):
-    """mmdet.RetinaNet with `plugins=[...]`, see `Plugged`."""
+class FasterRCNN(PluginsMixin, StockFasterRCNN):
+    """mmdet.FasterRCNN with `plugins=[...]`, see `PluginsMixin`."""
 
 
 @MODELS.register_module()
-class MaskRCNN(Plugged, StockMaskRCNN):
-    """mmdet.MaskRCNN with `plugins=[...]`, see `Plugged`."""
+class RetinaNet(PluginsMixin, StockRetinaNet):
+    """mmdet.RetinaNet with `plugins=[...]`, see `PluginsMixin`."""
 
 
-class IgnoredBatches:
-    """A segmentor for which a batch without a labelled pixel has loss 0, whatever its losses are.
+@MODELS.register_module()
+class MaskRCNN(PluginsMixin, StockMaskRCNN):
+    """mmdet.MaskRCNN with `plugins=[...]`, see `PluginsMixin`."""
 
-    Every parameter that a labelled batch reaches then has a gradient of zeros. The log says at the
-    1st, 10th, 100th, ... how many crops had no labelled pixel.
 
-    Attributes:
-        crops, ignored_crops: seen in training by this process; of ignored pixels alone.
+@MODELS.register_module()
+class EncoderDecoder(PluginsMixin, IgnoredBatches, SegmentorInference, StockEncoderDecoder):
+    """mmseg.EncoderDecoder with `plugins=[...]`, see `PluginsMixin`, and `SegmentorInference`.
+
+    A training batch whose pixels are all ignored has loss 0, see `IgnoredBatches`.
     """
 
-    crops = ignored_crops = 0
-
-    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) with label maps -> the losses of the heads."""
-        heads = _heads(self)
-        ignore = heads[0].ignore_index if heads else None
-        truths = [getattr(sample, 'gt_sem_seg', None) for sample in data_samples]
-        if ignore is None or not truths or None in truths:  # labels of another kind
-            return super().loss(inputs, data_samples)
-        empty = [not bool((truth.data != ignore).any()) for truth in truths]
-        for sample, is_empty in zip(data_samples, empty):
-            self.crops += 1
-            if is_empty:
-                self.ignored_crops += 1
-                self._say(sample, heads, all(empty))
-        if not all(empty):
-            return super().loss(inputs, data_samples)
-        # Of ignored pixels alone some losses are nan, some are not 0, and some fail. Those of any
-        # true classes are finite, reach all parameters, and times 0 they teach nothing.
-        classes = [k for k in range(min(head.num_classes for head in heads)) if k != ignore] or [0]
-        losses = super().loss(inputs, [_labelled(sample, classes) for sample in data_samples])
-        return {
-            key: [part * 0 for part in value] if isinstance(value, list | tuple) else value * 0
-            for key, value in losses.items()
-            if 'loss' in key
-        }
-
-    def _say(self, sample, heads: list[nn.Module], alone: bool) -> None:
-        if str(self.ignored_crops).strip('0') != '1':
-            return
-        kinds = {type(loss).__name__ for head in heads for loss in _losses(head)}
-        others = ', '.join(sorted(kinds - _OF_PIXELS))
-        what = f'{others} may still count it in its batch' if others and not alone else ''
-        print_log(
-            f'no labelled pixel in {self.ignored_crops} of {self.crops} crops so far, '
-            f'now of {sample.metainfo.get("img_path", "an image")}: {what or "no loss from it"}',
-            logger='current',
-            level=logging.WARNING,
-        )
+    stock_registry = SEG_MODELS
 
 
-_OF_PIXELS = {'CrossEntropyLoss', 'OhemCrossEntropy'}  # sums over labelled pixels, and no more
+def network_with_plugins(name: str) -> type | None:
+    """Make the class `mmattn.NAME` of the detector or segmentor NAME of mmdet or mmseg.
 
-
-def _heads(model: nn.Module) -> list[nn.Module]:
-    """The heads that learn classes of pixels."""
-    names = ('decode_head', 'auxiliary_head')
-    parts = [part for name in names if (part := getattr(model, name, None)) is not None]
-    found = [h for p in parts for h in (p if isinstance(p, nn.ModuleList) else [p])]
-    return [h for h in found if hasattr(h, 'ignore_index') and hasattr(h, 'num_classes')]
-
-
-def _losses(head: nn.Module) -> Iterator[nn.Module]:
-    loss = getattr(head, 'loss_decode', None)
-    if isinstance(loss, nn.Module):
-        yield from loss if isinstance(loss, nn.ModuleList) else [loss]
-
-
-def _labelled(sample, classes: list[int]):
-    """A sample with the same image and the classes in turn as labels."""
-    truth = sample.gt_sem_seg.data
-    turn = torch.arange(truth.numel(), device=truth.device) % len(classes)
-    labels = turn.new_tensor(classes)[turn].view_as(truth).to(truth.dtype)
-    made = sample.new()
-    made.gt_sem_seg = PixelData(data=labels)
-    return made
-
-
-@MODELS.register_module()
-class EncoderDecoder(Plugged, IgnoredBatches, SegmentorInference, StockEncoderDecoder):
-    """mmseg.EncoderDecoder with `plugins=[...]`, see `Plugged`, and faster `SegmentorInference`.
-
-    A training batch of ignored pixels alone has loss 0 and teaches nothing, see `IgnoredBatches`.
+    Returns:
+        None if neither package has a network of that name.
     """
-
-    host = SEG_MODELS
-
-
-def _plug_the_others() -> None:
-    """Register every other detector and segmentor of the two packages, too, by its own name."""
-    for host, base in _HOSTS:
-        for name, stock in host.module_dict.items():
-            if inspect.isclass(stock) and issubclass(stock, base) and name not in globals():
-                _plug(name, stock, host)
+    for registry, base in _STOCK:
+        stock = registry.module_dict.get(name)
+        if _lacks_plugins(stock, base):
+            return _add_plugins(name, stock, registry)
+    return None
 
 
-def _plug(name: str, stock: type, host: Registry) -> None:
-    doc = f'{stock.__module__.split(".")[0]}.{name} with `plugins=[...]`, see `Plugged`.'
-    segments = issubclass(stock, BaseSegmentor) and hasattr(stock, 'loss')
-    bases = (Plugged, IgnoredBatches, stock) if segments else (Plugged, stock)
-    globals()[name] = type(name, bases, dict(host=host, __module__=__name__, __doc__=doc))
-    MODELS.register_module(name, module=globals()[name])
+def stock_networks() -> list[str]:
+    """Names of the registered detectors of mmdet and segmentors of mmseg that take no plugins."""
+    return [
+        name
+        for registry, base in _STOCK
+        for name, cls in registry.module_dict.items()
+        if _lacks_plugins(cls, base)
+    ]
 
 
-def plugged_type(network: type) -> str | None:
+def _lacks_plugins(cls: type | None, base: type) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, base) and not issubclass(cls, PluginsMixin)
+
+
+def _add_plugins(name: str, stock: type, registry: Registry) -> type:
+    doc = f'{stock.__module__.split(".")[0]}.{name} with `plugins=[...]`, see `PluginsMixin`.'
+    trains_on_labels = issubclass(stock, BaseSegmentor) and hasattr(stock, 'loss')
+    mixins = (PluginsMixin, IgnoredBatches) if trains_on_labels else (PluginsMixin,)
+    # pickle finds it as an attribute of the package, which makes it
+    attributes = dict(stock_registry=registry, __module__=__package__, __doc__=doc)
+    return type(name, (*mixins, stock), attributes)
+
+
+MODELS.factory, MODELS.factory_names = network_with_plugins, stock_networks
+
+
+def type_with_plugins(network: type) -> str | None:
     """The name of a network class that takes plugins, made if need be from one that takes none.
+
+    Args:
+        network: a class of mmdet, mmseg or a user.
 
     Returns:
         '' if the class itself takes them; None if it is no detector and no segmentor.
     """
-    if issubclass(network, Plugged):
+    if issubclass(network, PluginsMixin):
         return ''
-    name, made = network.__name__, MODELS.module_dict.get(network.__name__)
-    if made is not None and inspect.isclass(made) and network in made.__mro__:
+    name = network.__name__
+    known = MODELS.get_registered(name)
+    if known is not None and inspect.isclass(known) and network in known.__mro__:
         return f'mmattn.{name}'
-    host = next((host for host, base in _HOSTS if issubclass(network, base)), None)
-    if host is None:
+    registry = next((registry for registry, base in _STOCK if issubclass(network, base)), None)
+    if registry is None:
         return None
-    if made is not None or name in globals():  # of another class, such as an own RetinaNet
+    if known is not None:  # made of another class, such as a user's own RetinaNet
         name = f'{name}_of_{network.__module__.replace(".", "_")}'
-    if name not in globals():
-        _plug(name, network, host)
+    if name not in MODELS.module_dict:
+        MODELS.register_module(name, module=_add_plugins(name, network, registry))
     return f'mmattn.{name}'
-
-
-_plug_the_others()
-
-
-def _below_backbone(plugin: dict) -> dict:
-    if not isinstance(plugin, dict):
-        return plugin  # which `insert` refuses
-    return {k: f'backbone.{v}' if k in ('at', 'replace') else v for k, v in plugin.items()}
