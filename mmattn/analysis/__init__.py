@@ -1,1 +1,1 @@
-"""What a network costs and what a block brings: cost tables, ablations and their plots."""
+"""Cost of networks and ablations of blocks, with their plots and schedulers."""

@@ -1,19 +1,17 @@
-"""What blocks gave against what they cost."""
+"""Plot the metric of blocks against their cost, with the Pareto front."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmattn.errors import WriteError
 
-if TYPE_CHECKING:
-    from .ablation import Result
+from .ablation_results import BlockResult
 
 _COSTS = dict(macs=('GMACs, one image', 1e9), ms=('ms, one image', 1.0))
-_FRONT, _BEHIND = '#D55E00', '#0072B2'
+_ON_FRONT, _OFF_FRONT = '#D55E00', '#0072B2'
 
 
 def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Of name -> (cost, value) the names that none beats in one without losing in the other."""
+    """Names on the Pareto front of name -> (cost, value): no other is cheaper and better."""
     front, best = [], float('-inf')
     for name, (_, value) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
         if value > best:
@@ -22,36 +20,34 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def plot_pareto(results: list['Result'], metric: str, title: str, out: str | Path) -> None:
-    """Draw mean and standard deviation against multiplications and time.
+def plot_pareto(results: list[BlockResult], metric: str, title: str, out: str | Path) -> None:
+    """Draw mean and standard deviation against MACs and time.
 
     Args:
-        results: of `compare`.
-        metric: its name.
-        title: of the picture.
-        out: the file.
+        results: results to draw, see `summarise`.
+        metric: name of the metric.
+        title: title of the figure.
+        out: image file.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    costs = {
-        name: about for name, about in _COSTS.items() if all(r.cost.get(name) for r in results)
-    }
+    costs = {name: axis for name, axis in _COSTS.items() if all(r.cost.get(name) for r in results)}
     figure = Figure(figsize=(5.5 * max(1, len(costs)), 4.6), layout='constrained')
     for index, (name, (label, unit)) in enumerate(costs.items(), 1):
         axes = figure.add_subplot(1, len(costs), index)
         front = pareto({r.attention: (r.cost[name], r.mean) for r in results})
         for r in results:
-            colour = _FRONT if r.attention in front else _BEHIND
+            colour = _ON_FRONT if r.attention in front else _OFF_FRONT
             x = r.cost[name] / unit
             axes.errorbar(x, r.mean, yerr=r.std or 0, fmt='o', color=colour, capsize=3)
             axes.annotate(
                 r.attention, (x, r.mean), (6, 4), textcoords='offset points', fontsize='small'
             )
         line = sorted((r.cost[name] / unit, r.mean) for r in results if r.attention in front)
-        axes.step(*zip(*line, strict=True), where='post', color=_FRONT, alpha=0.4)
+        axes.step(*zip(*line, strict=True), where='post', color=_ON_FRONT, alpha=0.4)
         axes.set(xlabel=label, ylabel=f'{metric}, mean ± standard deviation')
         axes.grid(alpha=0.3)
     figure.suptitle(title)

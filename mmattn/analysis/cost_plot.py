@@ -1,39 +1,37 @@
-"""The cost of a network, part by part, as bars."""
+"""Plot the cost of a network's parts and attention blocks as bars."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmattn.errors import WriteError
 
-if TYPE_CHECKING:
-    from .cost import Cost
+from .cost import Cost
 
 _PART, _BLOCK = '#0072B2', '#D55E00'
-_MOST = 40  # bars that can be read
+_MAX_BARS = 40  # more could not be read
 
 
-def plot_cost(cost: 'Cost', title: str, out: str | Path) -> None:
-    """Draw multiplications, memory kept and time of every part and attention block.
+def plot_cost(cost: Cost, title: str, out: str | Path) -> None:
+    """Draw MACs, memory saved for backward and time of every part and attention block.
 
     Args:
-        cost: of `measure_cost`.
-        title: of the picture.
-        out: the file.
+        cost: cost to draw, see `measure_cost`.
+        title: title of the figure.
+        out: image file.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
     from matplotlib.patches import Patch
 
     rows = cost.rows[1:]
-    if len(rows) > _MOST:  # the parts, and the dearest blocks
-        blocks = sorted((row for row in rows if row.block), key=lambda row: -row.kept)
-        shown = {row.path for row in blocks[: max(0, _MOST - len(rows) + len(blocks))]}
+    if len(rows) > _MAX_BARS:  # the parts, and the blocks that save most
+        blocks = sorted((row for row in rows if row.block), key=lambda row: -row.saved_bytes)
+        shown = {row.path for row in blocks[: max(0, _MAX_BARS - len(rows) + len(blocks))]}
         rows = [row for row in rows if not row.block or row.path in shown]
     panels = {
         'GMACs, one image': [row.macs / 1e9 for row in rows],
-        'MB kept for backward, one image': [row.kept / 1e6 for row in rows],
+        'MB saved for backward, one image': [row.saved_bytes / 1e6 for row in rows],
     }
     if cost.rows[0].ms is not None:
         panels['ms, one image in testing'] = [row.ms or 0.0 for row in rows]
@@ -48,11 +46,11 @@ def plot_cost(cost: 'Cost', title: str, out: str | Path) -> None:
         axes.set_xlabel(label)
         axes.grid(axis='x', alpha=0.3)
     if any(row.block for row in rows):
-        named = [
+        handles = [
             Patch(color=_PART, label='part of the network'),
-            Patch(color=_BLOCK, label='attention block, also in the part that it is in'),
+            Patch(color=_BLOCK, label='attention block, counted in its part, too'),
         ]
-        figure.legend(handles=named, loc='outside lower center', ncols=2, fontsize='small')
+        figure.legend(handles=handles, loc='outside lower center', ncols=2, fontsize='small')
     height, width = cost.size
     figure.suptitle(f'{title} at {width}x{height}')
     try:

@@ -1,4 +1,4 @@
-"""Run a shell command as a task of a Ray cluster, whose machines share the file system.
+"""Run a shell command as a task of a Ray cluster whose machines share a file system.
 
 python -m mmattn.analysis.ray_job '{"num_gpus": "1"}' 'COMMAND'
 """
@@ -9,16 +9,16 @@ import sys
 
 
 def main(resources: dict[str, str], command: str) -> int:
-    """Returns the command's exit code; prints what it prints when it has ended."""
+    """Run the command, print its output when it has ended, and return its exit code."""
     import ray
 
     ray.init(address='auto')
-    needed = {name: float(number) for name, number in resources.items()}
+    resources = {name: float(number) for name, number in resources.items()}
 
-    @ray.remote(**needed)
+    @ray.remote(**resources)
     def task() -> tuple[int, str]:
-        done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
+        process = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+        return process.returncode, process.stdout + process.stderr
 
     code, text = ray.get(task.remote())
     print(text)

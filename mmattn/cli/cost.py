@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         parser.error('--compare: leave --attention, --plot and --memory-limit out')
 
     def task() -> None:
-        from mmattn.analysis.cost import report_comparison, report_cost
+        from mmattn.analysis.cost_report import report_comparison, report_cost
 
         common = dict(
             size=args.size and tuple(args.size),

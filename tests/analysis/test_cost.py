@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mmattn.analysis import cost as module
-from mmattn.analysis.cost import DoesNotFit, measure_cost, report_cost
+from mmattn.analysis.cost import measure_cost
+from mmattn.analysis.cost_report import DoesNotFit, report_cost
 from mmattn.benchmarks.overhead import loss
 from mmattn.benchmarks.timing import peak_bytes, saved_bytes
 from mmattn.engine.network import build_network
@@ -40,7 +41,9 @@ def test_counts_are_those_of_a_real_run(name, attention):
     model.train()
     run = lambda x: run_parts(model, x, _boxes(model))  # noqa: E731
     real = saved_bytes(run, [image], [*model.parameters()])
-    assert whole.kept - image.nbytes == pytest.approx(real, abs=5000)  # regions, of its pooling
+    assert whole.saved_bytes - image.nbytes == pytest.approx(
+        real, abs=5000
+    )  # regions, of its pooling
     assert whole.parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -56,10 +59,10 @@ def test_parts_and_blocks_are_told_apart():
     parts = [row for row in found.rows if not row.block and row.path]
     assert sum(row.parameters for row in parts) == rows[''].parameters
     assert sum(row.macs for row in parts) == rows[''].macs
-    assert sum(row.kept for row in parts) == pytest.approx(rows[''].kept, rel=0.05)
+    assert sum(row.saved_bytes for row in parts) == pytest.approx(rows[''].saved_bytes, rel=0.05)
     stage = rows['backbone.layer1']
     inside = [row for row in found.rows if row.path.startswith('backbone.layer1.')]
-    assert 0 < sum(row.kept for row in inside) < stage.kept
+    assert 0 < sum(row.saved_bytes for row in inside) < stage.saved_bytes
     assert rows['decode_head.cca'].runs == 1 and rows[''].runs == 1
 
 
@@ -97,19 +100,22 @@ def test_blocks_that_cannot_be_trained_on_one_image(block):
     config = ROOT / 'configs' / 'retinanet_r18_bccd.py'
     arguments = dict(attention=block, size=(64, 96), latency=False)
     found = measure_cost(config, **arguments)
-    assert all(row.kept > 0 for row in found.rows if row.block and 'layer1' not in row.path)
+    assert all(row.saved_bytes > 0 for row in found.rows if row.block and 'layer1' not in row.path)
     with pytest.raises(UsageError, match='batch size 1'):
         measure_cost(config, batch=1, **arguments)
 
 
 def test_memory_grows_with_the_batch():
     one, four = (measure_cost(CCNET, size=SIZE, batch=n, latency=False).memory for n in (1, 4))
-    assert four.kept == pytest.approx(4 * one.kept, rel=0.03) and four.weights == one.weights
+    assert (
+        four.saved_bytes == pytest.approx(4 * one.saved_bytes, rel=0.03)
+        and four.weights == one.weights
+    )
     assert measure_cost(CCNET, size=SIZE, latency=False).batch == 4  # the config's
 
 
 def test_times_of_parts_are_within_the_whole(monkeypatch):
-    monkeypatch.setattr(module, '_SECONDS', 0)
+    monkeypatch.setattr(module, '_MAX_SECONDS', 0)
     found = measure_cost(CCNET, size=SIZE)
     whole, *rest = found.rows
     assert all(row.ms > 0 for row in rest)
@@ -124,7 +130,7 @@ def tool(argv):
 
 
 def test_table_json_and_picture(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, '_SECONDS', 0)
+    monkeypatch.setattr(module, '_MAX_SECONDS', 0)
     out, plot = tmp_path / 'cost.json', tmp_path / 'cost.png'
     arguments = ['--attention', 'cbam', '--size', '64', '128', '--batch', '2']
     files = ['--json', str(out), '--plot', str(plot)]
