@@ -1,5 +1,6 @@
 """Packaging: metadata, extras, and a wheel that carries configs and tools for OpenMIM."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -21,8 +22,20 @@ def version() -> str:
     return next(line.split("'")[1] for line in lines if line.startswith('__version__'))
 
 
+def write_configs(folder: Path) -> None:
+    """Write out the configs that have no file here, see `mmattn.config.names`."""
+    path = ROOT / 'mmattn' / 'config' / 'names.py'
+    spec = importlib.util.spec_from_file_location('names', path)
+    names = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(names)
+    names.write_configs(folder)
+
+
 class BuildWithConfigs(build_py):
-    """Copies configs and tools into `mmattn/.mim`, where OpenMIM looks for them."""
+    """Copies configs and tools into `mmattn/.mim`, where OpenMIM looks for them.
+
+    OpenMIM opens the file that a row of `metafile.yml` names, so there each row has one.
+    """
 
     def run(self) -> None:
         super().run()
@@ -33,6 +46,7 @@ class BuildWithConfigs(build_py):
             ignored = shutil.ignore_patterns('__pycache__')
             shutil.copytree(ROOT / name, target, dirs_exist_ok=True, ignore=ignored)
         shutil.copy(ROOT / 'model-index.yml', target.parent)
+        write_configs(target.parent / 'configs')
 
 
 setup(

@@ -1,5 +1,6 @@
-"""Lists of names in messages."""
+"""Names in messages: lists of them, and the nearest to one that is wrong."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -14,3 +15,11 @@ def some(items: Iterable, limit: int = 5, unit: str = '') -> str:
     names = [str(item) for item in items]
     more = f' and {len(names) - limit} more{unit}' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: what may have been meant."""
+    known = list(known)
+    same = [k for k in known if k.casefold() == name.casefold()]
+    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f' Did you mean {near[0]}?' if near else ''

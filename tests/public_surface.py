@@ -108,12 +108,7 @@ BACKBONES = {
 
 
 def load_config(name: str):
-    """The resolved config of a name, from its file where there is one."""
-    from mmengine.config import Config
-
-    path = ROOT / 'configs' / f'{name}.py'
-    if path.is_file():
-        return Config.fromfile(path)
+    """The resolved config of a name, which need not have a file."""
     from mmattn.config.load import load_config as load
 
     return load(name)
@@ -486,7 +481,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--names', metavar='FILE', help='names of configs, one a line; default: configs/*.py'
+        '--names', metavar='FILE', help='names of configs, one a line; default: all of the index'
     )
     parser.add_argument('--compare', nargs=2, metavar='JSON', help='old and new; exit 1 if unequal')
     args = parser.parse_args(argv)
@@ -498,11 +493,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.names:
         stems = Path(args.names).read_text(encoding='utf-8').split()
     else:
-        stems = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+        stems = None
     sys.path[0] = str(ROOT)  # not tests/, whose folders are named as packages are
     warnings.filterwarnings('ignore')
     with contextlib.redirect_stdout(sys.stderr):
-        found = surface(stems)
+        from mmattn.config.index import list_models
+
+        found = surface(stems or list_models())
     print(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False))
     states = found['state_dicts']['configs']
     failed = [name for name, state in states.items() if isinstance(state, str)]

@@ -12,13 +12,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from tests.conftest import ROOT
+from mmattn.config.index import find_config, list_models
+from mmattn.config.load import load_config
+from mmattn.config.names import config_text
 
 THEIRS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 HUB = json.loads((Path(mmengine.__file__).parent / 'hub' / 'openmmlab.json').read_text())
 SOURCES = {}
-for path in sorted((ROOT / 'configs').glob('*.py')):
-    doc = ast.get_docstring(ast.parse(path.read_text()))
+for path in map(find_config, list_models()):
+    doc = ast.get_docstring(ast.parse(config_text(path) or path.read_text()))
     if found := re.search(r'Source: open-mmlab/mmsegmentation, (\S+)\.$', doc):
         SOURCES[path.stem] = found[1]
 
@@ -33,7 +35,7 @@ def test_all_variants_are_there():
 
 @pytest.mark.parametrize('name', SOURCES)
 def test_equals_mmsegmentations(name):
-    ours = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    ours = load_config(name)
     theirs = Config.fromfile(next(THEIRS.glob(f'*/{SOURCES[name]}.py')))
     assert _plain(ours.optim_wrapper) == _plain(theirs.optim_wrapper)
     assert _plain(ours.param_scheduler) == _plain(theirs.param_scheduler)

@@ -6,14 +6,11 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmattn.errors import CheckpointError, UsageError
+from mmattn.text import nearest
 
+from .names import CONFIG_FOLDERS
 from .scopes import DATA_FORMATS, find_unregistered, use_scope
-from .unused_keys import find_class, nearest
-
-_HERE = Path(__file__).parents[1]
-
-
-CONFIG_FOLDERS = (_HERE.parent / 'configs', _HERE / '.mim' / 'configs')  # of mmattn's own configs
+from .unused_keys import find_class
 
 
 def check_recorded_attention(cfg: Config, attention: dict) -> None:

@@ -9,12 +9,13 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmattn.errors import UsageError
+from mmattn.text import nearest
 
 from .runner_keys import RUNNER_KEYS, check_runner_keys
 from .scopes import DATA_FORMATS, find_unregistered, use_scope
 from .source_files import ConfigFile, listed, shown
 from .type_names import unnamed
-from .unused_keys import check_keys, find_class, nearest
+from .unused_keys import check_keys, find_class
 
 
 def check_config(cfg: Config, options: Iterable[str] = ()) -> None:

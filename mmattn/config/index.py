@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 
 from mmattn.errors import UsageError
+from mmattn.text import nearest
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+from .names import CONFIG_FOLDERS, config_names, is_config
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Model:
 
     Attributes:
         name: of the config, without folder and suffix.
-        config: the file.
+        config: path of its file, or of a config that `names` puts together.
         weights: their address; None if none are published.
         sha256: of the weights; None if not known beyond the digits in their name.
     """
@@ -48,6 +49,9 @@ def find_model(name: str) -> Model:
         UsageError: there is none; with the nearest names.
     """
     models = model_index()
+    path = _folder() / f'{name}.py'
+    if name not in models and is_config(path):
+        return Model(name, path)
     if name not in models:
         near = difflib.get_close_matches(name, models, n=3)
         hint = f'nearest: {", ".join(near)}' if near else "mmattn.zoo.list_models('*') lists all"
@@ -55,18 +59,40 @@ def find_model(name: str) -> Model:
     return models[name]
 
 
+def find_config(config: str | Path) -> Path:
+    """The path of a config: the one given, or that of a name of the index.
+
+    Args:
+        config: path of a file or of a config that `names` puts together; or a name, which has
+            neither folder nor suffix.
+
+    Raises:
+        UsageError: no such config; with the nearest names.
+    """
+    path = Path(config)
+    if is_config(path):
+        return path
+    if path.suffix or len(path.parts) > 1:
+        hint = nearest(path.stem, config_names(path.parent))
+        raise UsageError(f'config {path} does not exist.{hint}')
+    return find_model(str(path)).config
+
+
 @cache
 def model_index() -> dict[str, Model]:
     """Name -> model, of the configs and what `metafile.yml` says of their weights."""
-    folder = next(
-        (f for f in (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs') if f.is_dir()),
-        None,
-    )
-    if folder is None:
-        raise UsageError('the configs of mmattn are not installed. Run: pip install mmattn again')
+    folder = _folder()
     rows = yaml.safe_load((folder / 'metafile.yml').read_text(encoding='utf-8'))['Models']
-    models = {path.stem: Model(path.stem, path) for path in folder.glob('*.py')}
+    models = {name: Model(name, folder / f'{name}.py') for name in config_names(folder)}
     for row in rows:
         found = dict(weights=row.get('Weights'), sha256=row.get('SHA256'))
         models[row['Name']] = replace(models[row['Name']], **found)
     return models
+
+
+def _folder() -> Path:
+    """The folder of mmattn's own configs."""
+    folder = next((folder for folder in CONFIG_FOLDERS if folder.is_dir()), None)
+    if folder is None:
+        raise UsageError('the configs of mmattn are not installed. Run: pip install mmattn again')
+    return folder

@@ -11,14 +11,16 @@ from mmengine.fileio import load
 from mmattn.errors import UsageError
 
 from . import safe_files
-from .attention import CONFIG_FOLDERS, add_attention, apply_attention, check_recorded_attention
+from .attention import add_attention, apply_attention, check_recorded_attention
+from .index import find_config
+from .names import CONFIG_FOLDERS
 from .options import merge_options
 from .options import parse_options as parse_options
 from .runner_keys import RUNNER_KEYS
 from .scopes import DATA_FORMATS, SCOPES, use_scope
 from .source_files import read_config
 from .type_names import name_types
-from .unused_keys import find_class, nearest
+from .unused_keys import find_class
 
 
 class MissingKey(UsageError, AttributeError):
@@ -68,7 +70,7 @@ def load_config_file(path: str | Path) -> Config:
     A file in Python is executed. One in JSON or YAML is data: nothing in it is.
 
     Args:
-        path: the config file.
+        path: a file, or the name of a model: see `find_config`.
 
     Raises:
         UsageError: the file is missing or does not parse; one in JSON or YAML wants to execute
@@ -79,10 +81,7 @@ def load_config_file(path: str | Path) -> Config:
         raise UsageError(
             f'config {path}: configs are not downloaded, as they are code. Name a file or a model.'
         )
-    path = Path(path)
-    if not path.is_file():
-        near = nearest(path.stem, [p.stem for p in path.parent.glob('*.py')])
-        raise UsageError(f'config {path} does not exist.{near}')
+    path = find_config(path)
     code = path.suffix not in DATA_FORMATS
     try:
         if not code:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+
+from .names import config_text
 
 _READERS = ('_file2dict', '_parse_lazy_import')  # of text configs, of those with `read_base`
 _LOCK = threading.RLock()
@@ -83,7 +86,7 @@ class _Source:
     """What the text of a file reads and sets."""
 
     def __init__(self, path: Path) -> None:
-        text = path.read_text(encoding='utf-8')
+        text = config_text(path) or path.read_text(encoding='utf-8')
         self.read = set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
         self.assigned: list[tuple[str, ast.expr]] = []
         self.dumped = False
@@ -150,6 +153,7 @@ def read_config(path: Path, *options: bool) -> tuple[Config, ConfigFile]:
 def _recorded(top: ConfigFile) -> Iterator[None]:
     """Note every file that mmengine reads, below the one that named it."""
     open_files = [top]
+    copies: dict[str, str] = {}  # file with the text of a config that has none -> its path
 
     def recording(read):
         def wrapped(filename, *args, **kwargs):
@@ -157,7 +161,7 @@ def _recorded(top: ConfigFile) -> Iterator[None]:
             open_files[-1].parents.append(file)
             open_files.append(file)
             try:
-                result = read(filename, *args, **kwargs)
+                result = _read(read, file.path, copies, filename, *args, **kwargs)
             finally:
                 open_files.pop()
             if is_installed(file.path) and all(parent.keys for parent in file.parents):
@@ -166,15 +170,34 @@ def _recorded(top: ConfigFile) -> Iterator[None]:
 
         return staticmethod(wrapped)
 
-    before = {name: vars(Config)[name] for name in (*_READERS, '_get_cfg_path')}
+    def find(name, child):
+        return _find(before['_get_cfg_path'].__func__, name, copies.get(child, child))
+
+    def is_lazy(filename):
+        return config_text(Path(filename)) is None and before['_is_lazy_import'].__func__(filename)
+
+    before = {name: vars(Config)[name] for name in (*_READERS, '_get_cfg_path', '_is_lazy_import')}
     try:
         for name in _READERS:
             setattr(Config, name, recording(before[name].__func__))
-        Config._get_cfg_path = staticmethod(functools.partial(_find, Config._get_cfg_path))
+        Config._get_cfg_path, Config._is_lazy_import = staticmethod(find), staticmethod(is_lazy)
         yield
     finally:
         for name, read in before.items():
             setattr(Config, name, read)
+
+
+def _read(read: Callable, path: Path, copies: dict[str, str], filename: str, *args, **kwargs):
+    """What mmengine reads of a file, or of the text of a config that has no file."""
+    text = config_text(path)
+    if text is None:
+        return read(filename, *args, **kwargs)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = str(Path(folder).resolve() / path.name)
+        Path(copy).write_text(text, encoding='utf-8')
+        copies[copy] = str(path)
+        values, full_text, variables = read(copy, *args, **kwargs)
+    return values, full_text.replace(copy, str(path)), variables
 
 
 def _find(find: Callable, name: str, child: str) -> tuple[str, str | None]:
@@ -214,7 +237,8 @@ def is_installed(path: Path) -> bool:
     for package in 'mmdet', 'mmseg':
         spec = find_spec(package)
         twin = Path(spec.origin).parent.joinpath('.mim', 'configs', *below) if spec else path
-        if twin != path and twin.is_file() and twin.read_bytes() == path.read_bytes():
+        there = twin != path and twin.is_file() and path.is_file()
+        if there and twin.read_bytes() == path.read_bytes():
             return True
     return False
 

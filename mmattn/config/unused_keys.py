@@ -2,14 +2,13 @@
 
 import ast
 import contextlib
-import difflib
 import functools
 import inspect
 import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 
 from mmengine.hooks import CheckpointHook
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from mmattn.errors import UsageError
 from mmattn.plugins.find_block import find_block
+from mmattn.text import nearest
 
 from .type_names import REGISTRIES
 
@@ -374,11 +374,3 @@ def _read(module: str) -> tuple[set[str], set[str]]:
 
 
 _GETTERS = ('get', 'pop', 'setdefault')
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: what may have been meant."""
-    known = list(known)
-    same = [k for k in known if k.casefold() == name.casefold()]
-    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f' Did you mean {near[0]}?' if near else ''

@@ -35,9 +35,9 @@ from mmattn.checkpoint.read import read_checkpoint
 from mmattn.checkpoint.write import point_to, write_checkpoint
 from mmattn.config import safe_files
 from mmattn.config.runner_keys import check_modules
-from mmattn.config.unused_keys import nearest
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.log import warn
+from mmattn.text import nearest
 
 from .hooks.checkpoint import adapt_checkpoint_hook
 from .hooks.guard import GuardHook

@@ -9,6 +9,7 @@ import torch
 from mmattn.benchmarks.overhead import loss
 from mmattn.blocks import SE
 from mmattn.config.check import check_config
+from mmattn.config.index import find_config, list_models
 from mmattn.config.leaves import replace_type
 from mmattn.config.load import load_config, parse_options
 from mmattn.engine.build import config_errors
@@ -27,7 +28,9 @@ def checked(options=(), path=CONFIG):
     return cfg
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path', [find_config(name) for name in list_models()], ids=lambda p: p.stem
+)
 def test_every_config_is_read_to_the_last_key(path):
     checked(path=path)
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from mmattn.config import index, published_weights
+from mmattn.config.names import is_config
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.zoo import list_models, load_model
 from tests.conftest import ROOT
@@ -40,12 +41,12 @@ def same(model, weights):
 
 
 def test_every_config_is_listed_by_pattern_and_by_weights():
-    configs = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
-    assert list_models() == configs
+    rows = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
+    configs = {p.stem for p in (ROOT / 'configs').glob('*.py')}
+    assert list_models() == sorted(configs | {row['Name'] for row in rows})
     assert list_models('cc*_r101_c*') == ['ccnet_r101_cityscapes']
     with_weights = list_models(weights=True)
     assert 'ann_r50_512x1024_40k_cityscapes' in with_weights and NAME not in with_weights
-    rows = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
     addresses = {r['Name'] for r in rows if r.get('Weights')}
     assert set(with_weights) == addresses
 
@@ -144,7 +145,7 @@ def test_the_index_has_the_form_that_openmim_reads():
     content = yaml.safe_load((ROOT / file).read_text())
     collections = {row['Name'] for row in content['Collections']}
     for row in content['Models']:
-        assert row['In Collection'] in collections and (ROOT / row['Config']).is_file()
+        assert row['In Collection'] in collections and is_config(ROOT / row['Config'])
         assert isinstance(row['Metadata'], dict) and isinstance(row.get('Weights', ''), str)
         for result in row['Results']:
             assert {'Task', 'Dataset', 'Metrics'} <= set(result)

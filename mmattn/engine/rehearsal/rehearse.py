@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
-from mmattn.config.unused_keys import nearest
 from mmattn.engine.out_of_memory import is_out_of_memory
 from mmattn.engine.resume.rng import seeded
 from mmattn.errors import UsageError
+from mmattn.text import nearest
 
 from .config_errors import last_batch, part
 from .scratch_runner import close, copy_network, nothing_left, stand_in
