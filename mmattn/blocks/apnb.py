@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmattn.registry import MODELS
 
-from .asymmetric import AsymmetricBlock
+from .layers.asymmetric import AsymmetricBlock
 
 _BN, _RELU = dict(type='BN'), dict(type='ReLU')
 

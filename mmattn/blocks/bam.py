@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .channel_mlp import ChannelMLP, wide_linear
-from .conv_norm_act import ConvNormAct, kaiming_normal
+from .layers.channel_mlp import ChannelMLP, linear_fp32
+from .layers.conv_norm_act import ConvNormAct, kaiming_normal
 
 _NORM, _ACT = dict(type='BN'), dict(type='ReLU')
 
@@ -96,8 +96,8 @@ class BAM(AttentionBlock):
     def channel_logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C)."""
         self._check_batch(self.channel.bn, x[:, :, :1, :1], 'the batch norm of the channel branch')
-        hidden = self.channel.bn(wide_linear(x.mean((2, 3)), self.channel.fc1).to(x.dtype))
-        return wide_linear(hidden.relu(), self.channel.fc2).to(x.dtype)
+        hidden = self.channel.bn(linear_fp32(x.mean((2, 3)), self.channel.fc1).to(x.dtype))
+        return linear_fp32(hidden.relu(), self.channel.fc2).to(x.dtype)
 
     @recorded('spatial logits')
     def spatial_logits(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from mmattn.ops import channel_attention
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
-from .scale import Scale
+from .layers.scale import Scale
 
 
 @MODELS.register_module()

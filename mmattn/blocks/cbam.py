@@ -13,8 +13,8 @@ from mmattn.ops import channel_mean, first_max, global_pool
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .channel_mlp import ChannelMLP
-from .conv_norm_act import ConvNormAct, kaiming_normal
+from .layers.channel_mlp import ChannelMLP
+from .layers.conv_norm_act import ConvNormAct, kaiming_normal
 
 _MOMENTUM = 0.01  # of the batch norm in the spatial gate, in the authors' code
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .channel_mlp import wide_linear
-from .conv_norm_act import ConvNormAct
+from .layers.channel_mlp import linear_fp32
+from .layers.conv_norm_act import ConvNormAct
 
 _KERNELS = {'pair1x1': (1, 1), 'pair2x1': (1, 2), 'fold3x3': (3, 3)}  # height, width
 
@@ -108,10 +108,10 @@ class CMPESE(AttentionBlock):
         """(N, C, H, W) twice -> (N, C)."""
         u, x = residual.mean((2, 3)), identity.mean((2, 3))  # (N, C)
         if self.view == 'double_fc':
-            hidden = [wide_linear(u, self.fc_residual), wide_linear(x, self.fc_identity)]
-            z = wide_linear(torch.cat(hidden, 1).relu(), self.fc_gate)
+            hidden = [linear_fp32(u, self.fc_residual), linear_fp32(x, self.fc_identity)]
+            z = linear_fp32(torch.cat(hidden, 1).relu(), self.fc_gate)
         else:
-            z = wide_linear(wide_linear(self._image(u, x), self.fc1).relu(), self.fc2)
+            z = linear_fp32(linear_fp32(self._image(u, x), self.fc1).relu(), self.fc2)
         return self._sigmoid(z).to(residual.dtype)
 
     def _image(self, u: Tensor, x: Tensor) -> Tensor:

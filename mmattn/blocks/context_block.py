@@ -15,7 +15,7 @@ from mmattn.ops import context_pool
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .conv_norm_act import kaiming_normal
+from .layers.conv_norm_act import kaiming_normal
 
 
 @MODELS.register_module()

@@ -21,7 +21,7 @@ from mmattn.ops import (
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded, zero
-from .conv_norm_act import ConvNormAct, foldable, pointwise
+from .layers.conv_norm_act import ConvNormAct, foldable, pointwise
 
 _STD = 0.01  # of the start of g, theta and phi, section 4.1 of the paper
 _MODES = ('gaussian', 'embedded_gaussian', 'dot_product', 'concatenation')

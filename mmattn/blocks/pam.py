@@ -11,8 +11,8 @@ from mmattn.ops import Pairs, match_memory_format, softmax_attention
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded
-from .conv_norm_act import pointwise
-from .scale import Scale
+from .layers.conv_norm_act import pointwise
+from .layers.scale import Scale
 
 _REDUCTION = 8  # channels of query and key: C // 8, in the authors' code
 

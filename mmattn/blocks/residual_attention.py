@@ -15,7 +15,7 @@ from mmattn.ops import resize_bilinear
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .scale import Scale
+from .layers.scale import Scale
 
 _BOTTLENECK = 4  # channels of a unit over its inner width
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .channel_mlp import ChannelMLP
+from .layers.channel_mlp import ChannelMLP
 
 
 @MODELS.register_module()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .channel_mlp import excite
+from .layers.channel_mlp import excite
 
 
 @MODELS.register_module()

@@ -11,7 +11,7 @@ from mmattn.ops import context_pool
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
-from .conv_norm_act import kaiming_normal
+from .layers.conv_norm_act import kaiming_normal
 
 _STD = 0.01  # of the paper start of W_v, that of the non-local block
 

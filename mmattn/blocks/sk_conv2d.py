@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
-from .conv_norm_act import kaiming_normal, pair
-from .scale import Scale
+from .layers.conv_norm_act import kaiming_normal, pair
+from .layers.scale import Scale
 
 _STD = 0.01  # of the start of both 1x1 layers of the selection, in the prototxt
 

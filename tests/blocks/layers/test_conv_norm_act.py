@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmattn.blocks.conv_norm_act import ConvNormAct
+from mmattn.blocks.layers.conv_norm_act import ConvNormAct
 from tests.blocks.slow import agree_with_peer, draw
 
 NORMS = [

@@ -9,10 +9,10 @@ from mmattn.ops import disable_autocast, upcast
 def excite(z: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
     """W2 relu(W1 z + b1) + b2, (N, C) -> (N, C'), in fp32 or wider: it is N vectors, not maps."""
     with disable_autocast(z):
-        return wide_linear(wide_linear(z, fc1).relu(), fc2)
+        return linear_fp32(linear_fp32(z, fc1).relu(), fc2)
 
 
-def wide_linear(z: Tensor, layer: nn.Linear) -> Tensor:
+def linear_fp32(z: Tensor, layer: nn.Linear) -> Tensor:
     """The layer in fp32 or wider whatever its weights are."""
     bias = None if layer.bias is None else upcast(layer.bias)
     return F.linear(upcast(z), upcast(layer.weight), bias)

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from mmattn.ops import Pairs, project, pyramid_pool, softmax_attention
 
-from .base import PairwiseBlock, recorded, zero
-from .conv_norm_act import ConvNormAct, foldable, run, run_rest, watched
+from ..base import PairwiseBlock, recorded, zero
+from .conv_norm_act import ConvNormAct, apply_norm_act, foldable, has_hooks, run_folded
 from .scale import Scale
 
 
@@ -67,7 +67,7 @@ class AsymmetricStage(nn.Module):
         if self.query_project is self.key_project and high is low:
             q = k = _run_twice(self.query_project, low)
         else:
-            q, k = run(self.query_project, high), run(self.key_project, low)
+            q, k = run_folded(self.query_project, high), run_folded(self.key_project, low)
         if self.query_scale > 1:
             q = F.max_pool2d(q, self.query_scale)
         pooled = pyramid_pool(low, self.key_pool_scales)[..., None]  # (N, C, S, 1)
@@ -81,16 +81,16 @@ def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
     if not isinstance(norm, nn.modules.batchnorm._NormBase):
         if not isinstance(norm, nn.GroupNorm | None):
             layer(x)  # what it keeps is its own business
-        return run(layer, x)
+        return run_folded(layer, x)
     if not (norm.training and norm.track_running_stats):
-        return run(layer, x)
+        return run_folded(layer, x)
     momentum = norm.momentum
     try:
         if momentum is None:  # the mean over all batches
             norm.momentum = 2 / (float(norm.num_batches_tracked) + 2)
         else:
             norm.momentum = 1 - (1 - momentum) ** 2
-        y = run(layer, x)
+        y = run_folded(layer, x)
     finally:
         norm.momentum = momentum
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -175,7 +175,7 @@ class AsymmetricBlock(PairwiseBlock):
         """bottleneck([sum of the contexts ; high])."""
         size, context = high.shape[2:], 0
         conv = self.bottleneck.conv
-        fold = foldable(conv) and not watched(self.bottleneck)
+        fold = foldable(conv) and not has_hooks(self.bottleneck)
         width = conv.in_channels - self.high_in_channels  # of the context
         for stage in self.stages:
             if min(size) < stage.query_scale:
@@ -196,7 +196,7 @@ class AsymmetricBlock(PairwiseBlock):
             context = context + prior
         if fold:
             y = project(high, conv.weight[:, width:].flatten(1), conv.bias) + context
-            y = run_rest(self.bottleneck, y, high)
+            y = apply_norm_act(self.bottleneck, y, high)
         else:
             y = self.bottleneck(torch.cat([context.to(high.dtype), high], 1))
         return high + self.rho(y).to(high.dtype) if self.init == 'identity' else y.to(high.dtype)

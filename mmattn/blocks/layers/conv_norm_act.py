@@ -110,14 +110,14 @@ def pointwise(x: Tensor, layers: Sequence[nn.Module], factor: Tensor | None = No
     return list(project(x, weight, bias).split([conv.out_channels for conv in convs], 1))
 
 
-def run(layer: ConvNormAct, x: Tensor) -> Tensor:
+def run_folded(layer: ConvNormAct, x: Tensor) -> Tensor:
     """layer(x); where its convolution is `foldable`, by a product, which is faster."""
-    if watched(layer) or not foldable(layer.conv):
+    if has_hooks(layer) or not foldable(layer.conv):
         return layer(x)
-    return run_rest(layer, project(x, layer.conv.weight.flatten(1), layer.conv.bias), x)
+    return apply_norm_act(layer, project(x, layer.conv.weight.flatten(1), layer.conv.bias), x)
 
 
-def run_rest(layer: ConvNormAct, y: Tensor, x: Tensor) -> Tensor:
+def apply_norm_act(layer: ConvNormAct, y: Tensor, x: Tensor) -> Tensor:
     """What follows the convolution, norm and activation, in the layout of x.
 
     So a batch norm sees the layout that it would have seen behind the convolution.
@@ -134,17 +134,17 @@ def foldable(layer: nn.Module | None) -> bool:
     Then they may be multiplied with others and applied in another order. Not a subclass or a
     parametrised one, and not where a hook would miss the call.
     """
-    if type(layer) is ConvNormAct and len(layer) == 1 and not watched(layer):
+    if type(layer) is ConvNormAct and len(layer) == 1 and not has_hooks(layer):
         layer = layer.conv
     return (
         type(layer) is nn.Conv2d
         and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
         and layer.padding in ((0, 0), 'valid', 'same')
-        and not watched(layer)
+        and not has_hooks(layer)
     )
 
 
-def watched(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether a hook waits for the calls of a module."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
