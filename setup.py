@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 
 
 def pins(name: str) -> list[str]:
-    """The requirements of one file, without comments."""
+    """The requirements in one file, without comments."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
 

@@ -93,6 +93,13 @@ def test_a_command_ends_with_the_exit_code_of_its_error(tmp_path):
     assert done.returncode == 2 and 'config none.py does not exist' in done.stderr
 
 
+def test_the_wheel_installs_the_command(tmp_path):
+    command = [sys.executable, 'setup.py', '--quiet', 'egg_info', '--egg-base', str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    text = (tmp_path / 'mmattn.egg-info' / 'entry_points.txt').read_text()
+    assert text.split() == ['[console_scripts]', 'mmattn', '=', 'mmattn.cli.main:main']
+
+
 def test_maths_and_blocks_need_no_mmcv():
     code = (
         'import sys, mmattn.ops\n'

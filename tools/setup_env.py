@@ -1,12 +1,12 @@
-"""Make .venv with everything mmattn needs, mmcv's compiled operators included.
+"""Create .venv with everything mmattn needs, including the compiled operators of mmcv.
 
 Run it as `make setup`. It can be interrupted and run again, does only what is still missing, and
-keeps the compiled mmcv in a cache of its own so that one machine compiles it once per version.
+caches the compiled mmcv, so that one machine compiles it once per version.
 
 Environment:
-  PYTHON        (make) the interpreter to build .venv with, 3.10 to 3.12
-  XDG_CACHE_HOME  where the compiled mmcv is kept, default ~/.cache
-  MAX_JOBS      compiler processes of the mmcv build, default one per core and 2 GB of memory
+  PYTHON          (make) interpreter for .venv, 3.10 to 3.12
+  XDG_CACHE_HOME  folder for the compiled mmcv, default ~/.cache
+  MAX_JOBS        compiler processes for mmcv, default one per core and 2 GB of memory
 """
 
 import contextlib
@@ -34,9 +34,9 @@ CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmat
 
 DISK_GB = 5  # .venv of the CPU build is 2.0 GB (du -sh); the rest is room for the mmcv build
 TORCH_CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
-# An operator that lives in the compiled extension, run on numbers whose answer is known: of two
-# boxes that overlap by 81/119 only the better one survives.
-PROOF = """
+# An operator of the compiled extension on an input with a known result: of two boxes that overlap
+# by 81/119 only the one with the higher score remains.
+OPERATOR_CHECK = """
 import torch
 from mmcv.ops import nms
 boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 11., 11.], [20., 20., 30., 30.]])
@@ -49,7 +49,7 @@ def fail(sentence: str, code: int = 2) -> None:
 
 
 class _Failure(str):
-    """The sentence of a failure; `main` prints it and exits with its code."""
+    """Message of a failure, with the exit code for the script."""
 
     def __new__(cls, sentence: str, code: int) -> '_Failure':
         self = super().__new__(cls, sentence)
@@ -57,7 +57,7 @@ class _Failure(str):
         return self
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     print(text, flush=True)
 
 
@@ -68,7 +68,7 @@ class Ticker:
         self.title, self.usual = title, usual
         self.tty = sys.stdout.isatty()
         self.start = self.shown = time.monotonic()
-        say(f'{title} (usually {usual})')
+        echo(f'{title} (usually {usual})')
 
     def update(self, text: str) -> None:
         now = time.monotonic()
@@ -80,20 +80,20 @@ class Ticker:
         if self.tty:
             print(f'\r\033[K{line}', end='', flush=True)
         else:
-            say(line)
+            echo(line)
 
     def done(self) -> None:
         clear = '\r\033[K' if self.tty else ''
-        say(f'{clear}    done in {time.monotonic() - self.start:.0f} s')
+        echo(f'{clear}    done in {time.monotonic() - self.start:.0f} s')
 
 
 def progress(line: str) -> str:
-    """What a line of pip's or ninja's output says about how far it is; '' if nothing."""
+    """Progress in a line of output of pip or ninja; '' if there is none."""
     step = re.search(r'\[(\d+)/(\d+)\]', line)  # ninja writes [12/87] before each object
     if step:
         return f'{step.group(1)} of {step.group(2)} files compiled'
-    found = re.match(r'\s*(Collecting|Downloading|Using|Installing|Building) .*', line)
-    return found.group().strip() if found else ''
+    match = re.match(r'\s*(Collecting|Downloading|Using|Installing|Building) .*', line)
+    return match.group().strip() if match else ''
 
 
 def run(
@@ -104,7 +104,7 @@ def run(
     hint: str = '',
     check: bool = True,
 ) -> bool:
-    """Run a command with its output in the log and its progress on one line."""
+    """Run a command; its output goes to the log, its progress to one line."""
     ticker = Ticker(title, usual)
     last = ''
     with open(LOG, 'ab', buffering=0) as log:
@@ -139,13 +139,13 @@ def run(
         tail = LOG.read_text(encoding='utf-8', errors='replace').splitlines()[-200:]
         errors = [line.strip() for line in tail if re.search(r'(\w*Error|ERROR|error): ', line)]
         cause = errors[-1][:300] if errors else f'exit code {process.returncode}'
-        fail(f'{title.strip()} failed: {cause}. {hint}The whole output is in {LOG}.', 1)
+        fail(f'{title.strip()} failed: {cause}. {hint}The full output is in {LOG}.', 1)
     ticker.done()
     return True
 
 
 def fingerprint() -> str:
-    """What the environment was made from; a change of any of it means another run."""
+    """Hash of everything the environment depends on; a change requires a new set-up."""
     digest = hashlib.sha256(f'{sys.version_info[:2]} {ROOT}'.encode())
     for path in [*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'setup.py', Path(__file__)]:
         digest.update(path.read_bytes())
@@ -153,36 +153,38 @@ def fingerprint() -> str:
 
 
 def complete() -> bool:
-    """Whether .venv has every pinned package, and mmcv its operators; looks, imports nothing."""
+    """Whether .venv has every pinned package, and mmcv its operators; imports nothing."""
     sites = [str(path) for path in VENV.glob('lib/python*/site-packages')]
-    found = {plain(d.metadata['Name']): d.version for d in distributions(path=sites)}
+    installed = {plain(d.metadata['Name']): d.version for d in distributions(path=sites)}
     lines = '\n'.join(path.read_text() for path in REQUIREMENTS.glob('*.txt'))
-    # but for those with a condition, after a semicolon
+    # except those with a condition after a semicolon
     pins = re.findall(r'^([\w-]+)==([^\s#;]+)[ ]*(?:#|$)', lines, re.MULTILINE)
-    present = all(found.get(plain(name), '').split('+')[0] == version for name, version in pins)
-    return present and any(VENV.glob('lib/python*/site-packages/mmcv/_ext.*'))
+    pinned = all(installed.get(plain(name), '').split('+')[0] == version for name, version in pins)
+    return pinned and any(VENV.glob('lib/python*/site-packages/mmcv/_ext.*'))
 
 
 def plain(name: str) -> str:
-    """A package name as pip compares it."""
+    """A package name, normalised as by pip."""
     return re.sub('[-_.]+', '-', name).lower()
 
 
-def answers(code: str) -> bool:
+def succeeds(code: str) -> bool:
+    """Whether a piece of code runs in .venv without an error."""
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return PYTHON.exists() and not subprocess.run([str(PYTHON), '-c', code], **quiet).returncode
 
 
 def ask(code: str) -> str:
+    """Output of a piece of code in .venv."""
     return subprocess.check_output([str(PYTHON), '-c', code], text=True).strip()
 
 
 def pin(name: str) -> str:
-    """`name==version` as requirements/*.txt has it."""
+    """`name==version` of a package in requirements/*.txt."""
     for path in REQUIREMENTS.glob('*.txt'):
-        found = re.search(rf'^{name}==[^\s#]+', path.read_text(), re.MULTILINE)
-        if found:
-            return found.group()
+        match = re.search(rf'^{name}==[^\s#]+', path.read_text(), re.MULTILINE)
+        if match:
+            return match.group()
     raise AssertionError(name)
 
 
@@ -217,17 +219,17 @@ def check_compiler() -> None:
 
 
 def make_venv() -> None:
-    if answers('import pip'):
+    if succeeds('import pip'):
         version = ask('import sys; print(sys.version_info[:2])')
         if version == str(tuple(sys.version_info[:2])):
             return
-        say(f'    .venv has Python {version}: made anew')
+        echo(f'    .venv has Python {version}, creating it again')
     shutil.rmtree(VENV, ignore_errors=True)
     try:
         subprocess.run([sys.executable, '-m', 'venv', str(VENV)], check=True, capture_output=True)
     except subprocess.CalledProcessError:
         fail(
-            f'{sys.executable} cannot make a virtual environment: its venv or ensurepip is '
+            f'{sys.executable} cannot create a virtual environment: its venv or ensurepip is '
             'missing. Install it (Debian, Ubuntu: apt-get install python3-venv) and run make setup '
             'again.'
         )
@@ -238,7 +240,7 @@ def pip(*args: str) -> list:
 
 
 def torch_index() -> list:
-    """The small CPU build where there is no GPU; a pip with an index of its own is left alone."""
+    """The small CPU build where there is no GPU; a custom index of pip is respected."""
     if shutil.which('nvidia-smi') or sys.platform != 'linux':
         return []
     settings = subprocess.run(
@@ -250,14 +252,14 @@ def torch_index() -> list:
 
 
 def mmcv_wheel(build: bool = True) -> Path:
-    """The compiled mmcv of this Python and torch, compiled now if this machine never did."""
+    """The compiled mmcv for this Python and torch, compiled unless it is cached."""
     torch = ask('import torch; print(torch.__version__)')
     key = f'{pin("onedl-mmcv")}-torch{torch}-{sysconfig.get_platform()}'.replace('==', '-')
     python = f'cp{sys.version_info[0]}{sys.version_info[1]}'
     store = CACHE / key
-    found = sorted(store.glob(f'*-{python}-{python}-*.whl'))
-    if found:
-        return found[0]
+    wheels = sorted(store.glob(f'*-{python}-{python}-*.whl'))
+    if wheels:
+        return wheels[0]
     check_compiler()
     memory_gb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
     jobs = os.environ.get('MAX_JOBS') or max(1, min(os.cpu_count() or 1, int(memory_gb // 2)))
@@ -275,7 +277,7 @@ def mmcv_wheel(build: bool = True) -> Path:
             (wheel,) = part.glob('*.whl')
             if python in wheel.name:
                 break
-            # pip's cache held a wheel that was built without torch, hence without operators
+            # the wheel in pip's cache was built without torch, hence without operators
             subprocess.run([str(c) for c in pip('cache', 'remove', 'onedl_mmcv')], check=False)
             wheel.unlink()
         else:
@@ -287,20 +289,20 @@ def mmcv_wheel(build: bool = True) -> Path:
 
 
 def install_mmcv(pinned: list) -> None:
-    if answers(PROOF):
+    if succeeds(OPERATOR_CHECK):
         return
     wheel = mmcv_wheel()
     run(f'  installing {wheel.name}', '5 s', pip('install', *pinned, wheel))
-    if answers(PROOF):
+    if succeeds(OPERATOR_CHECK):
         return
     # The wheel was compiled against another torch: pip's cache cannot tell them apart.
-    say('    its operators do not run with this torch: compiling it again')
+    echo('    its operators do not run with this torch: compiling it again')
     wheel.unlink()
     subprocess.run([str(c) for c in pip('cache', 'remove', 'onedl_mmcv')], check=False)
     wheel = mmcv_wheel()
     reinstall = pip('install', '--no-deps', '--force-reinstall', wheel)
     run(f'  installing {wheel.name}', '5 s', reinstall)
-    if not answers(PROOF):
+    if not succeeds(OPERATOR_CHECK):
         fail(
             "mmcv's compiled operators do not run: "
             f'see the error of {PYTHON} -c "import mmcv.ops", and {LOG}.',
@@ -312,10 +314,10 @@ def main() -> int:
     start = time.monotonic()
     with contextlib.suppress(OSError):
         if STAMP.read_text() == fingerprint() and complete():
-            say(f'set-up: nothing to do, {VENV.name} is complete')
+            echo(f'set-up: nothing to do, {VENV.name} is complete')
             return 0
     check_machine()
-    say('set-up: .venv with torch, the OpenMMLab packages and mmattn (log: .venv/setup.log)')
+    echo('set-up: .venv with torch, the OpenMMLab packages and mmattn (log: .venv/setup.log)')
     make_venv()
     pinned = [a for f in sorted(REQUIREMENTS.glob('*.txt')) for a in ('-c', f) if f.stem != 'mmcv']
     build = ['-r', REQUIREMENTS / 'build.txt']
@@ -328,16 +330,18 @@ def main() -> int:
     install_mmcv(pinned)
     editable = pip('install', '--no-deps', '--no-build-isolation', '-e', ROOT)
     run('  mmattn, editable', '5 s', editable)
-    say("  proving mmcv's compiled operators and the imports")
-    if not answers(PROOF):  # the packages above may have replaced what it was compiled against
+    echo('  checking the compiled operators of mmcv and the imports')
+    if not succeeds(
+        OPERATOR_CHECK
+    ):  # the packages above may have replaced what it was compiled against
         fail(
             f"mmcv's compiled operators no longer run, see {LOG}. Remove .venv and run make setup.",
             1,
         )
-    if not answers('import mmengine, mmcv, mmdet, mmseg, mmattn'):
+    if not succeeds('import mmengine, mmcv, mmdet, mmseg, mmattn'):
         fail(f'the packages do not import together. Remove {VENV} and run make setup again.', 1)
     STAMP.write_text(fingerprint())
-    say(f'set-up: done in {time.monotonic() - start:.0f} s')
+    echo(f'set-up: done in {time.monotonic() - start:.0f} s')
     return 0
 
 
@@ -350,5 +354,5 @@ if __name__ == '__main__':
             sys.exit(stop.code.code)
         raise
     except KeyboardInterrupt:
-        print('\nset-up interrupted; run make setup again to go on', file=sys.stderr)
+        print('\nset-up interrupted; run make setup again to continue', file=sys.stderr)
         sys.exit(130)

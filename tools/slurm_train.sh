@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train on one or several nodes of a Slurm cluster: a torchrun on each, met by srun.
+# Train on one or several nodes of a Slurm cluster: srun starts one torchrun per node.
 #
 #   sbatch --nodes 2 --gpus-per-node 8 tools/slurm_train.sh CONFIG WORK_DIR [train.py's arguments]
 #
-# Ends with the exit code of the rank that failed first; Slurm's SIGTERM saves a checkpoint first.
-# The work dir lies where all nodes see it. Settings: PROCESSES per node (default: its GPUs, or 1),
+# Exits with the code of the rank that failed first; SIGTERM of Slurm saves a checkpoint first.
+# All nodes must have access to the work dir. Settings: PROCESSES per node (default: its GPUs, or 1),
 # RESTARTS (default 0), PORT (default: by the job), PYTHON (default .venv/bin/python).
 #SBATCH --job-name=mmattn
 #SBATCH --ntasks-per-node=1
@@ -18,7 +18,7 @@ fi
 config=$1 work_dir=$2
 shift 2
 python=${PYTHON:-.venv/bin/python}
-rm -f "$work_dir/exit_status.json"  # of a run before
+rm -f "$work_dir/exit_status.json"  # of a previous run
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 srun --ntasks-per-node=1 --kill-on-bad-exit=0 "$python" -m torch.distributed.run \

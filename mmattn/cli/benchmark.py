@@ -77,15 +77,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # silence the log of torch's profiler
 
     def task() -> None:
-        if args.plugins:
-            from mmattn.benchmarks.overhead import report_overhead
+        if args.plugins or args.trust:
+            from mmattn.benchmarks.overhead import report_overhead, report_trust
+            from mmattn.config.index import find_model
 
-            report_overhead('configs/mask_rcnn_r50_coco.py', args.rounds, args.json)
-            return
-        if args.trust:
-            from mmattn.benchmarks.overhead import report_trust
-
-            report_trust('configs/mask_rcnn_r50_coco.py', args.rounds, args.json)
+            report_cost = report_overhead if args.plugins else report_trust
+            report_cost(find_model('mask_rcnn_r50_coco').config, args.rounds, args.json)
             return
         if args.segmentation:
             from mmattn.benchmarks.segmentation import report_segmentation
