@@ -37,9 +37,9 @@ def frozen():
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
     """Verdicts on data sets go nowhere that outlives the tests."""
-    from mmattn.datasets import validation as check
+    from mmattn.datasets import check_cache
 
-    check.CACHE = tmp_path_factory.mktemp('cache')
+    check_cache.CACHE = tmp_path_factory.mktemp('cache')
 
 
 @pytest.fixture(scope='session')

@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
 
     def task() -> None:
-        from mmattn.datasets.audit import survey
+        from mmattn.datasets.audit import audit
 
-        survey(args.config, options=args.cfg_options, json_path=args.json)
+        audit(args.config, options=args.cfg_options, json_path=args.json)
 
     return run(task, args)

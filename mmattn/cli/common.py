@@ -9,7 +9,7 @@ from functools import partial
 
 from mmattn.errors import run_tool
 
-_MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_io, which loads OpenCV
+_MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
 
 def make_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Checking a download of ADE20K as the MIT scene parsing benchmark has it: 150 classes, 0 is none.
+"""Checking a download of ADE20K, MIT scene parsing benchmark: 150 classes, 0 is unlabelled.
 
 Source: B. Zhou et al., Scene parsing through ADE20K dataset, CVPR 2017.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmattn.errors import DataError
+from mmattn.text import some
 
 from .validation import check_data
 
@@ -14,16 +15,15 @@ from .validation import check_data
 COUNTS = {'training': 20210, 'validation': 2000}
 _NAME = 'ADEChallengeData2016'
 PACKAGE = f'{_NAME}.zip of the MIT scene parsing benchmark (sceneparsing.csail.mit.edu)'
-_NAMED = 5  # missing files in an error
 
 
-def prepare_ade20k(root: str | Path, say: Callable[[str], None] = print) -> dict[str, int]:
-    """Check what lies under `root`: every image has its label map, with labels 0..150.
+def prepare_ade20k(root: str | Path, log: Callable[[str], None] = print) -> dict[str, int]:
+    """Check that every image below `root` has its label map, with labels 0..150.
 
     Args:
-        root: the folder ADEChallengeData2016, with `images/SPLIT/*.jpg` and
+        root: folder ADEChallengeData2016, with `images/SPLIT/*.jpg` and
             `annotations/SPLIT/*.png`.
-        say: told what was found, a line per split.
+        log: called with a line per split.
 
     Returns:
         images per split.
@@ -47,17 +47,14 @@ def prepare_ade20k(root: str | Path, say: Callable[[str], None] = print) -> dict
         images, labels = ({p.stem for p in d.glob(f'*{end}')} for end, d in folders.items())
         counts[split] = len(images)
         note = '' if len(images) == expected else f' (the original set has {expected})'
-        say(f'{split}: {len(images)} images{note}')
+        log(f'{split}: {len(images)} images{note}')
         if not images:
             problems.append(f'no image in {folders[".jpg"]}')
         for end, missing in ('.png', images - labels), ('.jpg', labels - images):
             if missing:
                 names = [str(folders[end] / f'{stem}{end}') for stem in sorted(missing)]
-                more = f' and {len(names) - _NAMED} more' if names[_NAMED:] else ''
                 what = 'images have no label map' if end == '.png' else 'label maps have no image'
-                problems.append(
-                    f'{len(names)} {split} {what}; missing: {", ".join(names[:_NAMED])}{more}'
-                )
+                problems.append(f'{len(names)} {split} {what}; missing: {some(names)}')
     if problems:
         raise DataError(f'ADE20K: {"; ".join(problems)}. Unpack {PACKAGE} again.')
     for split in COUNTS:

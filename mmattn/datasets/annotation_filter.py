@@ -28,13 +28,13 @@ _REMEDIES = {
 }
 
 
-class Held(NamedTuple):
-    """What a data set yields.
+class LoadedCounts(NamedTuple):
+    """Numbers of images and boxes that a data set yields.
 
     Attributes:
         listed: images in the file.
-        images: those that the loader yields.
-        boxes: boxes in them that a detector learns from, groups left out; -1 if not known.
+        images: images that the loader yields.
+        boxes: boxes in them that a detector learns from, without groups; -1 if unknown.
     """
 
     listed: int
@@ -42,111 +42,116 @@ class Held(NamedTuple):
     boxes: int
 
 
-def reasons(annotations: list[dict], kept: list[bool], chosen: set[int]) -> Counter:
-    """How many annotations mmdet learns from, and of the others how many for which reason.
+def count_reasons(annotations: list[dict], valid: list[bool], category_ids: set[int]) -> Counter:
+    """Count the annotations that mmdet learns from, and the others by the reason why it does not.
 
     Args:
-        annotations: of COCO instances.
-        kept: whether the box of each lies in its image.
-        chosen: ids of the categories that are classes of the config.
+        annotations: annotations of COCO instances.
+        valid: for each, whether its box lies in its image and has an area.
+        category_ids: ids of the categories that are classes of the config.
     """
-    found: Counter = Counter()
-    for annotation, sound in zip(annotations, kept):
+    reasons: Counter = Counter()
+    for annotation, is_valid in zip(annotations, valid):
         if annotation.get('ignore', False):
-            found[IGNORED] += 1
-        elif not sound:
-            found[_FAULTY] += 1
-        elif annotation['category_id'] not in chosen:
-            found[_OTHER] += 1
+            reasons[IGNORED] += 1
+        elif not is_valid:
+            reasons[_FAULTY] += 1
+        elif annotation['category_id'] not in category_ids:
+            reasons[_OTHER] += 1
         else:
-            found[CROWD if annotation.get('iscrowd', False) else LEARNT] += 1
-    return found
+            reasons[CROWD if annotation.get('iscrowd', False) else LEARNT] += 1
+    return reasons
 
 
-def listed(found: Counter) -> str:
+def describe_reasons(reasons: Counter) -> str:
     """The reasons in words, e.g. '12 annotations: 7 groups (iscrowd=1), 5 with ignore=1'."""
-    parts = [f'{n} {why}' for why, n in found.items() if why != LEARNT and n]
-    total = sum(found.values())
+    parts = [f'{count} {reason}' for reason, count in reasons.items() if reason != LEARNT and count]
+    total = sum(reasons.values())
     return f'{total} annotations' + (f': {", ".join(parts)}' if parts else '')
 
 
-def remedy(found: Counter) -> str:
+def remedy_for_reasons(reasons: Counter) -> str:
     """What to do about the most frequent reason."""
-    dropped = [(n, why) for why, n in found.items() if why != LEARNT and n]
+    dropped = [(count, reason) for reason, count in reasons.items() if reason != LEARNT and count]
     return f'{_REMEDIES[max(dropped)[1]]}.' if dropped else 'Set ann_file and metainfo.classes.'
 
 
-def held(leaf: dict, masks: bool = False) -> Held:
-    """Load a data set as training does, without its images, and count what it holds.
+def count_loaded(leaf: dict, masks: bool = False) -> LoadedCounts:
+    """Load a data set as training does, without its images, and count what it yields.
 
     Args:
-        leaf: its config.
-        masks: whether masks are learnt, too: then a box without one is not.
+        leaf: config of the data set.
+        masks: whether masks are trained, so that boxes without a mask do not count.
 
     Raises:
-        DataError: it cannot be loaded.
+        DataError: the data set cannot be loaded.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' lines
         try:
             dataset = DATASETS.build(dict(leaf, lazy_init=True, pipeline=[], serialize_data=False))
-            dataset.filter_data = partial(_counted, dataset, dataset.filter_data, counts := [])
+            dataset.filter_data = partial(
+                _filter_and_count, dataset, dataset.filter_data, listed := []
+            )
             dataset.full_init()
         except MmattnError:
             raise
-        except Exception as error:  # its class may be anyone's
-            text = (str(error).strip() or type(error).__name__).rstrip('.')
+        except Exception as error:  # a data set of the user raises anything
+            reason = (str(error).strip() or type(error).__name__).rstrip('.')
             kind = f'{type(error).__name__}: ' if isinstance(error, KeyError) else ''
-            client = leaf.get('backend_args')
+            backend_args = leaf.get('backend_args')
             remedy = (
-                f'Is backend_args={client!r} right?'
-                if client
-                else ('Is ann_file of the kind that it reads?')
+                f'Is backend_args={backend_args!r} right?'
+                if backend_args
+                else 'Is ann_file of the kind that it reads?'
             )
             raise DataError(
-                f'data set {leaf["type"]} cannot be loaded: {kind}{text}. {remedy}'
+                f'data set {leaf["type"]} cannot be loaded: {kind}{reason}. {remedy}'
             ) from error
-    known = not dataset.data_list or any('instances' in entry for entry in dataset.data_list)
+    samples = dataset.data_list
+    has_boxes = not samples or any('instances' in sample for sample in samples)
     boxes = sum(
-        not instance.get('ignore_flag') and not (masks and _maskless(instance))
-        for entry in dataset.data_list
-        for instance in entry.get('instances', ())
+        not instance.get('ignore_flag') and not (masks and _lacks_mask(instance))
+        for sample in samples
+        for instance in sample.get('instances', ())
     )
-    images = len(dataset.data_list)
-    return Held(counts[0] if counts else images, images, boxes if known else -1)
+    return LoadedCounts(
+        listed[0] if listed else len(samples), len(samples), boxes if has_boxes else -1
+    )
 
 
-def _counted(dataset, own: Callable[[], list], counts: list[int]) -> list:
-    """`filter_data` of a data set, its images counted before."""
-    counts.append(len(dataset.data_list))
-    return own()
+def _filter_and_count(dataset, filter_data: Callable[[], list], listed: list[int]) -> list:
+    """`filter_data` of a data set; appends the number of its images before the filter."""
+    listed.append(len(dataset.data_list))
+    return filter_data()
 
 
-def _maskless(instance: dict) -> bool:
+def _lacks_mask(instance: dict) -> bool:
     """Whether mmdet's LoadAnnotations ignores an instance for its polygons."""
     mask = instance.get('mask')
     return isinstance(mask, list) and not any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
 
 
-def nothing_learnt(found: Held, why: Counter, leaf: dict) -> str:
-    """The error about a data set of which the loader holds no box to learn from.
+def describe_nothing_to_learn(loaded: LoadedCounts, reasons: Counter, leaf: dict) -> str:
+    """The error about a data set in which the loader finds no box to learn from.
 
     Args:
-        found: what it holds.
-        why: of the annotations, see `reasons`; empty if that is not known.
-        leaf: the config of the data set.
+        loaded: what the loader yields.
+        reasons: the annotations by reason, see `count_reasons`; empty if that is not known.
+        leaf: config of the data set.
     """
-    why = Counter(why)
-    filtered = why.pop(LEARNT, 0)
+    reasons = Counter(reasons)
+    filtered = reasons.pop(LEARNT, 0)
     if filtered:
-        why[_DROPPED if found.images < found.listed else _MASKLESS] += filtered
-    options = leaf.get('filter_cfg') or {}
-    if filtered and found.images < found.listed and leaf.get('indices') is not None:
-        what = f'Leave indices={leaf["indices"]!r} out.'
-    elif filtered and found.images < found.listed and options.get('min_size'):
-        what = f'Lower filter_cfg.min_size={options["min_size"]!r}, the least side of an image.'
+        reasons[_DROPPED if loaded.images < loaded.listed else _MASKLESS] += filtered
+    filter_cfg = leaf.get('filter_cfg') or {}
+    if filtered and loaded.images < loaded.listed and leaf.get('indices') is not None:
+        remedy = f'Leave indices={leaf["indices"]!r} out.'
+    elif filtered and loaded.images < loaded.listed and filter_cfg.get('min_size'):
+        min_size = filter_cfg['min_size']
+        remedy = f'Lower filter_cfg.min_size={min_size!r}, the least side of an image.'
     else:
-        what = remedy(why)
+        remedy = remedy_for_reasons(reasons)
     return (
-        f'nothing to learn from: the loader holds {found.images} of {found.listed} images, and '
-        f'{found.boxes} boxes to learn from in them ({listed(why)}). {what}'
+        f'nothing to learn from: the loader holds {loaded.images} of {loaded.listed} images, and '
+        f'{loaded.boxes} boxes to learn from in them ({describe_reasons(reasons)}). {remedy}'
     )

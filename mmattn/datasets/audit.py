@@ -1,14 +1,9 @@
-"""All that is wrong with the data of a config, and what they hold: every file is read in full.
-
-Class weights: median frequency, Eigen and Fergus, Predicting depth, surface normals and semantic
-    labels, ICCV 2015, arXiv 1411.4734; inverse log, Paszke et al., ENet, arXiv 1606.02147.
-"""
+"""Audit of the data of a config: every file is read in full, every problem listed and counted."""
 
 import json
 import os
 from collections import Counter
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,93 +16,44 @@ from mmattn.config.load import load_config, parse_options
 from mmattn.errors import DataError, MmattnError, WriteError, printable
 from mmattn.progress import track
 
-from . import (
-    annotation_filter as held,
-)
-from . import (
-    coco,
-    coco_images,
-)
-from . import (
-    image_io as files,
-)
-from . import (
-    unchecked as unseen,
-)
-from . import (
-    validation as check,
-)
-from .loading_steps import Loading
-from .pairing import some
+from . import annotation_filter, coco, coco_images, image_io, partial_checks, validation
+from .build import build_dataset, has_label_maps, trains_masks
+from .coco_boxes import to_floats
+from .coco_entries import KEYS, check_not_panoptic, parse_coco, read_entries
+from .label_maps import LabelMaps
+from .label_statistics import LabelStatistics
+from .loading_steps import LoadingSteps
+from .pairing import some_paths
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-# Keys of a data set that do not say which files it has.
-_READING = ('pipeline', 'test_mode', 'filter_cfg', 'indices', 'serialize_data', 'max_refetch')
-_SHOWN = 50  # problems of a data set on the screen; the JSON has all
-_SMALL, _MEDIUM = 32**2, 96**2  # px; COCO's bounds of small and medium objects
+# Keys of a data set on which its files do not depend.
+_READING_KEYS = ('pipeline', 'test_mode', 'filter_cfg', 'indices', 'serialize_data', 'max_refetch')
+_SHOWN = 50  # problems of a data set that are printed; the JSON file has all
+_SMALL, _MEDIUM = 32**2, 96**2  # px; COCO's limits of small and medium objects
 _SOURCES = {
     'median_frequency': 'median frequency (Eigen and Fergus, ICCV 2015)',
     'inverse_log': '1 / ln(1.02 + share) (ENet, 2016)',
 }
 
 
-@dataclass
-class Census:
-    """What label maps hold; arrays (256,) by what training makes of a label: a class, or 255."""
-
-    total: int = 0  # pixels
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    maps: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # that hold it
-    within: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # pixels of those
-    void: list[str] = field(default_factory=list)  # label maps in which all is ignored
-
-    def add(self, pixels: np.ndarray, table: np.ndarray, name: str) -> None:
-        """Count a label map: `pixels` (256,) by label; `table` (256,) says what becomes of it."""
-        mine, size, known = np.zeros(256, np.int64), int(pixels.sum()), table >= 0
-        np.add.at(mine, table[known], pixels[known])
-        self.total += size
-        self.pixels += mine
-        self.maps += mine > 0
-        self.within += (mine > 0) * size
-        if mine[255] == size:
-            self.void.append(name)
-
-    def __add__(self, other: 'Census') -> 'Census':
-        names = 'total', 'pixels', 'maps', 'within', 'void'
-        return Census(*(getattr(self, name) + getattr(other, name) for name in names))
-
-    def class_weights(self, count: int) -> dict[str, list[float]]:
-        """Weights of `count` classes by their source; a class that never occurs has 1 or 50.5.
-
-        Median frequency: median(f) / f, f the share of a class in the images where it occurs.
-        Inverse log: 1 / ln(1.02 + p), p the share of a class in all labelled pixels.
-        """
-        pixels, present = self.pixels[:count], self.pixels[:count] > 0
-        shares = pixels[present] / self.within[:count][present]
-        balanced = np.ones(count)
-        balanced[present] = np.median(shares) / shares if present.any() else 1
-        inverse = 1 / np.log(1.02 + pixels / max(pixels.sum(), 1))
-        return dict(median_frequency=balanced.tolist(), inverse_log=inverse.tolist())
-
-
-def survey(
+def audit(
     config: str | Path,
     *,
     options: dict | list[str] | None = None,
     json_path: str | Path | None = None,
 ) -> dict:
-    """Read all data of a config once and print what was found.
+    """Read all data of a config once and print what is in them and what is wrong.
 
     Args:
-        config: its path.
+        config: path of the config.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
-        json_path: where to write what is returned.
+        json_path: where to write the returned dict.
 
     Returns:
-        per data set its problems, warnings and numbers, and class weights of the training data.
+        problems, warnings and numbers per data set, and class weights of the training data.
 
     Raises:
-        DataError: something is wrong with the data; what, has been printed.
+        DataError: there are problems in the data, which have been printed.
         UsageError: something is wrong with the config.
         WriteError: the JSON file cannot be written.
     """
@@ -117,50 +63,52 @@ def survey(
     uses: dict[str, list[tuple[str, dict]]] = {}
     for loader in _LOADERS:
         for leaf in dataset_leaves(cfg[loader]['dataset']) if cfg.get(loader) else ():
-            identity = sorted((k, v) for k, v in leaf.items() if k not in _READING)
+            identity = sorted((k, v) for k, v in leaf.items() if k not in _READING_KEYS)
             uses.setdefault(repr(identity), []).append((loader, leaf))
-    found = dict(config=str(config), data_sets=[], class_weight=None)
-    train, classes = Census(), None
+    report = dict(config=str(config), data_sets=[], class_weight=None)
+    train, classes = LabelStatistics(), None
     cores = len(os.sched_getaffinity(0))
     # spawn: a fork of a process that runs threads, as torch does, can hang
     with ProcessPoolExecutor(
-        cores, mp_context=get_context('spawn'), initializer=files.listen
+        cores, mp_context=get_context('spawn'), initializer=image_io.capture_decoder_messages
     ) as pool:
         for same in uses.values():
-            part, census = _examine(same, pool, cfg)
-            found['data_sets'].append(part)
+            part, statistics = _audit_dataset(same, pool, cfg)
+            report['data_sets'].append(part)
             _print(part)
-            if census is not None and same[0][0] == _LOADERS[0]:
-                train, classes = train + census, [row['name'] for row in part['classes']]
+            if statistics is not None and same[0][0] == _LOADERS[0]:
+                train, classes = train + statistics, [entry['name'] for entry in part['classes']]
     if classes and train.pixels[: len(classes)].any():
         weights = train.class_weights(len(classes))
-        found['class_weight'] = {
+        report['class_weight'] = {
             key: dict(source=source, values=weights[key]) for key, source in _SOURCES.items()
         }
-        form, note = _weights_form(cfg)
+        template, note = _weights_template(cfg)
         print(f'class weights of the training data, {note}')
         for key, source in _SOURCES.items():
             values = ', '.join(f'{value:.4g}' for value in weights[key])
-            print(f'{source}:\n    {form.format(f"class_weight=[{values}]")}')
+            print(f'{source}:\n    {template.format(f"class_weight=[{values}]")}')
     if json_path:
-        _write(found, json_path)
-    count = sum(len(part['problems']) for part in found['data_sets'])
+        _write(report, json_path)
+    count = sum(len(part['problems']) for part in report['data_sets'])
     if count:
         what = '1 problem' if count == 1 else f'{count} problems'
         raise DataError(f'{what} in the data of {config}, named above. Mend them before training.')
     print('no problem found')
-    return found
+    return report
 
 
-def _weights_form(cfg: dict) -> tuple[str, str]:
+def _weights_template(cfg: dict) -> tuple[str, str]:
     """How class weights go into this config, and where: avg_non_ignore=True fails on them."""
     model, losses = cfg.get('model') or {}, []
-    for head in 'decode_head', 'auxiliary_head':
-        heads = model.get(head) or []
-        for one in [heads] if isinstance(heads, dict) else heads:
-            losses.append(one.get('loss_decode') or dict(type='CrossEntropyLoss'))
-    several = any(isinstance(loss, list | tuple) for loss in losses)
-    flat = [one for loss in losses for one in (loss if isinstance(loss, list | tuple) else [loss])]
+    for key in 'decode_head', 'auxiliary_head':
+        heads = model.get(key) or []
+        for head in [heads] if isinstance(heads, dict) else heads:
+            losses.append(head.get('loss_decode') or dict(type='CrossEntropyLoss'))
+    has_lists = any(isinstance(loss, list | tuple) for loss in losses)
+    flat = [
+        part for loss in losses for part in (loss if isinstance(loss, list | tuple) else [loss])
+    ]
     softmax = [
         loss
         for loss in flat
@@ -168,78 +116,97 @@ def _weights_form(cfg: dict) -> tuple[str, str]:
     ]
     if losses and not softmax:
         return '{}', 'for CrossEntropyLoss without use_sigmoid, which no head of the config has'
-    if several:
+    if has_lists:
         return 'avg_non_ignore=False, {}', 'for the CrossEntropyLoss in loss_decode'
     return 'loss_decode=dict(avg_non_ignore=False, {})', 'for decode_head and auxiliary_head'
 
 
-def _examine(same: list[tuple[str, dict]], pool: Executor, cfg: dict) -> tuple[dict, Census | None]:
-    """What is known about a data set after reading it, and its census if it has label maps."""
+def _audit_dataset(
+    same: list[tuple[str, dict]], pool: Executor, cfg: dict
+) -> tuple[dict, LabelStatistics | None]:
+    """Audit a data set.
+
+    Args:
+        same: loaders that use the data set, and its config in each.
+        pool: decodes images.
+        cfg: the whole config.
+
+    Returns:
+        part of the report, and label statistics if the data set has label maps.
+    """
     leaf, loaders = same[0][1], list(dict.fromkeys(loader for loader, _ in same))
     part = dict(type=leaf['type'], folder=None, loaders=loaders, images=0, problems=[], warnings=[])
-    census = None
+    statistics = None
     try:
-        dataset, clients = check.build(leaf), unseen.backends(leaf)
+        dataset, backends = build_dataset(leaf), partial_checks.remote_backends(leaf)
         evaluator = cfg.get(loaders[0].replace('_dataloader', '_evaluator'))
-        if clients:
+        if backends:
             several = len(list(dataset_leaves(cfg[loaders[0]]['dataset']))) > 1
-            masks = check.learns_masks(leaf)
-            part['warnings'] += unseen.check_behind(leaf, loaders[0], clients, masks, several)
-        elif check.has_label_maps(dataset) and check.are_images_alone(leaf, loaders[0], evaluator):
-            unseen.check_images(dataset, loaders[0])
-        elif check.has_label_maps(dataset):
-            maps = check.LabelMaps(dataset, leaf, ', '.join(loaders))
-            census = _examine_maps(maps, part, pool)
+            part['warnings'] += partial_checks.check_remote(
+                leaf, loaders[0], backends, trains_masks(leaf), several
+            )
+        elif has_label_maps(dataset) and partial_checks.reads_images_alone(
+            leaf, loaders[0], evaluator
+        ):
+            partial_checks.check_images(dataset, loaders[0])
+        elif has_label_maps(dataset):
+            maps = LabelMaps(dataset, leaf, ', '.join(loaders))
+            statistics = _audit_label_maps(maps, part, pool)
         elif hasattr(dataset, 'COCOAPI'):
-            _examine_coco(dataset, same, part, pool, cfg)
+            _audit_coco(dataset, same, part, pool, cfg)
         else:
             part['warnings'].append(f'data set {leaf["type"]} is of no kind that can be checked.')
     except DataError as error:
         part['problems'].append(str(error))
-    return part, census
+    return part, statistics
 
 
-def _examine_maps(maps: check.LabelMaps, part: dict, pool: Executor) -> Census:
-    census, faults, raw = Census(), list(maps.missing), np.zeros(256, np.int64)
-    for found, (_, label) in zip(maps.scan(pool, whole=True), maps.pairs):
-        faults += found.faults
-        if found.pixels is not None:
-            raw += found.pixels
-            census.add(found.pixels, maps.table, label)
-    overall, warnings = maps.judge(raw)
+def _audit_label_maps(maps: LabelMaps, part: dict, pool: Executor) -> LabelStatistics:
+    statistics, faults = LabelStatistics(), list(maps.missing)
+    label_counts = np.zeros(256, np.int64)
+    for info, (_, label) in zip(maps.scan(pool, decode=True), maps.pairs):
+        faults += info.faults
+        if info.counts is not None:
+            label_counts += info.counts
+            statistics.add(info.counts, maps.table, label)
+    overall, warnings = maps.check_overall(label_counts)
     faults += overall
-    wrong = np.flatnonzero((raw > 0) & (maps.table < 0)).tolist()
+    wrong = np.flatnonzero((label_counts > 0) & (maps.table < 0)).tolist()
     part.update(folder=str(maps.folder), images=maps.count)
-    bad = [fault for fault in faults if fault.kind != 'doubt']
-    lacking = {fault.kind for fault in maps.missing}
-    for kind in dict.fromkeys(fault.kind for fault in bad):
-        texts = [text for other, text in bad if other == kind]
+    errors = [fault for fault in faults if fault.kind != 'doubt']
+    missing_kinds = {fault.kind for fault in maps.missing}
+    for kind in dict.fromkeys(fault.kind for fault in errors):
+        texts = [fault.text for fault in errors if fault.kind == kind]
         part['problems'] += [f'{text}.' for text in texts[:-1]]
-        remedy = maps.remedy_of_missing(kind) if kind in lacking else maps.cure(kind, wrong, texts)
+        if kind in missing_kinds:
+            remedy = maps.remedy_for_missing(kind)
+        else:
+            remedy = maps.remedy(kind, wrong, texts)
         part['problems'].append(f'{texts[-1]}. {remedy}')
     part['warnings'] += warnings + [f'{text}.' for kind, text in faults if kind == 'doubt']
-    part['warnings'] += maps.lonely()
-    labelled, count = int(census.pixels[:255].sum()), len(maps.classes)
+    part['warnings'] += maps.unpaired_labels()
+    pixels, count = statistics.pixels, len(maps.classes)
+    labelled = int(pixels[:255].sum())
     part['classes'] = [
         dict(
             name=name,
-            pixels=int(census.pixels[i]),
-            percent=100 * int(census.pixels[i]) / max(labelled, 1),
-            images=int(census.maps[i]),
+            pixels=int(pixels[i]),
+            percent=100 * int(pixels[i]) / max(labelled, 1),
+            images=int(statistics.maps[i]),
         )
         for i, name in enumerate(maps.classes)
     ]
-    part['pixels'] = census.total
-    part['ignored_percent'] = 100 * int(census.pixels[255]) / max(census.total, 1)
-    part['absent'] = [maps.classes[i] for i in range(count) if not census.pixels[i]]
-    part['ignored_maps'] = census.void
-    part['wrong_labels'] = {str(value): int(raw[value]) for value in wrong}
-    if not bad:
-        check.keep(check.cached(maps), maps, warnings)
-    return census
+    part['pixels'] = statistics.total
+    part['ignored_percent'] = 100 * int(pixels[255]) / max(statistics.total, 1)
+    part['absent'] = [maps.classes[i] for i in range(count) if not pixels[i]]
+    part['ignored_maps'] = statistics.ignored_maps
+    part['wrong_labels'] = {str(value): int(label_counts[value]) for value in wrong}
+    if not errors:
+        validation.save_sound(maps, warnings)
+    return statistics
 
 
-def _examine_coco(
+def _audit_coco(
     dataset, same: list[tuple[str, dict]], part: dict, pool: Executor, cfg: dict
 ) -> None:
     file, folder = Path(dataset.ann_file), Path(dataset.data_prefix['img'])
@@ -251,67 +218,67 @@ def _examine_coco(
         try:
             evaluator = cfg.get(loader.replace('_dataloader', '_evaluator'))
             several = len(list(dataset_leaves(cfg[loader]['dataset']))) > 1
-            part['warnings'] += check.check_coco(dataset, leaf, loader, evaluator, part=several)
+            part['warnings'] += validation.check_coco_dataset(
+                dataset, leaf, loader, evaluator, part=several
+            )
         except DataError as error:
             errors.append(str(error))
     part['problems'] += errors
     if not file.is_file():
         return
     try:
-        content = coco.parse(file.read_bytes(), str(file))
-        coco.check_instances(content)
+        content = parse_coco(file.read_bytes(), str(file))
+        check_not_panoptic(content)
         content.setdefault('annotations', [])  # none in the test set of a benchmark
-        images, annotations, categories = (coco.read_entries(content, kind) for kind in coco.KEYS)
+        images, annotations, categories = (read_entries(content, kind) for kind in KEYS)
     except DataError:
-        return  # said above
+        return  # reported above
     images = [image for image in images if type(image['file_name']) is str]
-    faulty: dict[int, files.Fault] = {}
-    loading = Loading(same[0][1].get('pipeline', []))
-    if errors:  # then it is not known that each image is there and as large as the JSON says
+    faults: dict[int, image_io.Fault] = {}
+    loading = LoadingSteps(same[0][1].get('pipeline', []))
+    if errors:  # then it is not known that each image exists and has the size in the JSON
         work = partial(coco_images.file_problem, folder=folder, loading=loading)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            faulty = {i: fault for i, fault in enumerate(threads.map(work, images)) if fault}
-        texts = [fault.text for fault in faulty.values()]
-        if faulty:
+            faults = {i: fault for i, fault in enumerate(threads.map(work, images)) if fault}
+        texts = [fault.text for fault in faults.values()]
+        if faults:
             part['problems'] = [e for e in errors if not any(text in e for text in texts)]
             part['problems'] += [f'{text}.' for text in texts[:-1]]
-            remedy = coco_images.remedy([*faulty.values()][-1].kind, texts, file, loading)
+            remedy = coco_images.remedy([*faults.values()][-1].kind, texts, file, loading)
             part['problems'].append(f'{texts[-1]}. {remedy}')
-    paths = [
-        os.path.join(folder, image['file_name'])
-        for i, image in enumerate(images)
-        if i not in faulty
-    ]
+    readable = [image for i, image in enumerate(images) if i not in faults]
+    paths = [os.path.join(folder, image['file_name']) for image in readable]
     if loading.image:
-        look = partial(files.look_at_image, how=loading.image)
-        looked = pool.map(look, paths, chunksize=8)
+        inspect = partial(image_io.inspect_image, decoding=loading.image)
+        results = pool.map(inspect, paths, chunksize=8)
     else:
-        looked = map(partial(_load, loading), paths)
-    for faults in track(looked, total=len(paths), title=f'reading {folder}'):
-        for kind, text in faults:
+        results = map(partial(_load_faults, loading), paths)
+    for image_faults in track(results, total=len(paths), title=f'reading {folder}'):
+        for kind, text in image_faults:
             part['warnings' if kind == 'doubt' else 'problems'].append(f'{text}.')
     part.update(_count_boxes(images, annotations, categories, dataset.metainfo['classes']))
-    part['held'] = _count_held(content, dataset, same)
+    part['held'] = _count_loaded(content, dataset, same)
 
 
-def _load(loading: Loading, path: str) -> list[files.Fault]:
-    """What a loader of the config's own says against an image."""
+def _load_faults(loading: LoadingSteps, path: str) -> list[image_io.Fault]:
+    """The error of a custom loader on an image, as a fault."""
     try:
         loading.shape(path)
     except MmattnError as error:
-        return [files.Fault('file', str(error).removesuffix('.'))]
+        return [image_io.Fault('file', str(error).removesuffix('.'))]
     return []
 
 
-def _count_held(content: dict, dataset, same: list[tuple[str, dict]]) -> dict | None:
-    """What the loader keeps behind its filters, and how many annotations it drops for what."""
+def _count_loaded(content: dict, dataset, same: list[tuple[str, dict]]) -> dict | None:
+    """What the loader keeps after its filters, and annotations that it drops by reason."""
     try:
-        why = coco.why_dropped(content, dataset.metainfo['classes'])
+        reasons = coco.count_drop_reasons(content, dataset.metainfo['classes'])
         leaf = same[0][1]
-        found = check.count_held(leaf, Path(dataset.ann_file), check.learns_masks(leaf))
+        loaded = validation.cached_counts(leaf, Path(dataset.ann_file), trains_masks(leaf))
     except (DataError, KeyError, TypeError):
-        return None  # the file is faulty, which is said
-    return dict(found._asdict(), dropped={k: n for k, n in why.items() if k != held.LEARNT})
+        return None  # the file is faulty, which is reported
+    dropped = {k: n for k, n in reasons.items() if k != annotation_filter.LEARNT}
+    return dict(loaded._asdict(), dropped=dropped)
 
 
 def _count_boxes(
@@ -319,8 +286,8 @@ def _count_boxes(
 ) -> dict:
     """Objects and groups (iscrowd) per category, by area, and the images without objects."""
     names = {c['id']: c['name'] for c in categories if classes is None or c['name'] in classes}
-    counts, places = Counter(), {ident: set() for ident in names}
-    areas = coco.floats([a['area'] for a in annotations])
+    counts, image_ids = Counter(), {ident: set() for ident in names}
+    areas = to_floats([a['area'] for a in annotations])
     for annotation, area in zip(annotations, areas.tolist()):
         ident = annotation['category_id']
         if ident not in names:
@@ -332,13 +299,13 @@ def _count_boxes(
             continue
         size = 'small' if area < _SMALL else 'medium' if area < _MEDIUM else 'large'
         counts[ident, size] += 1
-        places[ident].add(annotation['image_id'])
-    rows = []
+        image_ids[ident].add(annotation['image_id'])
+    entries = []
     for ident, name in names.items():
         small, medium, large, groups = (
             counts[ident, kind] for kind in ('small', 'medium', 'large', 'groups')
         )
-        rows.append(
+        entries.append(
             dict(
                 name=name,
                 boxes=small + medium + large,
@@ -346,42 +313,42 @@ def _count_boxes(
                 medium=medium,
                 large=large,
                 groups=groups,
-                images=len(places[ident]),
+                images=len(image_ids[ident]),
             )
         )
-    filled = set().union(*places.values())
+    filled = set().union(*image_ids.values())
     return dict(
         images=len(images),
-        boxes=sum(row['boxes'] for row in rows),
-        categories=rows,
-        absent=[row['name'] for row in rows if not row['boxes']],
+        boxes=sum(entry['boxes'] for entry in entries),
+        categories=entries,
+        absent=[entry['name'] for entry in entries if not entry['boxes']],
         images_without_objects=[i['file_name'] for i in images if i['id'] not in filled],
     )
 
 
 def _print(part: dict) -> None:
-    place = part.get('file') or part['folder']
-    print(f'{part["type"]} {place or ""} ({", ".join(part["loaders"])}): {part["images"]} images')
+    path = part.get('file') or part['folder']
+    print(f'{part["type"]} {path or ""} ({", ".join(part["loaders"])}): {part["images"]} images')
     if 'classes' in part:
         print(f'{"class":<24s}{"% of labelled":>14s}{"images":>8s}')
-        for row in part['classes']:
-            print(f'{row["name"]:<24s}{row["percent"]:>14.4f}{row["images"]:>8d}')
+        for entry in part['classes']:
+            print(f'{entry["name"]:<24s}{entry["percent"]:>14.4f}{entry["images"]:>8d}')
         print(f'ignored: {part["ignored_percent"]:.4f} % of all pixels')
         if part['ignored_maps']:
             print(
                 f'all is ignored in {len(part["ignored_maps"])} label maps: '
-                f'{some(part["ignored_maps"])}'
+                f'{some_paths(part["ignored_maps"])}'
             )
     if 'categories' in part:
         columns = ('boxes', 'small', 'medium', 'large', 'groups', 'images')
         print(f'{"category":<24s}' + ''.join(f'{name:>9s}' for name in columns))
-        for row in part['categories']:
-            print(f'{row["name"]:<24s}' + ''.join(f'{row[name]:>9d}' for name in columns))
+        for entry in part['categories']:
+            print(f'{entry["name"]:<24s}' + ''.join(f'{entry[name]:>9d}' for name in columns))
         if part.get('held'):
-            print(_held_line(part['held']))
-        lonely = part['images_without_objects']
-        if lonely:
-            print(f'without objects: {len(lonely)} of {part["images"]} images: {some(lonely)}')
+            print(_loaded_line(part['held']))
+        empty = part['images_without_objects']
+        if empty:
+            print(f'without objects: {len(empty)} of {part["images"]} images: {some_paths(empty)}')
     if part.get('absent'):
         print(f'never occur: {", ".join(part["absent"])}')
     for kind in 'warnings', 'problems':
@@ -392,18 +359,18 @@ def _print(part: dict) -> None:
     print()
 
 
-def _held_line(found: dict) -> str:
-    """Images and boxes that the loader keeps, and what it drops and why."""
-    dropped = ', '.join(f'{n} {why}' for why, n in found['dropped'].items())
-    kept = f'the loader keeps {found["images"]} of {found["listed"]} images'
-    boxes = f', {found["boxes"]} boxes' if found['boxes'] >= 0 else ''
+def _loaded_line(loaded: dict) -> str:
+    """Images and boxes that the loader keeps, and annotations that it drops by reason."""
+    dropped = ', '.join(f'{count} {reason}' for reason, count in loaded['dropped'].items())
+    kept = f'the loader keeps {loaded["images"]} of {loaded["listed"]} images'
+    boxes = f', {loaded["boxes"]} boxes' if loaded['boxes'] >= 0 else ''
     return f'{kept}{boxes}; dropped or ignored: {dropped or "nothing"}'
 
 
-def _write(found: dict, path: str | Path) -> None:
+def _write(report: dict, path: str | Path) -> None:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(found, indent=1) + '\n')
+        Path(path).write_text(json.dumps(report, indent=1) + '\n')
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise WriteError(

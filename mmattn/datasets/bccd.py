@@ -12,7 +12,7 @@ from pathlib import Path
 from mmattn.errors import DataError
 from mmattn.progress import track
 
-from .image_io import BROKEN, open_image
+from .image_io import open_image
 
 # Images per split of the original.
 COUNTS = {'train': 205, 'val': 87, 'test': 72}
@@ -21,7 +21,7 @@ _CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def prepare_bccd(
-    root: str | Path, out: str | Path, say: Callable[[str], None] = print
+    root: str | Path, out: str | Path, log: Callable[[str], None] = print
 ) -> dict[str, int]:
     """Copy the photographs to `out/images` and write `out/annotations/{train,val,test}.json`.
 
@@ -30,9 +30,9 @@ def prepare_bccd(
     without area is dropped and named; with widths of xmax - xmin + 1 it would become one pixel.
 
     Args:
-        root: the folder `BCCD` of the original, or the one that holds it.
-        out: where the prepared set goes.
-        say: told what was found, a line per split and per dropped box.
+        root: folder `BCCD` of the original, or its parent.
+        out: folder of the prepared set.
+        log: called with a line per split and per dropped box.
 
     Returns:
         images per split.
@@ -62,13 +62,13 @@ def prepare_bccd(
         for stem in track(stems, total=len(stems), title=f'{split} -> {out}'):
             images += 1
             coco['images'].append(dict(id=images, **_copy(root, out, stem)))
-            for annotation in _read(root / 'Annotations' / f'{stem}.xml', say):
+            for annotation in _read(root / 'Annotations' / f'{stem}.xml', log):
                 boxes += 1
                 coco['annotations'].append(dict(id=boxes, image_id=images, **annotation))
         (out / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
         counts[split] = len(stems)
         note = '' if len(stems) == COUNTS[split] else f' (the original set has {COUNTS[split]})'
-        say(f'{split}: {len(stems)} images{note}, {len(coco["annotations"])} boxes')
+        log(f'{split}: {len(stems)} images{note}, {len(coco["annotations"])} boxes')
     licence = next((p for p in (root / 'LICENSE', root.parent / 'LICENSE') if p.is_file()), None)
     if licence and licence.resolve() != (out / 'LICENSE').resolve():
         shutil.copyfile(licence, out / 'LICENSE')
@@ -79,20 +79,17 @@ def _copy(root: Path, out: Path, stem: str) -> dict:
     """Copy a photograph; returns its entry in the COCO file."""
     name = f'{stem}.jpg'
     source = root / 'JPEGImages' / name
-    try:
-        if Path(name).name != name:
-            raise DataError(f'BCCD: image {source} leaves its folder. Get the set again.')
-        with open_image(source) as opened:
-            width, height = opened.size
+    if Path(name).name != name:
+        raise DataError(f'BCCD: image {source} leaves its folder. Get the set again.')
+    if '\0' not in name and not source.exists():
+        raise DataError(f'BCCD: image {source} is missing. Get the set again.')
+    with open_image(source) as image:
+        width, height = image.size
         shutil.copyfile(source, out / 'images' / name)
-    except FileNotFoundError as error:
-        raise DataError(f'BCCD: image {source} is missing. Get the set again.') from error
-    except BROKEN as error:
-        raise DataError(f'image {source} cannot be read: it is damaged or no image.') from error
     return dict(file_name=name, width=width, height=height)
 
 
-def _read(path: Path, say: Callable[[str], None]) -> list[dict]:
+def _read(path: Path, log: Callable[[str], None]) -> list[dict]:
     """The boxes of a VOC file as COCO annotations."""
     text = _text(path)
     if '<!DOCTYPE' in text or '<!ENTITY' in text:  # entities can expand without end
@@ -101,7 +98,7 @@ def _read(path: Path, say: Callable[[str], None]) -> list[dict]:
         objects = ET.fromstring(text).findall('object')
     except (ET.ParseError, ValueError) as error:
         raise DataError(f'{path} is not valid XML: {error}. Get it again.') from error
-    found = []
+    annotations = []
     for number, item in enumerate(objects):
         name = item.findtext('name')
         if name not in CLASSES:
@@ -113,13 +110,13 @@ def _read(path: Path, say: Callable[[str], None]) -> list[dict]:
         xmin, ymin, xmax, ymax = corners
         width, height = xmax - xmin, ymax - ymin
         if width <= 0 or height <= 0:
-            say(f'{path.name}: dropped object {number}, {name} {corners}, which has no area')
+            log(f'{path.name}: dropped object {number}, {name} {corners}, which has no area')
             continue
         box = [xmin - 1, ymin - 1, width, height]
-        found.append(
+        annotations.append(
             dict(category_id=CLASSES.index(name) + 1, bbox=box, area=width * height, iscrowd=0)
         )
-    return found
+    return annotations
 
 
 def _text(path: Path) -> str:

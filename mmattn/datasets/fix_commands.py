@@ -1,9 +1,9 @@
-"""Commands of one line that mend a file of data, to be printed where one is refused for it."""
+"""One-line commands that repair a data file, for the error that refuses it."""
 
 import shlex
 from pathlib import Path
 
-_WITHOUT_MARK = (
+_REMOVE_BOM = (
     "import sys; f = sys.argv[1]; t = open(f, encoding='utf-8-sig').read(); "
     "open(f, 'w', encoding='utf-8').write(t)"
 )
@@ -20,24 +20,26 @@ _ORDER = "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in 
 
 
 def _command(code: str, *arguments: str | Path) -> str:
-    return ' '.join(['python -c', f'"{code}"', *(shlex.quote(str(a)) for a in arguments)])
+    return ' '.join(
+        ['python -c', f'"{code}"', *(shlex.quote(str(argument)) for argument in arguments)]
+    )
 
 
-def without_mark(file: str | Path) -> str:
-    """Takes the byte-order mark off a file."""
-    return _command(_WITHOUT_MARK, file)
+def remove_bom_command(file: str | Path) -> str:
+    """The command that removes the byte-order mark of a text file."""
+    return _command(_REMOVE_BOM, file)
 
 
-def with_slashes(file: str | Path) -> str:
-    """Writes / for each backslash in the file names of a COCO file."""
+def replace_backslashes_command(file: str | Path) -> str:
+    """The command that writes / for each backslash in the file names of a COCO file."""
     return _command(_EDIT.format(_SLASHES), file)
 
 
-def unquoted(file: str | Path) -> str:
-    """Writes %20 and the like in the file names of a COCO file as the letters that they are."""
+def unquote_names_command(file: str | Path) -> str:
+    """The command that decodes %20 and the like in the file names of a COCO file."""
     return _command(_EDIT.format(_UNQUOTED), file)
 
 
-def in_order(file: str | Path, names: tuple[str, ...]) -> str:
-    """Puts the categories of a COCO file in the order of these names; ids stay."""
+def sort_categories_command(file: str | Path, names: tuple[str, ...]) -> str:
+    """The command that puts the categories of a COCO file in the order of `names`; ids stay."""
     return _command(_EDIT.format(_ORDER), file, *names)

@@ -1,4 +1,4 @@
-"""The images and label maps of a data set, looked at as its config loads them."""
+"""The images and label maps of a data set, inspected as its config loads them."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.errors import DataError, MmattnError, UsageError
+from mmattn.errors import MmattnError, UsageError
 from mmattn.progress import track
 
-from . import exif_orientation as turns
-from . import image_io as files
-from . import pairing
-from .image_io import Fault, Looked
-from .loading_steps import Loading, label_map_of
+from . import check_cache, image_io
+from .exif_orientation import labels_follow_exif
+from .image_io import Fault, ImageInfo
+from .image_limits import max_megapixels, remedy_for_large
+from .loading_steps import LoadingSteps, label_map_of
+from .pairing import PairedFiles
 
+_VERSION = 4  # of the check: verdicts of other versions do not count
 _HOW_TO_GET = {
     'CityscapesDataset': 'Get it from cityscapes-dataset.com, then run: '
     'python tools/prepare_data.py cityscapes --root DIR',
@@ -26,25 +28,23 @@ _HOW_TO_GET = {
 }
 _CONVERTED = ('CityscapesDataset', 'CamVidDataset')  # prepare_data.py writes their labels anew
 _HOW_TO_MAKE_STREET = 'Make it with: python tools/prepare_data.py street'
-_MOST = 1000  # samples that are loaded before a training, where a header tells too little
+_MAX_LOADED = 1000  # samples loaded before a training, where headers do not suffice
+_MAX_ORIENTED = 64  # images with an EXIF orientation that are compared with their label maps
 
 
-class LabelMaps:
-    """The images and label maps of a data set as the config has it.
+class LabelMaps(PairedFiles):
+    """The images and label maps of a data set, as its config loads them.
 
     Args:
-        dataset: of MMSegmentation's kind, lazily built.
-        leaf: its config.
-        where: the key of its data loader.
+        dataset: a data set of MMSegmentation's kind, lazily built.
+        leaf: config of the data set.
+        where: config key of its data loader.
 
     Attributes:
-        name: of the data set, for messages.
-        folder: of the images.
-        pairs: paths of an image and its label map, where both exist.
-        missing: a fault for every file that is not there; its kind says what images lack.
+        train: whether the data set is trained on.
         classes: names of the classes.
         loading: how the config loads a sample.
-        table: (256,) what training makes of a label: a class, 255 if ignored, -1 if refused.
+        table: (256,) class per label in training, 255 if ignored, -1 if refused.
 
     Raises:
         DataError: a folder does not exist or holds no image.
@@ -52,178 +52,137 @@ class LabelMaps:
     """
 
     def __init__(self, dataset, leaf: dict, where: str) -> None:
-        self.kind, self.train = leaf['type'].split('.')[-1], where.startswith('train')
-        self.name = f'data set {self.kind} ({where})'
-        self.remedy = _HOW_TO_GET.get(self.kind, f'Set {where.split(",")[0]}.dataset.data_root.')
-        if self.kind == 'CityscapesDataset' and Path(dataset.data_root or '').name == 'street':
-            self.remedy = _HOW_TO_MAKE_STREET
+        self._type, self.train = leaf['type'].split('.')[-1], where.startswith('train')
+        name = f'data set {self._type} ({where})'
+        remedy = _HOW_TO_GET.get(self._type, f'Set {where.split(",")[0]}.dataset.data_root.')
+        self._is_street = (
+            self._type == 'CityscapesDataset' and Path(dataset.data_root or '').name == 'street'
+        )
+        if self._is_street:
+            remedy = _HOW_TO_MAKE_STREET
         self.classes = dataset.metainfo.get('classes')
         if not self.classes:
-            raise UsageError(f'{self.name} has no classes. Set metainfo=dict(classes=(...)).')
-        self.reduced = bool(dataset.reduce_zero_label)
+            raise UsageError(f'{name} has no classes. Set metainfo=dict(classes=(...)).')
+        self._reduce_zero_label = bool(dataset.reduce_zero_label)
         for step in leaf.get('pipeline', []):
-            asked = step.get('reduce_zero_label')
-            if asked is not None and bool(asked) != self.reduced:
+            value = step.get('reduce_zero_label')
+            if value is not None and bool(value) != self._reduce_zero_label:
                 raise UsageError(
-                    f'{self.name}: {step["type"]} has reduce_zero_label={asked}, the data set has '
-                    f'{self.reduced}. Set it in the data set alone.'
+                    f'{name}: {step["type"]} has reduce_zero_label={value}, the data set has '
+                    f'{self._reduce_zero_label}. Set it in the data set alone.'
                 )
-        self.folder, self.label_folder = (
-            Path(dataset.data_prefix.get(key) or '.') for key in ('img_path', 'seg_map_path')
-        )
-        for folder in Path(dataset.data_root or '.'), self.folder, self.label_folder:
-            if not folder.is_dir():
-                raise DataError(f'{self.name}: {folder} does not exist. {self.remedy}')
-        self.list = dataset.ann_file
-        if self.list and not os.path.exists(self.list):
-            raise DataError(f'{self.name}: {self.list} does not exist. Set ann_file.')
-        self.listed = bool(self.list) and not os.path.isdir(self.list)
-        pairing.check_suffixes(self.name, dataset)
-        self.image_suffix, self.suffix = dataset.img_suffix, dataset.seg_map_suffix
-        samples = dataset.load_data_list()
-        if self.listed and not samples:
-            raise DataError(f'{self.name}: {self.list} names no image. Set ann_file.')
-        indices = getattr(dataset, '_indices', None)
-        self.cut = indices is not None
-        if self.cut and samples:
-            count = len(samples)
-            samples = pairing.chosen(samples, indices)
-            if not samples:
-                raise DataError(
-                    f'{self.name}: indices={indices!r} leaves none of {count} images. Leave it out.'
-                )
-        pairs = [(d['img_path'], d['seg_map_path']) for d in samples]
-        if self.list:
-            for pair in pairs:
-                self._check_inside(pair, self.list)
-        if not pairs:
-            raise DataError(
-                f'{self.name}: no image *{self.image_suffix} below {self.folder}. '
-                f'{pairing.other_suffix(self) or self.remedy}'
-            )
-        self.count, self.missing, self.pairs, self._samples = len(pairs), [], [], []
-        for (image, label), sample in zip(pairs, samples):
-            if not os.path.isfile(image):
-                self.missing.append(Fault('do not exist', f'{image} is missing'))
-            elif not os.path.isfile(label):
-                self.missing.append(Fault('have no label map', f'{label} is missing'))
-            else:
-                self.pairs.append((image, label))
-                self._samples.append(sample)
-        self.lost = [
-            pair for pair in pairs if not (os.path.isfile(pair[0]) and os.path.isfile(pair[1]))
-        ]
-        self.loading = Loading(leaf.get('pipeline', []))
-        # what the files hold if the stock steps read them, else what the steps make of them
-        self.raw = self.loading.label is not None
-        self.known = len((self.raw and dataset.label_map) or self.classes)
-        self.table = self._table(dataset)
-        self.turned: list[tuple[int, int]] = []  # number of a pair, and its orientation
+        super().__init__(dataset, name, remedy, is_prepared=self._type in _HOW_TO_GET)
+        self.loading = LoadingSteps(leaf.get('pipeline', []))
+        # labels are those of the files if the stock steps read them, else those the steps give
+        self._from_files = self.loading.label is not None
+        self._num_labels = len((self._from_files and dataset.label_map) or self.classes)
+        self.table = self._class_table(dataset)
+        self._oriented: list[tuple[int, int]] = []  # index of a pair, and its EXIF orientation
 
-    def _check_inside(self, pair: tuple[str, str], file: str) -> None:
-        """Refuse a name in a list of images that leads out of the folder."""
-        for path, folder in zip(pair, (self.folder, self.label_folder)):
-            if not os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), '')):
-                raise DataError(f'{self.name}: {path}, listed in {file}, leaves {folder}.')
+    def cache_key(self) -> str:
+        """The key of the verdict on these files."""
+        settings = [_VERSION, self.train, self.table.tolist(), self.classes]
+        settings += [self._reduce_zero_label, self.loading.describe(), max_megapixels()]
+        return check_cache.fingerprint(self.pairs, settings)
 
-    def _table(self, dataset) -> np.ndarray:
-        first = int(self.reduced and self.raw)
-        known = range(min(self.known, 256 - first))
+    def _class_table(self, dataset) -> np.ndarray:
+        first = int(self._reduce_zero_label and self._from_files)
+        labels = range(min(self._num_labels, 256 - first))
         table = np.full(256, -1)
-        classes = (dataset.label_map or {}) if self.raw else {}
-        table[first : first + len(known)] = [classes.get(i, i) for i in known]
+        classes = (dataset.label_map or {}) if self._from_files else {}
+        table[first : first + len(labels)] = [classes.get(i, i) for i in labels]
         table[:first] = 255
         if 0 <= dataset.ignore_index < 256:
             table[dataset.ignore_index] = 255
         return table
 
-    def scan(self, pool: Executor, whole: bool = False) -> Iterator[Looked]:
-        """Look at every pair, decoding the images if `whole`."""
-        self.turned.clear()
-        if self.loading.image and self.raw:
+    def scan(self, pool: Executor, decode: bool = False) -> Iterator[ImageInfo]:
+        """Inspect every pair; `decode` decodes the images, too."""
+        self._oriented.clear()
+        if self.loading.image and self._from_files:
             work = partial(
-                files.look,
+                image_io.inspect_pair,
                 table=self.table,
-                whole=whole,
+                decode=decode,
                 image=self.loading.image,
                 label=self.loading.label,
             )
-            found = pool.map(work, self.pairs, chunksize=8)
+            infos = pool.map(work, self.pairs, chunksize=8)
             title = f'checking {self.folder}'
-            for index, looked in enumerate(track(found, total=len(self.pairs), title=title)):
-                if looked.orientation > 1:
-                    self.turned.append((index, looked.orientation))
-                yield self._confirmed(index, looked)
+            for index, info in enumerate(track(infos, total=len(self.pairs), title=title)):
+                if info.orientation > 1:
+                    self._oriented.append((index, info.orientation))
+                yield self._confirm(index, info)
             return
-        count = len(self.pairs) if whole else min(len(self.pairs), _MOST)
-        chosen = np.linspace(0, len(self.pairs) - 1, count).astype(int).tolist()
+        count = len(self.pairs) if decode else min(len(self.pairs), _MAX_LOADED)
+        indices = np.linspace(0, len(self.pairs) - 1, count).astype(int).tolist()
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            found = threads.map(self._load, chosen)
-            yield from track(found, total=count, title=f'loading {self.folder}')
+            infos = threads.map(self._load, indices)
+            yield from track(infos, total=count, title=f'loading {self.folder}')
 
-    def _confirmed(self, index: int, looked: Looked) -> Looked:
-        """Without what headers said against a pair that the config's own steps load well."""
+    def _confirm(self, index: int, info: ImageInfo) -> ImageInfo:
+        """Drop faults found in headers if the steps of the config load the pair well."""
         doubtful = {'unknown', 'size', 'exif'}
-        if not doubtful & {fault.kind for fault in looked.faults}:
-            return looked
+        if not doubtful & {fault.kind for fault in info.faults}:
+            return info
         try:
-            results = self.loading.run(self._samples[index])
+            results = self.loading.run(self.samples[index])
         except MmattnError:
-            return looked
+            return info
         image, labels = results.get('img'), label_map_of(results)
         if image is None or labels is None or image.shape[:2] != labels.shape:
-            return looked
-        return looked._replace(faults=[f for f in looked.faults if f.kind not in doubtful])
+            return info
+        return info._replace(faults=[f for f in info.faults if f.kind not in doubtful])
 
-    def _load(self, index: int) -> Looked:
-        """Look at what the steps of the config make of a pair."""
+    def _load(self, index: int) -> ImageInfo:
+        """Inspect what the steps of the config make of a pair."""
         image, label = self.pairs[index]
-        fault = files.header_fault(image)
+        fault = image_io.header_fault(image)
         if fault:
-            return Looked([fault], None)
+            return ImageInfo([fault], None)
         try:
-            results = self.loading.run(self._samples[index])
+            results = self.loading.run(self.samples[index])
             shape = getattr(results.get('img'), 'shape', None)
-            if self.raw:  # the image alone needs another reader
-                size, pixels = files.read_labels(label, self.loading.label)
-                own, faults = size[::-1], []
+            if self._from_files:  # the image alone needs another reader
+                size, counts = image_io.inspect_label_map(label, self.loading.label)
+                label_shape, faults = size[::-1], []
             else:
                 labels = label_map_of(results)
                 if labels is None:
-                    return Looked(self._unlike(results, label), None)
-                own = labels.shape
-                pixels, faults = files.count_labels(labels, label)
-        except files.Unfit as unfit:
-            return Looked([unfit.fault], None)
+                    return ImageInfo(self._shape_faults(results, label), None)
+                label_shape = labels.shape
+                counts, faults = image_io.count_labels(labels, label)
+        except image_io.UnusableImage as unusable:
+            return ImageInfo([unusable.fault], None)
         except MmattnError as error:
-            return Looked([Fault('steps', str(error).removesuffix('.'))], None)
-        if shape is not None and shape[:2] != own:
-            texts = ('x'.join(map(str, s[1::-1])) for s in (own, shape))
-            text = 'label map {} is {}, its image {}'.format(label, *texts)
+            return ImageInfo([Fault('steps', str(error).removesuffix('.'))], None)
+        if shape is not None and shape[:2] != label_shape:
+            sizes = ('x'.join(map(str, sides[1::-1])) for sides in (label_shape, shape))
+            text = 'label map {} is {}, its image {}'.format(label, *sizes)
             faults.append(Fault('size', text))
-        if pixels is not None:
-            faults += files.wrong_labels(pixels, self.table, label)
-        return Looked(faults, pixels)
+        if counts is not None:
+            faults += image_io.wrong_labels(counts, self.table, label)
+        return ImageInfo(faults, counts)
 
-    def _unlike(self, results: dict, label: str) -> list[Fault]:
-        """The fault of labels that are no (H, W), unless another loader than usual made them."""
-        found = results.get('gt_seg_map')
-        if self.loading.own or not self.loading.flat or found is None:
+    def _shape_faults(self, results: dict, label: str) -> list[Fault]:
+        """The fault of labels that are not (H, W), unless a step of the user made them."""
+        labels = results.get('gt_seg_map')
+        if self.loading.custom or not self.loading.flat or labels is None:
             return []
-        shape = getattr(found, 'shape', '?')
+        shape = getattr(labels, 'shape', '?')
         return [Fault('format', f'label map {label} is read as {shape}, not height and width')]
 
-    def judge(self, pixels: np.ndarray) -> tuple[list[Fault], list[str]]:
-        """What all label maps together say against the config.
+    def check_overall(self, counts: np.ndarray) -> tuple[list[Fault], list[str]]:
+        """Check the label maps as a whole against the config.
 
         Args:
-            pixels: (256,) how many pixels of the whole set have each label.
+            counts: (256,) pixels per label in the whole set.
 
         Returns:
             faults, and warnings, a sentence each.
         """
-        faults, warnings = self._judge_turns()
-        present, total = set(np.flatnonzero(pixels).tolist()), int(pixels.sum())
+        faults, warnings = self._check_orientations()
+        present, total = set(np.flatnonzero(counts).tolist()), int(counts.sum())
         if len(self.classes) == 1:
             text = (
                 f'{self.name} has one class, {self.classes[0]!r}: there is nothing to tell it '
@@ -232,9 +191,9 @@ class LabelMaps:
             return [Fault('one', text), *faults], warnings
         if not total or (self.table[list(present)] < 0).any():
             return faults, warnings
-        first, last = self.classes[0], self.known
-        share = f'{100 * pixels[0] / total:.1f} % of the pixels'
-        if present == {0, 255} and not self.reduced and last > 1:
+        first, last = self.classes[0], self._num_labels
+        share = f'{100 * counts[0] / total:.1f} % of the pixels'
+        if present == {0, 255} and not self._reduce_zero_label and last > 1:
             text = (
                 f'the label maps of {self.folder} hold nothing but 0 and 255, as black and white '
                 f'masks do, but 0 means {first!r} and 255 is ignored'
@@ -252,8 +211,13 @@ class LabelMaps:
                 f'{self.name}: every pixel is {only!r}, so there is nothing to tell it from, and a '
                 'network that learns nothing scores near 100.'
             )
-        elif self.reduced and self.raw and last - 1 in present and last not in present:
-            if pixels[0] * (last + 1) > total:  # more than a label has on average
+        elif (
+            self._reduce_zero_label
+            and self._from_files
+            and last - 1 in present
+            and last not in present
+        ):
+            if counts[0] * (last + 1) > total:  # more than a label has on average
                 warnings.append(
                     f'{self.name}: label {last} never occurs, and reduce_zero_label=True ignores '
                     f'label 0, {share}. If 0 means {first!r}, set reduce_zero_label=False in every '
@@ -261,84 +225,93 @@ class LabelMaps:
                 )
         return faults, warnings
 
-    def _judge_turns(self) -> tuple[list[Fault], list[str]]:
-        """Whether label maps follow the orientation of pictures whose sizes do not tell it."""
-        if not self.turned:
+    def _check_orientations(self) -> tuple[list[Fault], list[str]]:
+        """Check label maps against the EXIF orientation of images whose sizes do not show it."""
+        if not self._oriented:
             return [], []
-        pictures = []
-        for index, _ in self.turned[:64]:
+        labelled = []
+        for index, _ in self._oriented[:_MAX_ORIENTED]:
             try:
-                labels = label_map_of(self.loading.run(self._samples[index]))
-            except MmattnError:  # it is named as damaged
+                labels = label_map_of(self.loading.run(self.samples[index]))
+            except MmattnError:  # reported as damaged elsewhere
                 continue
             if labels is not None:
-                pictures.append((self.pairs[index][0], labels))
-        follow, turns_them = turns.follow(pictures), self.loading.image.turns
-        if follow is turns_them:
+                labelled.append((self.pairs[index][0], labels))
+        follow, applied = labels_follow_exif(labelled), self.loading.image.applies_exif
+        if follow is applied:
             return [], []
-        number, (index, orientation) = len(self.turned), self.turned[0]
+        index, orientation = self._oriented[0]
         what = (
-            f'{number} images have an EXIF orientation, e.g. {self.pairs[index][0]} '
-            f'{orientation}, which training {"follows" if turns_them else "ignores"}'
+            f'{len(self._oriented)} images have an EXIF orientation, e.g. {self.pairs[index][0]} '
+            f'{orientation}, which training {"follows" if applied else "ignores"}'
         )
         if follow is None:
             return [], [f'{self.name}: {what}. See that the label maps are drawn in that position.']
-        how = 'as the camera stored it' if turns_them else 'as EXIF turns it'
+        how = 'as the camera stored it' if applied else 'as EXIF turns it'
         return [Fault('turned', f'{what}, but the label maps lie on the picture {how}')], []
 
-    def cure(self, kind: str, wrong: Iterable[int] = (), texts: Iterable[str] = ()) -> str:
+    def remedy(self, kind: str, wrong: Iterable[int] = (), texts: Iterable[str] = ()) -> str:
         """What to do about faults of a kind.
 
         Args:
-            kind: theirs.
-            wrong: the labels that are no classes.
-            texts: what the faults of the kind say.
+            kind: kind of the faults.
+            wrong: labels that are no classes.
+            texts: texts of the faults.
         """
         wrong = {*wrong}
         if kind == 'one' or (kind == 'labels' and len(self.classes) == 1):
-            return self._two_classes(wrong)
+            return self._remedy_for_one_class(wrong)
         if kind == 'large':
-            return files.remedy_of_large(texts)
-        if kind in ('mask', 'palette', 'format') and self._is_read_by_pillow(kind):
+            return remedy_for_large(texts)
+        if kind in ('mask', 'palette', 'format') and self._fits_pillow():
             return "Set imdecode_backend='pillow' in LoadAnnotations of every pipeline."
-        if kind == 'mask' and self.known == 2:
+        if kind == 'mask' and self._num_labels == 2:
             return 'Write 1 instead of 255 into each pixel.'
         if kind == 'mask':
-            return f'Write the number of its class into each pixel, 0..{self.known - 1}.'
+            return f'Write the number of its class into each pixel, 0..{self._num_labels - 1}.'
         if kind == 'ignored':
-            return f'Is ignore_index or reduce_zero_label set wrongly? {self.remedy}'
+            return f'Is ignore_index or reduce_zero_label set wrongly? {self.default_remedy}'
         if kind in ('exif', 'turned'):
-            return files.other_orientation(self.loading.image)
+            return image_io.remedy_for_orientation(self.loading.image)
         if kind == 'thin':
             return 'Leave it and its image out.'
         if kind == 'steps':
-            return 'Correct the step, or the file.' if self.loading.own else 'Replace the file.'
+            return 'Correct the step, or the file.' if self.loading.custom else 'Replace the file.'
         if kind in ('file', 'unknown', 'cut', 'damaged', 'size', 'missing'):
             return 'Replace the file.'
         if kind not in ('labels', 'format'):
-            return self.remedy
-        if self.suffix.endswith(('_labelIds.png', '_instanceIds.png')):
+            return self.default_remedy
+        if self.label_suffix.endswith(('_labelIds.png', '_instanceIds.png')):
             return (
-                f'Leave seg_map_suffix={self.suffix!r} out: train ids are in *_labelTrainIds.png, '
-                'made by: python tools/prepare_data.py cityscapes --root DIR'
+                f'Leave seg_map_suffix={self.label_suffix!r} out: train ids are in '
+                '*_labelTrainIds.png, made by: python tools/prepare_data.py cityscapes --root DIR'
             )
-        if self.remedy != _HOW_TO_MAKE_STREET and self.kind not in _HOW_TO_GET:
-            return self._own_labels(kind, wrong)
-        if wrong == {self.known} and not self.reduced and self.kind not in _CONVERTED:
-            return self._reduce_or_ignore()
-        return f'The labels must be train ids. {self.remedy}'
+        if not self._is_street and self._type not in _HOW_TO_GET:
+            return self._remedy_for_labels(kind, wrong)
+        if (
+            wrong == {self._num_labels}
+            and not self._reduce_zero_label
+            and self._type not in _CONVERTED
+        ):
+            return self._remedy_reduce_or_ignore()
+        return f'The labels must be train ids. {self.default_remedy}'
 
-    def _own_labels(self, kind: str, wrong: set[int]) -> str:
-        """What to do about the labels of a data set that nobody but its owner knows."""
-        if kind == 'labels' and wrong == {self.known} and not self.reduced and self.raw:
-            return self._reduce_or_ignore()
-        if self.known == 19 and 18 < max(wrong, default=0) < 34:
+    def _remedy_for_labels(self, kind: str, wrong: set[int]) -> str:
+        """What to do about wrong labels of a data set that is none of the known ones."""
+        if (
+            kind == 'labels'
+            and wrong == {self._num_labels}
+            and not self._reduce_zero_label
+            and self._from_files
+        ):
+            return self._remedy_reduce_or_ignore()
+        if self._num_labels == 19 and 18 < max(wrong, default=0) < 34:
             return (
                 'They look like the label ids of Cityscapes. Make train ids with: '
                 'python tools/prepare_data.py cityscapes --root DIR'
             )
-        first = int(self.reduced and self.raw)
-        number = f'the number of its class into each pixel, {first}..{self.known - 1 + first}'
+        first = int(self._reduce_zero_label and self._from_files)
+        number = f'the number of its class into each pixel, {first}..{self._num_labels - 1 + first}'
         if kind == 'labels':
             return f'Write {number}, or 255 where it has none.'
         return (
@@ -346,20 +319,20 @@ class LabelMaps:
             'place of LoadAnnotations.'
         )
 
-    def _reduce_or_ignore(self) -> str:
+    def _remedy_reduce_or_ignore(self) -> str:
         return (
             'If 0 stands for what has no class, set reduce_zero_label=True in every data set; if '
-            f'{self.known} does, write 255 instead.'
+            f'{self._num_labels} does, write 255 instead.'
         )
 
-    def _two_classes(self, wrong: set[int]) -> str:
+    def _remedy_for_one_class(self, wrong: set[int]) -> str:
         """What to do about a data set of one class."""
         write = ''
         if not wrong <= {1}:
             write = 'Write 0 and 1 into the label maps. '
-        elif 1 not in wrong and not self.reduced:
+        elif 1 not in wrong and not self._reduce_zero_label:
             write = 'Write 1 where that class is and 0 elsewhere into the label maps. '
-        leave = 'leave reduce_zero_label out, and ' if self.reduced else ''
+        leave = 'leave reduce_zero_label out, and ' if self._reduce_zero_label else ''
         names = ('background', self.classes[0])
         return (
             f'{write}Name both classes in every data set, {leave}let the heads tell them apart: '
@@ -367,20 +340,14 @@ class LabelMaps:
             'loss_decode=dict(use_sigmoid=True) in each head.'
         )
 
-    def _is_read_by_pillow(self, kind: str) -> bool:
-        """Whether all would be well with label maps that OpenCV reads otherwise than Pillow."""
-        if not self.raw or self.loading.label.backend != 'cv2':
+    def _fits_pillow(self) -> bool:
+        """Whether label maps that OpenCV misreads would be valid if Pillow read them."""
+        if not self._from_files or self.loading.label.backend != 'cv2':
             return False
         try:
-            _, pixels = files.read_labels(self.pairs[0][1], files.LABELS)
-        except files.Unfit:
+            _, counts = image_io.inspect_label_map(
+                self.pairs[0][1], image_io.DEFAULT_LABEL_DECODING
+            )
+        except image_io.UnusableImage:
             return False
-        return bool((self.table[pixels > 0] >= 0).all()) and pixels[255] != pixels[1:].sum()
-
-    def lonely(self) -> list[str]:
-        """A warning if there are label maps that belong to no image."""
-        return [] if self.listed or self.cut else pairing.lonely(self)
-
-    def remedy_of_missing(self, kind: str) -> str:
-        """What to do about images that lack something, by the kind of `missing`."""
-        return pairing.remedy(self, kind)
+        return bool((self.table[counts > 0] >= 0).all()) and counts[255] != counts[1:].sum()

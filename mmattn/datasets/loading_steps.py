@@ -1,7 +1,7 @@
 """How the pipeline of a data set loads an image and its label map, for the check of the data.
 
-The stock steps are described by their decoder, so that a header tells what they give. Any other
-step is run, without the augmentations of the stock packages.
+Stock steps are described by their decoder, so that a header suffices to know their output. Any
+other step is run, without the augmentations of the stock packages.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,49 +11,49 @@ import numpy as np
 
 from mmattn.errors import DataError, MmattnError
 
-from .image_io import IMAGES, LABELS, Decoding
-from .loading import ImageReader, _build, _why, step_class
+from .image_io import DEFAULT_IMAGE_DECODING, DEFAULT_LABEL_DECODING, Decoding
+from .loading import ImageReader, build_step, describe_failure, step_class
 
 _STOCK = ('mmcv', 'mmdet', 'mmseg', 'mmattn', 'mmengine')
-_DECODERS = ('cv2', 'pillow')  # what they make of a file is known from its header
+_DECODERS = ('cv2', 'pillow')  # their output is known from the header of a file
 
 
-class Loading:
-    """What a pipeline does to load a sample, augmentations left out.
+class LoadingSteps:
+    """The steps of a pipeline that load a sample, without augmentations.
 
     Args:
-        pipeline: of a data set; an empty one loads as the stock steps do by default.
+        pipeline: steps of a data set; an empty one loads as the stock steps do by default.
 
     Attributes:
         image: how a stock step decodes images; None if another step reads them.
         label: how a stock step decodes label maps; None if other steps take part.
-        own: whether steps take part that are not of the stock packages.
-        flat: whether MMSegmentation's `LoadAnnotations` does, of whose labels a loss wants (H, W).
+        custom: whether a step is not of the stock packages.
+        flat: whether one is MMSegmentation's `LoadAnnotations`, whose labels must be (H, W).
 
     Raises:
         UsageError: a step is not registered, or cannot be built.
     """
 
     def __init__(self, pipeline: Sequence) -> None:
-        steps = list(_flat(pipeline))
+        steps = list(_flatten(pipeline))
         kinds = [step_class(step) for step in steps]
-        own = [step for step, kind in zip(steps, kinds) if not _is_stock(kind)]
-        self.image = _of_images(steps, kinds)
-        self.label = None if own else _of_labels(steps, kinds)
-        self.own, self.flat = bool(own), _is_flat(kinds)
+        custom = [step for step, kind in zip(steps, kinds) if not _is_stock(kind)]
+        self.image = _image_decoding(steps, kinds)
+        self.label = None if custom else _label_decoding(steps, kinds)
+        self.custom, self.flat = bool(custom), _has_flat_labels(kinds)
         self._pipeline = pipeline
-        self._steps = [s for s, kind in zip(steps, kinds) if s in own or _loads(kind)]
+        self._steps = [s for s, kind in zip(steps, kinds) if s in custom or _loads(kind)]
         self._built: list[Callable] | None = None
         self._reader: ImageReader | None = None
 
     def run(self, sample: dict) -> dict:
-        """What the steps make of a sample of the data set, until it has image and label map.
+        """Run the steps on a sample of the data set until it has an image and a label map.
 
         Raises:
             DataError: a step cannot load it.
         """
         if self._built is None:
-            self._built = [_build(step) for step in self._steps]
+            self._built = [build_step(step) for step in self._steps]
         results, what = dict(sample), f'image {sample.get("img_path")}'
         for step in self._built:
             loaded = 'img' in results and 'gt_seg_map' in results
@@ -61,12 +61,12 @@ class Loading:
                 results = step(dict(results))
             except MmattnError:
                 raise
-            except Exception as error:  # a step of one's own raises anything
-                if loaded:  # no loader: it may need what was left out
+            except Exception as error:  # a step of the user raises anything
+                if loaded:  # not a loader: it may need a step that was left out
                     break
-                why = _why(step, error, 'img' in results)
-                raise DataError(f'{what} {why}') from error
-            if results is None:  # none of it is learnt from
+                reason = describe_failure(step, error, 'img' in results)
+                raise DataError(f'{what} {reason}') from error
+            if results is None:  # training would skip the sample
                 raise DataError(f'{what}: {type(step).__name__} gives none')
         return results
 
@@ -81,58 +81,56 @@ class Loading:
         return self._reader.load(path).image.shape
 
     def describe(self) -> list[Any]:
-        """What the verdict of a check depends on."""
+        """Everything that the verdict of a check depends on."""
         return [self.image, self.label, repr(self._steps)]
 
 
 def label_map_of(results: dict) -> np.ndarray | None:
-    """The label map that a pipeline gave, (H, W) of whole numbers; None if it gave another kind."""
-    found = results.get('gt_seg_map')
-    if not isinstance(found, np.ndarray) or found.ndim != 2:
-        return None
-    return found
+    """The label map (H, W) in the results of a pipeline; None if there is none of this shape."""
+    labels = results.get('gt_seg_map')
+    return labels if isinstance(labels, np.ndarray) and labels.ndim == 2 else None
 
 
-def _of_images(steps: list, kinds: list[type]) -> Decoding | None:
-    """How the stock step decodes images, which is the default; None if another one reads them."""
+def _image_decoding(steps: list, kinds: list[type]) -> Decoding | None:
+    """How a stock step decodes images, the default without any; None if another step reads them."""
     from mmcv.transforms import LoadImageFromFile
 
     for step, kind in zip(steps, kinds):
         if getattr(kind, 'transform', None) is LoadImageFromFile.transform:
-            built = step if isinstance(step, dict) else vars(step)
-            backend = built.get('imdecode_backend') or 'cv2'
+            arguments = step if isinstance(step, dict) else vars(step)
+            backend = arguments.get('imdecode_backend') or 'cv2'
             if backend not in _DECODERS:
                 return None
-            return Decoding(backend, built.get('color_type', 'color'))
+            return Decoding(backend, arguments.get('color_type', 'color'))
     others = [k for k in kinds if not _is_stock(k) or (_loads(k) and not _reads_labels(k))]
-    return None if others else IMAGES
+    return None if others else DEFAULT_IMAGE_DECODING
 
 
-def _of_labels(steps: list, kinds: list[type]) -> Decoding | None:
-    """The same of label maps; a pipeline without such a step scores what the default one reads."""
+def _label_decoding(steps: list, kinds: list[type]) -> Decoding | None:
+    """How a stock step decodes label maps, the default without any; None if another reads them."""
     from mmseg.datasets.transforms import LoadAnnotations
 
     for step, kind in zip(steps, kinds):
         if kind is LoadAnnotations:
-            built = step if isinstance(step, dict) else vars(step)
-            backend = built.get('imdecode_backend', 'pillow')
+            arguments = step if isinstance(step, dict) else vars(step)
+            backend = arguments.get('imdecode_backend', 'pillow')
             return Decoding(backend, 'unchanged', True) if backend in _DECODERS else None
-    return None if any(_loads(k) and _reads_labels(k) for k in kinds) else LABELS
+    return None if any(_loads(k) and _reads_labels(k) for k in kinds) else DEFAULT_LABEL_DECODING
 
 
-def _is_flat(kinds: list[type]) -> bool:
+def _has_flat_labels(kinds: list[type]) -> bool:
     from mmseg.datasets.transforms import LoadAnnotations
 
     return LoadAnnotations in kinds
 
 
-def _flat(steps: Sequence) -> Iterator:
+def _flatten(steps: Sequence) -> Iterator:
     """The steps of a pipeline, with those in wrappers such as RandomApply."""
     for step in steps:
         if isinstance(step, list | tuple):
-            yield from _flat(step)
+            yield from _flatten(step)
         elif isinstance(step, dict) and isinstance(step.get('transforms'), list | tuple):
-            yield from _flat(step['transforms'])
+            yield from _flatten(step['transforms'])
         else:
             yield step
 

@@ -1,4 +1,4 @@
-"""Checking COCO panoptic files: segments by image, and a PNG of segment ids for each."""
+"""Checking COCO panoptic files: segments per image, and a PNG of segment ids for each image."""
 
 import json
 import os
@@ -12,7 +12,7 @@ _KEYS = {
     'annotations': ('image_id', 'segments_info'),
     'categories': ('id', 'name', 'isthing'),
 }
-_SEGMENT = ('id', 'category_id', 'bbox', 'area')
+_SEGMENT_KEYS = ('id', 'category_id', 'bbox', 'area')
 
 
 def check_panoptic(dataset, where: str) -> None:
@@ -44,17 +44,17 @@ def check_panoptic(dataset, where: str) -> None:
             missing = [k for k in _KEYS[key] if not isinstance(entry, dict) or k not in entry]
             if missing:
                 raise DataError(f'{name}: {key}[{i}]: missing {missing[0]!r}. Add it.')
-    known = {c['id'] for c in lists['categories']}
+    category_ids = {c['id'] for c in lists['categories']}
     for annotation in lists['annotations']:
         for segment in annotation['segments_info']:
-            at = f'segment {show(segment.get("id"))} of image {annotation["image_id"]}'
-            missing = [k for k in _SEGMENT if k not in segment]
+            segment_name = f'segment {show(segment.get("id"))} of image {annotation["image_id"]}'
+            missing = [k for k in _SEGMENT_KEYS if k not in segment]
             if missing:
-                raise DataError(f'{name}: {at}: missing {missing[0]!r}. Add it.')
-            if segment['category_id'] not in known:
+                raise DataError(f'{name}: {segment_name}: missing {missing[0]!r}. Add it.')
+            if segment['category_id'] not in category_ids:
                 raise DataError(
-                    f'{name}: {at}: category {show(segment["category_id"])} is not defined. Add it '
-                    'to categories.'
+                    f'{name}: {segment_name}: category {show(segment["category_id"])} is not '
+                    'defined. Add it to categories.'
                 )
     folders = {'image': dataset.data_prefix.get('img'), 'PNG': dataset.data_prefix.get('seg')}
     for what, folder in folders.items():

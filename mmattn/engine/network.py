@@ -14,8 +14,8 @@ from mmattn.checkpoint.plain_values import plain_part, without_tensors
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import parse_options
+from mmattn.datasets.build import build_dataset
 from mmattn.datasets.class_names import check_checkpoint_classes
-from mmattn.datasets.validation import build
 from mmattn.plugins import report
 
 from .build import config_errors
@@ -66,7 +66,7 @@ def build_network(
 
 def dataset_meta(cfg: Config) -> dict:
     """Classes, palette and whatever else the test data of a config say about themselves."""
-    found = build(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
+    found = build_dataset(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
     return without_tensors(plain_part(found, 'metainfo'))
 
 

@@ -29,7 +29,6 @@ from .scores_file import check_target, write_scores
 
 _IDS = 34  # label ids are 0..33
 _LAST_TRAIN_ID = 18
-_DAMAGED = (OSError, SyntaxError, ValueError)  # of Pillow
 _KINDS = {'1': '1-bit ', 'P': 'palette ', 'I': '16-bit ', 'I;16': '16-bit ', 'I;16B': '16-bit '}
 _LABEL_IDS = 'Write 8-bit label ids, as tools/test.py --out does.'
 _REMEDY = {'prediction': _LABEL_IDS, 'ground truth': 'Take the original *_labelIds.png.'}
@@ -306,16 +305,9 @@ def _label_map(path: Path, what: str) -> np.ndarray:
 
 
 def _read(path: Path, what: str) -> Image.Image:
-    try:
-        with open_image(path) as image:
-            image.load()
-            return image
-    except _DAMAGED as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise DataError(
-            f'{what} {path} cannot be read: it is damaged or no image. Replace it.'
-        ) from error
+    with open_image(path, what, 'Replace it.') as image:
+        image.load()
+        return image
 
 
 def _check_size(values: np.ndarray, what: str, others: np.ndarray, truth: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pycocotools import mask
 
-from mmattn.datasets.rle import run_lengths
+from mmattn.datasets.rle import check_rle
 from mmattn.errors import DataError, UsageError
 
 from .match_names import by_name
@@ -343,21 +343,9 @@ def _rle(segmentation: Any, image: dict) -> dict:
         raise ValueError(
             f'segmentation is {short(segmentation)}, allowed: polygons, size and counts'
         )
-    counts = segmentation['counts']
-    if segmentation['size'] != size:
-        raise ValueError(f'segmentation has size {short(segmentation["size"])}, its image {size}')
-    if isinstance(counts, str):
-        runs = run_lengths(counts)
-    elif isinstance(counts, list) and all(type(n) is int for n in counts):
-        runs = counts
-    else:
-        raise ValueError(f'counts are {short(counts)}, allowed: a string, or a list of integers')
-    if min(runs, default=0) < 0:
-        raise ValueError(f'counts are {short(counts)}: one run is {min(runs)} pixels long')
-    if sum(runs) != height * width:
-        raise ValueError(f'RLE covers {sum(runs)} pixels, its image has {height * width}')
-    rle = dict(size=size, counts=counts)
-    return rle if isinstance(counts, str) else mask.frPyObjects(rle, height, width)
+    check_rle(segmentation, width, height)
+    rle = dict(size=size, counts=segmentation['counts'])
+    return rle if isinstance(rle['counts'], str) else mask.frPyObjects(rle, height, width)
 
 
 def _check_polygons(polygons: list, height: int, width: int) -> None:

@@ -14,7 +14,6 @@ from mmattn.progress import track
 from .iou import areas, confusion
 from .scores_file import check_target, write_scores
 
-_DAMAGED = (OSError, SyntaxError, ValueError)  # of Pillow
 _INDICES = ('L', 'P', 'I', 'I;16', 'I;16B', '1')  # modes whose values are class indices
 
 
@@ -162,16 +161,9 @@ def _pairs(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        with open_image(path) as image:
-            image.load()
-            mode, values = image.mode, np.array(image)
-    except _DAMAGED as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise DataError(
-            f'label map {path} cannot be read: it is damaged or no image. Replace it.'
-        ) from error
+    with open_image(path, 'label map', 'Replace it.') as image:
+        image.load()
+        mode, values = image.mode, np.array(image)
     if mode not in _INDICES or values.ndim != 2:
         raise DataError(
             f'label map {path} is of mode {mode}, which has no class indices. Write one channel of '

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from mmattn.config.published_weights import resolve
-from mmattn.datasets.image_io import check_declared
+from mmattn.datasets.image_limits import check_megapixels
 from mmattn.datasets.loading import Loaded, is_plain
 from mmattn.errors import DataError, Exit, MmattnError, UsageError, WriteError, explain
 from mmattn.files import check_writable
@@ -351,7 +351,7 @@ def _video(path: Path, out: Path, predictor: Predictor) -> Iterator[_Frame]:
     try:
         pixels = video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT)
         try:
-            check_declared(f'video {path} declares frames of', pixels)
+            check_megapixels(f'video {path} declares frames of', pixels)
         except DataError as error:
             yield _Frame(str(path), out, error)
             return

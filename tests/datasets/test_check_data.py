@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mmattn.datasets import audit as survey
+from mmattn.datasets import audit
 from mmattn.datasets import image_io as files
 from mmattn.datasets.validation import check_data
 from tests.conftest import ROOT, tiny_options
@@ -149,7 +149,7 @@ def test_weights_can_be_pasted(sound, scenes, tmp_path):
     ],
 )
 def test_weights_are_for_a_loss_that_takes_them(loss, form, note):
-    made = survey._weights_form(dict(model=dict(decode_head=dict(loss_decode=loss))))
+    made = audit._weights_template(dict(model=dict(decode_head=dict(loss_decode=loss))))
     assert made[0] == form and note in made[1]
 
 
@@ -178,7 +178,7 @@ def test_weights_are_of_all_training_data(street, tmp_path):
     train = dict(_delete_=True, type='ConcatDataset', datasets=parts)
     leaf.write_text(f'_base_ = {SEMANTIC!r}\ntrain_dataloader = dict(dataset={train})\n')
     options = [f'{x}.dataset.data_root={street}' for x in LOADERS[1:]]
-    found = survey.survey(leaf, options=options)
+    found = audit.audit(leaf, options=options)
     loaders = [part['loaders'] for part in found['data_sets']]
     assert loaders == [[LOADERS[0]], [*LOADERS[:2]], [LOADERS[2]]]  # val is trained on, too
     maps = [*label_maps(street, 'train').values(), *label_maps(street, 'val').values()]
@@ -192,7 +192,7 @@ def test_weights_are_of_all_training_data(street, tmp_path):
 def test_a_sound_set_need_not_be_looked_at_again(street, monkeypatch):
     init_default_scope('mmseg')
     run(SEMANTIC, street)
-    monkeypatch.setattr('mmattn.datasets.image_io.look', None)
+    monkeypatch.setattr('mmattn.datasets.image_io.inspect_pair', None)
     prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
     leaf = dict(type='CityscapesDataset', data_root=str(street), data_prefix=prefix)
     check_data(leaf, 'train_dataloader')
@@ -283,7 +283,7 @@ def test_the_figures_are_of_the_readable_label_maps(broken):
 
 def test_a_long_list_is_cut_on_the_screen_alone(broken, tmp_path, monkeypatch):
     _, at = broken
-    monkeypatch.setattr(survey, '_SHOWN', 2)
+    monkeypatch.setattr(audit, '_SHOWN', 2)
     root = at['bare'][0].parents[3]
     _, stdout, _, found = run(SEMANTIC, root, out=tmp_path / 'out.json')
     assert stdout.count('problem: ') == 2
@@ -449,8 +449,8 @@ def test_a_damaged_jpeg_is_known_by_what_its_decoder_prints(tmp_path):
     bad.write_bytes(data[:middle] + data[-2:])
     odd.write_bytes(data[:-2] + b'\x12' * 40 + data[-2:])
     Image.open(bad).load()
-    with ProcessPoolExecutor(1, get_context('spawn'), files.listen) as pool:
-        found = list(pool.map(files.look_at_image, map(str, (good, bad, good, odd, good))))
+    with ProcessPoolExecutor(1, get_context('spawn'), files.capture_decoder_messages) as pool:
+        found = list(pool.map(files.inspect_image, map(str, (good, bad, good, odd, good))))
     assert found[0] == found[2] == found[4] == []
     assert found[1] == [('file', f'image {bad} is damaged: {found[1][0].text.split(": ", 1)[1]}')]
     assert 'Corrupt JPEG data: premature end' in found[1][0].text

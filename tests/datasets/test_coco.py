@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coder
 
-from mmattn.datasets import coco
-from mmattn.datasets import validation as check
+from mmattn.datasets import check_cache, coco
 from mmattn.datasets.coco import check_coco, prepare_coco
 from mmattn.datasets.rle import run_lengths
 from mmattn.errors import DataError
@@ -110,7 +109,7 @@ def test_the_verdict_is_kept_with_its_warnings(case, looks):
     warnings = case.check(**options)
     assert len(warnings) == 1 and 'train_dataloader' in warnings[0]
     assert case.check(**options) == warnings and len(looks) == 1
-    for path in check.CACHE.iterdir():
+    for path in check_cache.CACHE.iterdir():
         path.write_text(path.read_text()[:20])
     assert case.check(**options) == warnings and len(looks) == 2
 

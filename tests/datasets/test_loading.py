@@ -8,7 +8,7 @@ from mmengine.registry import TRANSFORMS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
-from mmattn.datasets import image_io as files
+from mmattn.datasets import image_limits as files
 from mmattn.datasets import loading
 from mmattn.datasets.loading import ImageReader, to_display, without_annotations
 from mmattn.errors import DataError, UsageError
@@ -135,13 +135,13 @@ def test_a_step_of_its_own_reads_and_another_needs_what_is_not_there(tmp_path, c
 
     steps = [dict(type=ReadNumbers, factor=2), dict(type='ShiftLabels'), dict(type='PackSegInputs')]
     said = []
-    loading.print_log, kept = lambda text, **_: said.append(text), loading.print_log
+    loading.warn, kept = lambda text, **_: said.append(text), loading.warn
     try:
         reader = ImageReader([steps[0], TRUTH[0], *steps[1:]])
         for _ in range(2):
             found = reader.prepare(reader.load(tmp_path / 'x.npy'))
     finally:
-        loading.print_log = kept
+        loading.warn = kept
     wanted = 2 * np.load(tmp_path / 'x.npy').transpose(2, 0, 1)
     assert np.array_equal(found['inputs'], wanted) and len(ran) == 2
     assert said == [
@@ -222,7 +222,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=why):
             reader.load(tmp_path / name)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)  # which follows
-    monkeypatch.setattr(files, 'MPX', 24 * 39 / 1e6)
+    monkeypatch.setattr(files, 'MAX_MEGAPIXELS', 24 * 39 / 1e6)
     for path in whole, bands:
         with pytest.raises(DataError, match='declares more than .* megapixels'):
             reader.load(path)

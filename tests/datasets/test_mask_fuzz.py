@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmattn.datasets.coco import _check_masks
+from mmattn.datasets.coco_masks import check_masks
 from mmattn.errors import DataError
 from mmattn.evaluation import coco as evaluation
 
@@ -138,7 +138,7 @@ def before_training(shape, height, width):
     annotation, warnings = dict(id=1, segmentation=shape), []
     sizes = np.array([[width, height]], np.float64)
     options = dict(masks=True, poly2mask=True, tolerant=False, warnings=warnings)
-    _check_masks([annotation], sizes, **options)
+    check_masks([annotation], sizes, **options)
 
 
 def before_scoring(shape, height, width):

@@ -13,8 +13,11 @@ from PIL import Image
 
 from mmattn.datasets import annotation_filter as held
 from mmattn.datasets import image_io as files
+from mmattn.datasets import image_limits
 from mmattn.datasets import validation as check
-from mmattn.datasets.validation import LabelMaps, build, check_data
+from mmattn.datasets.build import build_dataset
+from mmattn.datasets.label_maps import LabelMaps
+from mmattn.datasets.validation import check_data
 from mmattn.errors import DataError
 from tests.datasets.small_sets import COLOURS, box_set, label_set, scene, turn, write_labels
 
@@ -36,7 +39,7 @@ def said(monkeypatch):
         assert (logger, level) == ('current', logging.WARNING)
         lines.append(text)
 
-    monkeypatch.setattr('mmattn.datasets.validation.print_log', note)
+    monkeypatch.setattr('mmattn.log.print_log', note)
     return lines
 
 
@@ -50,11 +53,11 @@ def counted(leaf):
     """Pixels by label, as the check counts them."""
     from concurrent.futures import ThreadPoolExecutor
 
-    maps = LabelMaps(build(leaf), leaf, TRAIN)
+    maps = LabelMaps(build_dataset(leaf), leaf, TRAIN)
     with ThreadPoolExecutor(1) as pool:
         found = list(maps.scan(pool))
     assert not any(looked.faults for looked in found), found
-    return sum(looked.pixels for looked in found)
+    return sum(looked.counts for looked in found)
 
 
 def steps(label=None, image=None):
@@ -344,7 +347,7 @@ def test_masks_are_learnt_from_what_the_loader_leaves(tmp_path):
     leaf['pipeline'][1]['with_mask'] = True
     check_data(leaf, TRAIN)
     flags = [f for d in DATASETS.build(deepcopy(leaf)) for f in d['gt_ignore_flags']]
-    assert held.held(leaf, masks=True).boxes == flags.count(False) == 5
+    assert held.count_loaded(leaf, masks=True).boxes == flags.count(False) == 5
 
 
 def _crowds(content):
@@ -386,7 +389,7 @@ def test_a_set_of_which_the_loader_keeps_nothing_is_refused(change, options, why
     (tmp_path / 'set.json').write_text(json.dumps(content))
     leaf.pop('indices', None)
     check_data(leaf, TRAIN)
-    assert held.held(leaf).boxes == (1 if change else 2 if 'filter_cfg' in options else 6)
+    assert held.count_loaded(leaf).boxes == (1 if change else 2 if 'filter_cfg' in options else 6)
 
 
 def test_one_of_several_sets_may_hold_background_alone(tmp_path):
@@ -406,7 +409,7 @@ def test_null_is_no_crowd_to_mmdet_and_a_crash_to_scoring(tmp_path):
     init_default_scope('mmdet')
     leaf = box_set(tmp_path, change=lambda c: [a.update(iscrowd=None) for a in c['annotations']])
     check_data(leaf, TRAIN)
-    assert held.held(leaf).boxes == 6
+    assert held.count_loaded(leaf).boxes == 6
     with pytest.raises(DataError, match='iscrowd is None, allowed 0, 1'):
         check_data(leaf, 'val_dataloader')
 
@@ -480,7 +483,7 @@ def test_panoptic_files_are_told_from_instances(tmp_path):
     instances, segments = panoptic(tmp_path)
     check_data(instances, TRAIN)
     check_data(segments, TRAIN)
-    assert check.count_held(segments, tmp_path / 'panoptic.json', False).boxes == 6
+    assert check.cached_counts(segments, tmp_path / 'panoptic.json', False).boxes == 6
     with pytest.raises(
         DataError, match="have 'segments_info', as panoptic ones do, but the data s"
     ):
@@ -502,7 +505,7 @@ def test_panoptic_files_are_told_from_instances(tmp_path):
 
 # ---- how large -----------------------------------------------------------------------------------
 def test_a_larger_limit_is_asked_for_and_holds_for_all_readers(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, 'MPX', 24 * 32 / 1e6 - 1e-6)
+    monkeypatch.setattr(image_limits, 'MAX_MEGAPIXELS', 24 * 32 / 1e6 - 1e-6)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
     leaf = label_set(tmp_path)
     with pytest.raises(
@@ -511,6 +514,6 @@ def test_a_larger_limit_is_asked_for_and_holds_for_all_readers(tmp_path, monkeyp
         check_data(leaf, TRAIN)
     with pytest.raises(DataError, match='pass --max-megapixels 1.'):
         files.read_image(tmp_path / 'img/0.png')
-    monkeypatch.setenv(files.VARIABLE, '1')
+    monkeypatch.setenv(image_limits.MEGAPIXELS_VARIABLE, '1')
     check_data(leaf, TRAIN)
     assert files.read_image(tmp_path / 'img/0.png').shape == (24, 32, 3)

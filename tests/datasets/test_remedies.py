@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from mmattn.cli.common import run
-from mmattn.datasets.image_io import VARIABLE
+from mmattn.datasets.image_limits import MEGAPIXELS_VARIABLE
 from mmattn.datasets.validation import check_data
 from mmattn.errors import DataError, UsageError
 from tests.conftest import ROOT, tiny_options
@@ -199,7 +199,7 @@ def test_label_maps(case, tmp_path):
 def test_upper_case_suffixes_are_said_before_a_training(tmp_path, monkeypatch):
     init_default_scope('mmseg')
     said = []
-    monkeypatch.setattr('mmattn.datasets.validation.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('mmattn.log.print_log', lambda text, **_: said.append(text))
     leaf = label_set(tmp_path)
     for number in 0, 2:
         (tmp_path / f'img/{number}.png').rename(tmp_path / f'img/{number}.PNG')
@@ -438,4 +438,4 @@ def test_the_advised_limit_is_enough(tmp_path, monkeypatch, capsys):
     assert call(224)[0] == 3
     code, said = call(225)
     assert code == 0 and 'error' not in said
-    assert VARIABLE not in os.environ  # the limit is of one call
+    assert MEGAPIXELS_VARIABLE not in os.environ  # the limit is of one call

@@ -8,7 +8,9 @@ import pytest
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmattn.datasets.validation import LabelMaps, build, check_classes, check_data
+from mmattn.datasets.build import build_dataset
+from mmattn.datasets.label_maps import LabelMaps
+from mmattn.datasets.validation import check_classes, check_data
 from mmattn.errors import DataError, UsageError
 
 TRAIN = 'street_000001_000000'
@@ -40,7 +42,7 @@ def said(monkeypatch):
         assert (logger, level) == ('current', logging.WARNING)
         lines.append(text)
 
-    monkeypatch.setattr('mmattn.datasets.validation.print_log', note)
+    monkeypatch.setattr('mmattn.log.print_log', note)
     return lines
 
 
@@ -77,7 +79,7 @@ def test_a_sound_set_passes_and_the_verdict_is_kept(broken, monkeypatch):
     def look(*_, **__):
         raise AssertionError('looked at again')
 
-    monkeypatch.setattr('mmattn.datasets.image_io.look', look)
+    monkeypatch.setattr('mmattn.datasets.image_io.inspect_pair', look)
     check()
     with pytest.raises(AssertionError, match='looked at again'):
         check(reduce_zero_label=True)  # other labels are allowed then
@@ -324,7 +326,7 @@ def test_what_becomes_of_a_label_is_what_mmsegmentation_makes_of_it(street, tmp_
     for reduce in False, True:
         leaf = dict(type='CityscapesDataset', data_root=str(street), data_prefix=prefix)
         leaf |= dict(metainfo=dict(classes=('car', 'road')), reduce_zero_label=reduce)
-        dataset = build(leaf)
+        dataset = build_dataset(leaf)
         table = LabelMaps(dataset, leaf, 'train_dataloader').table
         png = tmp_path / 'every.png'
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(png)

@@ -12,7 +12,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends.registry_utils import backends
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmattn.datasets import validation as check
+from mmattn.datasets.build import build_dataset
+from mmattn.datasets.label_maps import LabelMaps
 from mmattn.datasets.validation import check_data
 from mmattn.errors import DataError, UsageError
 from tests.datasets.small_sets import box_set, label_set
@@ -23,7 +24,7 @@ TRAIN, TEST = 'train_dataloader', 'test_dataloader'
 @pytest.fixture
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr(check, 'print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr('mmattn.log.print_log', lambda text, **_: lines.append(text))
     return lines
 
 
@@ -123,7 +124,7 @@ def test_what_indices_leave_out_need_not_be_there(said, tmp_path):
         cut = dict(leaf, indices=indices)
         assert len(DATASETS.build(cut)) == count
         check_data(cut, TRAIN)
-        assert check.LabelMaps(check.build(cut), cut, TRAIN).count == count
+        assert LabelMaps(build_dataset(cut), cut, TRAIN).count == count
     assert not said
     for indices in -1, 4, [3]:
         with pytest.raises(DataError, match='have no label map, e.g. .*3.png'):
