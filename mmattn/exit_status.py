@@ -1,7 +1,8 @@
-"""How a run of several processes ended: `exit_status.json` in its work dir.
+"""Exit status of a distributed run: `exit_status.json` in its work dir.
 
-torchrun ends with 1 whatever a process ended with; this file is what tells. All processes write it,
-and the first counts: what comes behind it is mostly its echo.
+torchrun exits with 1 whatever the exit codes of its processes are, so the real one is kept in this
+file. Every process tries to write it and the first one wins: later failures are mostly consequences
+of the first.
 """
 
 import contextlib
@@ -12,43 +13,52 @@ from pathlib import Path
 
 from mmattn.errors import Exit
 
-STATUS = 'exit_status.json'
+STATUS_FILE = 'exit_status.json'
 
 
-def write_status(folder: Path, rank: int, code: int, message: str, step: int) -> None:
-    """Leave a word, unless another process was first."""
+def write_status(work_dir: Path, rank: int, code: int, message: str, step: int) -> None:
+    """Record how this process ended, unless another process was first.
+
+    Args:
+        work_dir: folder of the run; created if missing.
+        rank: rank of this process.
+        code: exit code, see `Exit`.
+        message: the error in one sentence.
+        step: current iteration, counted from 1; 0 before the first.
+    """
     record = dict(rank=rank, code=int(code), message=message, step=step, time=time.time())
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f'{STATUS}.{rank}'
+    work_dir.mkdir(parents=True, exist_ok=True)
+    part = work_dir / f'{STATUS_FILE}.{rank}'
     part.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
     try:
         with contextlib.suppress(FileExistsError):
-            os.link(part, folder / STATUS)  # whole or not at all, and only once
+            os.link(part, work_dir / STATUS_FILE)  # atomic, and fails if the file exists
     finally:
         part.unlink()
 
 
-def read_status(folder: Path) -> dict | None:
-    """What the first process wrote; None if there is nothing."""
+def read_status(work_dir: Path) -> dict | None:
+    """The record of the first process that ended; None if there is no valid one."""
     try:
-        found = json.loads((folder / STATUS).read_text(encoding='utf-8'))
-        return found if found['code'] in list(Exit) and {'rank', 'message'} <= set(found) else None
+        record = json.loads((work_dir / STATUS_FILE).read_text(encoding='utf-8'))
+        valid = record['code'] in list(Exit) and {'rank', 'message'} <= set(record)
+        return record if valid else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def clear_status(folder: Path) -> None:
-    """Remove what an earlier run left."""
+def clear_status(work_dir: Path) -> None:
+    """Remove the record of an earlier run."""
     with contextlib.suppress(OSError):
-        (folder / STATUS).unlink(missing_ok=True)
+        (work_dir / STATUS_FILE).unlink(missing_ok=True)
 
 
-def exit_code_and_message(folder: Path) -> tuple[int, str]:
-    """Exit code and sentence of a run; 8 where no process could leave a word."""
-    found = read_status(folder)
-    if found is None:
+def exit_code_and_message(work_dir: Path) -> tuple[int, str]:
+    """Exit code and message of a run; 8 (`Exit.DISTRIBUTED`) if no process reported one."""
+    record = read_status(work_dir)
+    if record is None:
         return Exit.DISTRIBUTED, (
-            f'no process left a word in {folder}: all were killed, or none began. Look at the log '
-            'of the launcher; run again with --resume auto.'
+            f'no process reported an exit status in {work_dir}: all were killed, or none started. '
+            'Look at the log of the launcher; run again with --resume auto.'
         )
-    return found['code'], found['message']
+    return record['code'], record['message']

@@ -23,7 +23,7 @@ from .runner import BUILD_ERRORS, Runner
 def connected(
     launcher, config, options, attention, checkpoint, work_dir, *, training: bool = True
 ) -> Iterator[DistributedRun | None]:
-    """The processes of a run, which leave a word on how it ends; None if there is but this one."""
+    """The processes of a run, which record how it ends; None if there is only this one."""
     if launcher == 'none':
         yield None
         return
@@ -32,7 +32,7 @@ def connected(
     ranks = DistributedRun(Path(work_dir or Path('work_dirs') / name) / part, training)
     with ranks.report_exit():
         cfg = load_config(config, parse_options(options), recorded_attention(attention, checkpoint))
-        ranks.folder = run_folder(config, cfg, work_dir) / part
+        ranks.work_dir = run_folder(config, cfg, work_dir) / part
         ranks.join(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
         yield ranks
 

@@ -17,7 +17,7 @@ from mmattn.datasets.class_names import check_same_classes
 from mmattn.datasets.validation import check_classes
 from mmattn.errors import UsageError
 
-from .distributed import meet, world_size
+from .distributed import init_process_group, world_size
 from .evaluators import fit_evaluator
 from .run_length import batch_size_of
 
@@ -98,7 +98,7 @@ def start_processes(cfg: Config, launcher: str) -> None:
     """mmengine's distributed start-up wants CUDA; the process group is ours, on CPUs by gloo."""
     if launcher == 'none':
         return
-    meet(launcher, cfg.env_cfg.get('dist_cfg', {}))
+    init_process_group(launcher, cfg.env_cfg.get('dist_cfg', {}))
     if torch.cuda.is_available():
         return
     cfg.env_cfg['dist_cfg'] = dict(backend='gloo')

@@ -75,17 +75,17 @@ def with_faults(self, *args, **kwargs) -> None:
 
 Runner.register_hooks = with_faults
 
-meet = ranks.meet
+init_process_group = ranks.init_process_group
 
 
-def meet_late(*args) -> None:
+def start_late(*args) -> None:
     """Rank 0 comes late after a restart: the others must not take its address of before."""
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.environ['RANK'] == '0':
         time.sleep(2)
-    meet(*args)
+    init_process_group(*args)
 
 
-ranks.meet = meet_late
+ranks.init_process_group = start_late
 
 if __name__ == '__main__':
     sys.exit(importlib.import_module(os.environ.get('TOOL', 'train')).main(sys.argv[1:]))

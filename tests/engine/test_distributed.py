@@ -208,7 +208,7 @@ def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
     run = torchrun(street, work_dir, trace, '--resume', faults=[(0, 5, 'kill'), (1, 5, 'kill')])
     assert run.code == 1 and not run.orphans
     code, said = ended(work_dir, capsys)
-    assert code == 8 and 'no process left a word' in said
+    assert code == 8 and 'no process reported an exit status' in said
     run = torchrun(street, work_dir, trace, '--resume', 'auto', faults=[(0, 8, 'kill')], elastic=1)
     assert run.code == 0 and not run.orphans
     assert 'rank 0 was killed' in run.said

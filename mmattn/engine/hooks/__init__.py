@@ -1,4 +1,4 @@
-"""Hooks of every training run."""
+"""Hooks: one of them per file. Importing this package registers them."""
 
 from .checkpoint import CheckpointHook as CheckpointHook
 from .comparison import ComparisonHook as ComparisonHook

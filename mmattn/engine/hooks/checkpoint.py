@@ -17,15 +17,16 @@ from mmattn.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointHook(EngineCheckpointHook):
-    """mmengine's hook; nothing is removed before what replaces it is written and verified.
+    """mmengine's hook; a file is removed only after its successor is written and verified.
 
-    `best.pth` names the best one; of several metrics, by the first. While gradients accumulate, a
-    save waits for the optimizer's step. Arguments are those of `mmengine.hooks.CheckpointHook`,
-    which `adapt_checkpoint_hook` turns into this one. What a file holds is decided by the runner.
+    `best.pth` is a link to the best checkpoint; with several metrics, by the first of them. While
+    gradients accumulate, a save waits for the optimizer's step. Arguments are those of
+    `mmengine.hooks.CheckpointHook`, which `adapt_checkpoint_hook` turns into this one. What a file
+    holds is decided by the runner.
     """
 
-    _waits = False  # a save is due
-    # metrics of this ecosystem of which more is better, beside those that mmengine knows
+    _save_due = False
+    # metrics of the OpenMMLab packages that mmengine does not know, and of which more is better
     _default_greater_keys: ClassVar[list[str]] = [
         *EngineCheckpointHook._default_greater_keys,
         *('IoU', 'Dice', 'Fscore', 'Recall'),
@@ -33,32 +34,33 @@ class CheckpointHook(EngineCheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        self.file_backend = _RemovesLater(self.file_backend)
+        self.file_backend = _DeferredRemoval(self.file_backend)
         for name in 'best_ckpt_path', 'best_ckpt_path_dict':
             best = getattr(self, name, None)
             if isinstance(best, dict):
-                setattr(self, name, {k: self._here(path) for k, path in best.items()})
+                setattr(self, name, {k: self._in_out_dir(path) for k, path in best.items()})
             elif best:
-                setattr(self, name, self._here(best))
+                setattr(self, name, self._in_out_dir(best))
         if runner.rank == 0:
             tidy(self.out_dir)
 
-    def _here(self, path: str | None) -> str | None:
-        """A file where the folder is now: it may have been moved."""
+    def _in_out_dir(self, path: str | None) -> str | None:
+        """The path of a checkpoint in today's folder, which may have been moved."""
         return path and os.path.join(self.out_dir, os.path.basename(path))
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.by_epoch:
             return
         due = self.every_n_train_iters(runner, self.interval, self.save_begin)
-        self._waits |= due or (self.save_last and self.is_last_train_iter(runner))
-        if self._waits and runner.optim_wrapper.should_update():
-            self._waits = False
+        self._save_due |= due or (self.save_last and self.is_last_train_iter(runner))
+        if self._save_due and runner.optim_wrapper.should_update():
+            self._save_due = False
             runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
             self._save_checkpoint(runner)
 
     def _save_checkpoint(self, runner: Runner) -> None:
-        with self.file_backend.holding():  # what a class derived from mmengine's hook removes first
+        # classes derived from mmengine's hook may remove before they save
+        with self.file_backend.deferring():
             super()._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -83,10 +85,10 @@ class CheckpointHook(EngineCheckpointHook):
                 remove(Path(self.out_dir) / name)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        with self.file_backend.holding() as outdated:
+        with self.file_backend.deferring() as outdated:
             super()._save_best_checkpoint(runner, metrics)
-            several = getattr(self, 'best_ckpt_path_dict', None) or {}
-            best = [getattr(self, 'best_ckpt_path', None), *several.values()]
+            by_metric = getattr(self, 'best_ckpt_path_dict', None) or {}
+            best = [getattr(self, 'best_ckpt_path', None), *by_metric.values()]
             best = [os.path.basename(path) for path in best if path]
             if best and runner.rank == 0:
                 name_best(Path(self.out_dir) / best[0])
@@ -94,38 +96,50 @@ class CheckpointHook(EngineCheckpointHook):
 
 
 def adapt_checkpoint_hook(hook: Hook) -> Hook:
-    """A hook as it is; mmengine's own that saves, or one derived from it, with what ours adds."""
-    kind = type(hook)
-    if kind is EngineCheckpointHook:
+    """Give mmengine's CheckpointHook, or a class derived from it, the behaviour of ours.
+
+    Args:
+        hook: any hook; one that saves nothing is returned as it is.
+    """
+    cls = type(hook)
+    if cls is EngineCheckpointHook:
         hook.__class__ = CheckpointHook
     elif isinstance(hook, EngineCheckpointHook) and not isinstance(hook, CheckpointHook):
-        parts = dict(__module__=kind.__module__, __doc__=kind.__doc__)
-        hook.__class__ = type(kind.__name__, (kind, CheckpointHook), parts)
+        attributes = dict(__module__=cls.__module__, __doc__=cls.__doc__)
+        hook.__class__ = type(cls.__name__, (cls, CheckpointHook), attributes)
     return hook
 
 
-class _RemovesLater:
-    """A file backend that removes what it was told to at the end of `holding`."""
+class _DeferredRemoval:
+    """A file backend that removes files at the end of a `deferring` block.
+
+    Args:
+        backend: the file backend; used for everything else.
+    """
 
     def __init__(self, backend) -> None:
-        self._backend, self._held = backend, None
+        self._backend, self._deferred = backend, None
 
     def __getattr__(self, name: str):
         return getattr(self._backend, name)
 
     @contextlib.contextmanager
-    def holding(self) -> Iterator[list[str]]:
-        """Hold back removals until the block has ended well; the list of them can be changed."""
-        self._held = held = []
+    def deferring(self) -> Iterator[list[str]]:
+        """Defer removals until the block has ended without an error.
+
+        Yields:
+            the deferred paths; those taken out of the list are kept.
+        """
+        self._deferred = paths = []
         try:
-            yield held
+            yield paths
         finally:
-            self._held = None
-        for path in held:
+            self._deferred = None
+        for path in paths:
             remove(path)
 
     def remove(self, path: str) -> None:
-        if self._held is None:
+        if self._deferred is None:
             remove(path)
         else:
-            self._held.append(path)
+            self._deferred.append(path)

@@ -1,4 +1,4 @@
-"""The hook that draws image, truth and prediction side by side."""
+"""The hook that draws image, ground truth and prediction side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class _Source(NamedTuple):
-    """A data set of a test, as its pictures are drawn."""
+    """How to draw the images of one data set of a test.
+
+    Attributes:
+        reader: reads an image as the pipeline does; None without a pipeline.
+        classes: names of the classes.
+        palette: RGB colour of each class, 0 to 255.
+    """
 
     reader: ImageReader | None
     classes: Sequence[str]
@@ -30,14 +36,14 @@ class _Source(NamedTuple):
 
 @HOOKS.register_module()
 class ComparisonHook(Hook):
-    """Writes a picture of truth and prediction side by side for every test image.
+    """Writes a picture of ground truth and prediction side by side for every test image.
 
     Args:
-        out_dir: the folder for the pictures, named as `picture_names` says.
-        score: detections below it are not drawn.
+        out_dir: folder for the pictures; `picture_names` gives their file names.
+        score: least score of the detections to draw.
 
     Raises:
-        UsageError: before the test, if a picture would be written over a source or beside it.
+        UsageError: before the test, if a picture would be written into a folder of test images.
     """
 
     def __init__(self, out_dir: str, score: float = 0.3) -> None:
@@ -46,7 +52,7 @@ class ComparisonHook(Hook):
         self.sources: dict[str, _Source] = {}
 
     def prepare(self, dataset) -> None:
-        """Name the pictures of a data set, and see that none is written over a source."""
+        """Name the pictures of a data set, and check that none overwrites a test image."""
         self.names = picture_names(dataset)
         check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
 
@@ -62,7 +68,7 @@ class ComparisonHook(Hook):
 
     def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs:
-            path = str(sample.img_path)  # a step of the pipeline may have named another file
+            path = str(sample.img_path)  # a transform of the pipeline may have changed it
             name = self.names.get(path) or Path(f'{Path(path).stem}.png')
             source = self.sources.get(path) or next(iter(self.sources.values()))
             save_picture(self.out_dir / name, self._picture(sample, source))
@@ -73,11 +79,11 @@ class ComparisonHook(Hook):
             image = to_display(loaded.image, source.reader.rgb)
         else:
             image = read_image(sample.img_path)
-        about = dict(classes=source.classes, palette=source.palette)
+        style = dict(classes=source.classes, palette=source.palette)
         if 'pred_instances' in sample:
             truth = sample.get('gt_instances')
             truth = None if truth is None else Objects.of(truth)
-            found = Objects.of(sample.pred_instances, self.score)
-            return compare_objects(image, truth, found, **about)
+            prediction = Objects.of(sample.pred_instances, self.score)
+            return compare_objects(image, truth, prediction, **style)
         truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
-        return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **about)
+        return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **style)

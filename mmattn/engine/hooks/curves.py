@@ -1,4 +1,4 @@
-"""The hook that draws losses and metrics of a training."""
+"""The hook that plots losses and metrics of a training."""
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -9,10 +9,10 @@ from mmattn.visualization.curves import plot_curves
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Draws `<work_dir>/curves.png` after each validation and at the end.
+    """Plots losses and a metric into `<work_dir>/curves.png`, after each validation and at the end.
 
     Args:
-        metric: the validation metric to draw.
+        metric: name of the validation metric to plot.
     """
 
     priority = 'VERY_LOW'  # after the logger has written its records

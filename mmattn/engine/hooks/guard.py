@@ -9,23 +9,24 @@ from mmattn.engine.resume.rng import get_rng_state
 from mmattn.engine.signals import SignalHandler
 from mmattn.errors import NonFiniteError, Stopped
 
-_SKIPPED = 50  # steps that a gradient scaler may skip in a row
+_MAX_SKIPPED = 50  # consecutive steps that a gradient scaler may skip
 
 
-# ---- what a step is watched for ----------------------------------------------------------------
 class GuardHook(Hook):
-    """Stops a training that was told to, once its step is done and saved; and remembers its batch.
+    """Saves and stops a training after a signal; keeps the current batch for error messages.
 
     Attributes:
-        listener: hears the signals.
-        batch, randomness: of the step that is being made: data, and the generators before it.
+        signal_handler: receives the signals.
+        batch: data of the current step.
+        rng_state: state of the random number generators before the current step.
+        skipped: consecutive steps that the gradient scaler has skipped.
     """
 
-    priority = 'LOWEST'  # behind the hook that saves
+    priority = 'LOWEST'  # after the hook that saves
 
     def __init__(self) -> None:
         self.signal_handler = SignalHandler()
-        self.batch = self.randomness = None
+        self.batch = self.rng_state = None
         self.skipped, self._scale = 0, None
 
     def before_train(self, runner) -> None:
@@ -40,38 +41,39 @@ class GuardHook(Hook):
         if not self.signal_handler.started:
             self.signal_handler.check_start()
             self.signal_handler.started = True
-        self.batch, self.randomness = data_batch, get_rng_state()
+        self.batch, self.rng_state = data_batch, get_rng_state()
         if self._scale is None:
-            self._scale = _scale(runner.optim_wrapper)
+            self._scale = _loss_scale(runner.optim_wrapper)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._count_skips(runner)
-        heard = self.signal_handler.received is not None
-        if get_dist_info()[1] > 1:  # one that was told stops all, at the same step
-            flag = torch.tensor(int(heard))
+        stopping = self.signal_handler.received is not None
+        if get_dist_info()[1] > 1:  # a signal to one process stops all, after the same step
+            flag = torch.tensor(int(stopping))
             all_reduce(flag, 'max')
-            heard = bool(flag)
-        if heard and runner.optim_wrapper.should_update():
+            stopping = bool(flag)
+        if stopping and runner.optim_wrapper.should_update():
             self._stop(runner, runner.iter + 1)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.signal_handler.received and self.signal_handler.started:
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
-                    hook._swap_ema_parameters()  # a validation runs on the average
+                    hook._swap_ema_parameters()  # a validation runs on the averaged weights
             self._stop(runner, runner.iter)
 
     def _stop(self, runner, step: int) -> None:
         saved = runner.save_now(step)
-        if runner.train_loop.iter < step:  # in a step, so all are here
-            barrier()  # the launcher ends all when one ends, and rank 0 is writing
+        if runner.train_loop.iter < step:  # called from a step, which all processes reach
+            barrier()  # torchrun kills all ranks when one exits; wait until rank 0 has saved
         name = self.signal_handler.received or 'a signal to another process'
         raise Stopped(
             f'stopped by {name} at iteration {step}; saved {saved.stem}. Run again with --resume.'
         )
 
     def _count_skips(self, runner) -> None:
-        scale = _scale(runner.optim_wrapper)
+        """Log a step that the gradient scaler skipped; raise after too many in a row."""
+        scale = _loss_scale(runner.optim_wrapper)
         if scale is None:
             return
         if scale < self._scale:
@@ -80,7 +82,7 @@ class GuardHook(Hook):
         else:
             self.skipped = 0
         self._scale = scale
-        if self.skipped >= _SKIPPED:
+        if self.skipped >= _MAX_SKIPPED:
             raise NonFiniteError(
                 f'gradient scaler skipped {self.skipped} steps in a row at iteration '
                 f'{runner.iter + 1}, scale {scale:g}. Train without --amp, or lower the learning '
@@ -88,9 +90,9 @@ class GuardHook(Hook):
             )
 
 
-def _scale(wrapper: OptimWrapper) -> float | None:
-    """Of the gradient scaler; None without one."""
+def _loss_scale(wrapper: OptimWrapper) -> float | None:
+    """Scale of the gradient scaler; None without one."""
     scaler = getattr(wrapper, 'loss_scaler', None)
     if scaler is None or not scaler.is_enabled():
         return None
-    return torch.tensor(scaler.get_scale()).item()  # as rounded as it is behind the first step
+    return torch.tensor(scaler.get_scale()).item()  # rounded to fp32, as after the first step

@@ -13,31 +13,35 @@ from mmattn.engine.resume.rng import derive_seed, get_rng_state, set_rng_state
 
 
 class RandomnessHook(Hook):
-    """Takes the states of the generators for a checkpoint, and puts them back when one is resumed.
+    """Provides the generators' states for a checkpoint, and restores them when one is resumed.
 
     Attributes:
-        pending: rows of a checkpoint, until the first step.
-        gradients: those that wait in it, until then.
+        resumed_states: (processes, bytes) states of the resumed checkpoint, until the first step.
+        resumed_gradients: accumulated gradients of the resumed checkpoint, until the first step.
+        started: the first step of this process has begun.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
-        self.pending: Tensor | None = None
-        self.gradients: dict[str, Tensor] = {}
+        self.resumed_states: Tensor | None = None
+        self.resumed_gradients: dict[str, Tensor] = {}
         self.started = False
-        self._held: Tensor | None = None  # rows of before a validation
+        self._states_before_val: Tensor | None = None
 
     def rng_states(self) -> Tensor:
-        """(processes, bytes); to be called by all of them."""
-        if self._held is not None:
-            return self._held
-        return torch.stack([row.cpu() for row in all_gather(get_rng_state())])
+        """(processes, bytes) states of the generators; to be called by all processes.
+
+        During a validation they are those from before it.
+        """
+        if self._states_before_val is not None:
+            return self._states_before_val
+        return torch.stack([state.cpu() for state in all_gather(get_rng_state())])
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
-            self.pending = checkpoint.get('rng')
-            self.gradients = checkpoint.get('gradients', {})
+            self.resumed_states = checkpoint.get('rng')
+            self.resumed_gradients = checkpoint.get('gradients', {})
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if self.started:
@@ -45,34 +49,42 @@ class RandomnessHook(Hook):
         self.started = True
         rank, world = get_dist_info()
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        for name, value in model.named_parameters() if self.gradients else ():
-            if name in self.gradients:
-                rows = self.gradients[name]
-                value.grad = rows[rank % len(rows)].to(value)
-        self.gradients = {}
-        if self.pending is not None:
-            set_rng_state(self.pending[rank % len(self.pending)].clone())
-        elif world > 1:  # else all would drop out the same
+        for name, parameter in model.named_parameters() if self.resumed_gradients else ():
+            if name in self.resumed_gradients:
+                gradients = self.resumed_gradients[name]
+                parameter.grad = gradients[rank % len(gradients)].to(parameter)
+        self.resumed_gradients = {}
+        if self.resumed_states is not None:
+            self._restore_resumed(rank)
+        elif world > 1:  # otherwise every rank would draw the same dropout masks
             seed = derive_seed(runner.data_seed, 'rank', rank)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
-        self.pending = None
+        self.resumed_states = None
 
     def after_train(self, runner) -> None:
-        if self.pending is not None:  # the resumed run had come to its end
-            set_rng_state(self.pending[get_dist_info()[0] % len(self.pending)].clone())
+        if self.resumed_states is not None:  # the resumed run was already complete
+            self._restore_resumed(get_dist_info()[0])
+
+    def _restore_resumed(self, rank: int) -> None:
+        set_rng_state(self.resumed_states[rank % len(self.resumed_states)].clone())
 
     def before_val(self, runner) -> None:
-        """A validation draws nothing from the training, and sees rank 0's buffers: those saved."""
+        """Keep the states from before a validation, and give all ranks the buffers of rank 0.
+
+        A validation may not change what the training draws, and has to see the buffers that a
+        checkpoint holds.
+        """
         for buffer in runner.model.buffers() if get_dist_info()[1] > 1 else ():
             broadcast(buffer)
-        if self.pending is not None:  # of a resumed run that has not made a step
-            self._held = self.pending
+        if self.resumed_states is not None:  # a resumed run before its first step
+            self._states_before_val = self.resumed_states
         else:
-            self._held = self.rng_states()
+            self._states_before_val = self.rng_states()
 
     def after_val(self, runner) -> None:
-        if self._held is not None and self._held is not self.pending:
-            set_rng_state(self._held[get_dist_info()[0]].clone())
-        self._held = None
+        states = self._states_before_val
+        if states is not None and states is not self.resumed_states:
+            set_rng_state(states[get_dist_info()[0]].clone())
+        self._states_before_val = None

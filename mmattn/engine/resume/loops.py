@@ -1,4 +1,4 @@
-"""Training loops that can begin within an epoch."""
+"""Training loops that can start in the middle of an epoch."""
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
@@ -6,7 +6,11 @@ from .data import ResumableLoader
 
 
 class EpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs that can begin within one."""
+    """mmengine's loop over epochs, able to start in the middle of one.
+
+    Attributes:
+        batches: the batches of the training; set by the runner.
+    """
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
@@ -20,7 +24,7 @@ class EpochLoop(EpochBasedTrainLoop):
 
 
 class IterLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations; its batches are `ResumableLoader`."""
+    """mmengine's loop over iterations; its batches come from a `ResumableLoader`."""
 
     @property
     def batches(self) -> ResumableLoader:

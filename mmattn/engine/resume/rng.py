@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 
 def derive_seed(*parts) -> int:
-    """63 bits that depend on the parts alone, not on Python's hash of this process."""
+    """A seed of 63 bits that depends on `parts` alone, not on Python's hash seed."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), 'big') >> 1
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the three global generators of the CPU, and put them back behind it."""
+    """Seed the CPU generators of Python, NumPy and torch in the block; restore them after it."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
     try:
         yield
     finally:
@@ -32,62 +32,65 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-# ---- the generators of the network -------------------------------------------------------------
 def get_rng_state() -> Tensor:
-    """The state of all generators of this process as bytes, in a row."""
+    """State of all generators of this process, CPU and the current GPU, as a uint8 vector."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
-    parts = [
+    arrays = [
         np.array([version, *words], np.int64),
         np.array([gauss is not None, gauss or 0], np.float64),
         keys.astype(np.int64),
         np.array([position, has_gauss], np.int64),
         np.array([cached], np.float64),
     ]
-    rows = [torch.from_numpy(np.frombuffer(part.tobytes(), np.uint8).copy()) for part in parts]
-    rows.append(torch.get_rng_state())
+    parts = [torch.from_numpy(np.frombuffer(a.tobytes(), np.uint8).copy()) for a in arrays]
+    parts.append(torch.get_rng_state())
     if torch.cuda.is_available():
-        rows.append(torch.cuda.get_rng_state())
-    return torch.cat(rows)
+        parts.append(torch.cuda.get_rng_state())
+    return torch.cat(parts)
 
 
-def set_rng_state(row: Tensor) -> None:
-    """Put back what `get_rng_state` gave."""
-    data, at = row.cpu().numpy().tobytes(), 0
+def set_rng_state(state: Tensor) -> None:
+    """Restore the generators to a state from `get_rng_state`."""
+    data, offset = state.cpu().numpy().tobytes(), 0
 
     def take(length: int, dtype) -> np.ndarray:
-        nonlocal at
-        found = np.frombuffer(data, dtype, length, at)
-        at += found.nbytes
-        return found
+        nonlocal offset
+        values = np.frombuffer(data, dtype, length, offset)
+        offset += values.nbytes
+        return values
 
     version, *words = take(626, np.int64).tolist()
-    has, gauss = take(2, np.float64).tolist()
-    random.setstate((version, tuple(words), gauss if has else None))
+    has_gauss, gauss = take(2, np.float64).tolist()
+    random.setstate((version, tuple(words), gauss if has_gauss else None))
     keys = take(624, np.int64).astype(np.uint32)
     position, has_gauss = take(2, np.int64).tolist()
     np.random.set_state(('MT19937', keys, position, has_gauss, take(1, np.float64).item()))
     size = torch.get_rng_state().numel()
-    # copies: a view into the row with an offset would crash torch
+    # copies: torch crashes on a view with an offset
     torch.set_rng_state(torch.from_numpy(take(size, np.uint8).copy()))
-    if torch.cuda.is_available() and at < len(data):
-        torch.cuda.set_rng_state(torch.from_numpy(take(len(data) - at, np.uint8).copy()))
+    if torch.cuda.is_available() and offset < len(data):
+        torch.cuda.set_rng_state(torch.from_numpy(take(len(data) - offset, np.uint8).copy()))
 
 
 def accumulated_gradients(optim_wrapper: OptimWrapper, model: nn.Module) -> dict[str, Tensor]:
-    """Those that accumulate for an optimizer's step to come, as at the end of an epoch.
+    """Gradients that wait for the next optimizer step, when they accumulate over several batches.
 
     To be called by all processes.
 
+    Args:
+        optim_wrapper: knows whether the next optimizer step is due.
+        model: the network, without a wrapper such as DDP.
+
     Returns:
-        name of the parameter -> (processes, *its shape).
+        (processes, *shape) gradient of each parameter by name; empty right after a step.
     """
     if optim_wrapper.should_update():
         return {}
-    found = {}
-    for name, value in model.named_parameters():
-        if value.grad is None and (get_dist_info()[1] == 1 or not value.requires_grad):
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None and (get_dist_info()[1] == 1 or not parameter.requires_grad):
             continue
-        gradient = torch.zeros_like(value) if value.grad is None else value.grad
-        found[name] = torch.stack([row.cpu() for row in all_gather(gradient)])
-    return found
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients[name] = torch.stack([g.cpu() for g in all_gather(gradient)])
+    return gradients
