@@ -331,9 +331,8 @@ def main() -> int:
     editable = pip('install', '--no-deps', '--no-build-isolation', '-e', ROOT)
     run('  mmattn, editable', '5 s', editable)
     echo('  checking the compiled operators of mmcv and the imports')
-    if not succeeds(
-        OPERATOR_CHECK
-    ):  # the packages above may have replaced what it was compiled against
+    # the packages above may have replaced the torch that it was compiled against
+    if not succeeds(OPERATOR_CHECK):
         fail(
             f"mmcv's compiled operators no longer run, see {LOG}. Remove .venv and run make setup.",
             1,

@@ -54,7 +54,7 @@ def find_model(name: str) -> Model:
         return Model(name, path)
     if name not in models:
         near = difflib.get_close_matches(name, models, n=3)
-        hint = f'nearest: {", ".join(near)}' if near else "mmattn.zoo.list_models('*') lists all"
+        hint = f'nearest: {", ".join(near)}' if near else "mmattn.list_models('*') lists all"
         raise UsageError(f'model {name}: no such name in the index; {hint}.')
     return models[name]
 

@@ -73,7 +73,7 @@ def test(
 
     Args:
         config: path of the config file, or the name of a model of the index.
-        checkpoint: a `.pth` or `.safetensors` file, or anything else that `mmattn.zoo.load_model`
+        checkpoint: a `.pth` or `.safetensors` file, or anything else that `mmattn.load_model`
             takes; None evaluates the network with its initial weights.
         options: see `TestOptions`.
         fields: single fields of `TestOptions`, such as `tta=True`; they replace those of `options`.

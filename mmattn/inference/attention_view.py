@@ -55,7 +55,7 @@ def view_attention(
     """Write `attention.html` and a PNG for every map of every attention block.
 
     Args:
-        config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
+        config, checkpoint: the network and its weights, as `mmattn.load_model` takes them.
         image: a path.
         out_dir: the folder.
         query: of pairwise blocks in the PNGs and at first in the page, row and column as fractions.

@@ -154,7 +154,7 @@ def export(
     program, such as sliding windows, done outside of it.
 
     Args:
-        config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
+        config, checkpoint: the network and its weights, as `mmattn.load_model` takes them.
         kind: 'onnx' or 'torch'.
         out: the file; None for `<config>.onnx` or `.pt2`.
         images: that the program is compared on; None for noise of two sizes.

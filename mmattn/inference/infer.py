@@ -92,7 +92,7 @@ def infer(
     pycocotools loads them: `COCO('images.json').loadRes('results.json')`.
 
     Args:
-        config, checkpoint: the network and its weights, as `mmattn.zoo.load_model` takes them.
+        config, checkpoint: the network and its weights, as `mmattn.load_model` takes them.
         source: what is looked at.
         out_dir: the folder for all that.
         attention: blocks to add; by default those that the checkpoint was trained with.

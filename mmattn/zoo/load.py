@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def load_model(
     name: str | Path, weights: str | Path | None = None, device: str | None = None
 ) -> 'nn.Module':
-    """A model with its weights, in eval mode, ready for `mmattn.inference.predictor.Predictor`.
+    """A model with its weights, in eval mode, ready for `mmattn.Predictor`.
 
     Args:
         name: name in the index, or path of a config.

@@ -83,7 +83,7 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
 def upload(paths: dict[str, Path], repository: str, *, private: bool = False) -> str:
     """Upload published files to a repository of the Hugging Face Hub, created if missing.
 
-    The card becomes the README if the repository has none. `mmattn.zoo.load_model(name,
+    The card becomes the README if the repository has none. `mmattn.load_model(name,
     'hf://owner/repository')` loads from there.
 
     Args:
