@@ -24,7 +24,7 @@ TRAIN, TEST = 'train_dataloader', 'test_dataloader'
 @pytest.fixture
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmattn.log.print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr('mmattn.datasets.validation.warn', lines.append)
     return lines
 
 

@@ -199,7 +199,7 @@ def test_label_maps(case, tmp_path):
 def test_upper_case_suffixes_are_said_before_a_training(tmp_path, monkeypatch):
     init_default_scope('mmseg')
     said = []
-    monkeypatch.setattr('mmattn.log.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('mmattn.datasets.validation.warn', said.append)
     leaf = label_set(tmp_path)
     for number in 0, 2:
         (tmp_path / f'img/{number}.png').rename(tmp_path / f'img/{number}.PNG')
