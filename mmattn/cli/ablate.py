@@ -7,12 +7,12 @@ interruption, or with more blocks or seeds: finished runs are kept.
 Example: python tools/ablate.py configs/retinanet_r18_bccd.py --attention none,se,cbam,se+gc
 """
 
-from .common import make_parser, run
+from .common import CONFIG_HELP, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help='config file of a detector or segmentor')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         '--attention', required=True, metavar='NAME,NAME,...',
         help="names to compare, files of configs/_base_/attention; 'a+b' for both at once, 'none' "

@@ -79,10 +79,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     def task() -> None:
         if args.plugins or args.trust:
             from mmattn.benchmarks.overhead import report_overhead, report_trust
-            from mmattn.config.index import find_model
 
             report_cost = report_overhead if args.plugins else report_trust
-            report_cost(find_model('mask_rcnn_r50_coco').config, args.rounds, args.json)
+            report_cost('mask_rcnn_r50_coco', args.rounds, args.json)
             return
         if args.segmentation:
             from mmattn.benchmarks.segmentation import report_segmentation

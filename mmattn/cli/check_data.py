@@ -8,12 +8,12 @@ problem.
 Example: python tools/check_data.py configs/ccnet_r50_cityscapes.py --json data.json
 """
 
-from .common import add_image_options, make_parser, run
+from .common import CONFIG_HELP, add_image_options, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         '--cfg-options', nargs='+', metavar='KEY=VALUE',
         help='override config values, e.g. train_dataloader.dataset.data_root=DIR',

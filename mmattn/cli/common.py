@@ -9,6 +9,7 @@ from functools import partial
 
 from mmattn.errors import run_tool
 
+CONFIG_HELP = 'config file, or a model name of mmattn.list_models()'
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
 
@@ -39,7 +40,7 @@ def command_name(module: str) -> str:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `config` and `checkpoint`, as `mmattn.load_model` takes them."""
-    parser.add_argument('config', help='config file, or a model name of mmattn.list_models()')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         'checkpoint',
         nargs='?',

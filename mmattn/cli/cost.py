@@ -5,12 +5,12 @@ Attention blocks are listed one by one. Tells before a run whether its training 
 Example: python tools/cost.py configs/mask_rcnn_r50_coco.py --attention gc --memory-limit 11
 """
 
-from .common import add_config_options, make_parser, run
+from .common import CONFIG_HELP, add_config_options, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('H', 'W'), help='image size; default: as in training'
     )

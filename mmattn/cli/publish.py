@@ -6,12 +6,12 @@ command.
 Example: python tools/publish.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
 """
 
-from .common import make_parser, run
+from .common import CONFIG_HELP, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument('checkpoint', help='checkpoint that training wrote')
     parser.add_argument(
         '--out-dir', default='work_dirs/published',

@@ -7,6 +7,7 @@ Example: python tools/test.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_st
 """
 
 from .common import (
+    CONFIG_HELP,
     add_config_options,
     add_data_check_option,
     add_rehearsal_option,
@@ -17,7 +18,7 @@ from .common import (
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument('checkpoint', help='.pth or .safetensors file')
     parser.add_argument(
         '--work-dir', help='folder for log and metrics (default: work_dirs/<config name>)'

@@ -9,12 +9,12 @@ threads and checkpoints must not grow.
 Example: python tools/torture.py configs/ccnet_r18_street.py --kills 20 --out-dir work_dirs/torture
 """
 
-from .common import make_parser, run
+from .common import CONFIG_HELP, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument('config', nargs='?', help=CONFIG_HELP)
     parser.add_argument('--saves', action='store_true', help='kill saves instead of a training')
     parser.add_argument(
         '--soak', action='store_true', help='soak test: kill nothing, check that nothing grows'

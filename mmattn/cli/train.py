@@ -4,6 +4,7 @@ Example: python tools/train.py configs/ccnet_r18_street.py
 """
 
 from .common import (
+    CONFIG_HELP,
     add_config_options,
     add_data_check_option,
     add_rehearsal_option,
@@ -14,7 +15,7 @@ from .common import (
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         '--work-dir', help='folder for all results (default: work_dirs/<config name>)'
     )
