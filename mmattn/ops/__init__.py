@@ -1,4 +1,4 @@
-"""Floor 1: the maths of attention as pure functions on tensors; torch alone."""
+"""The maths of attention as pure functions on tensors; needs torch alone."""
 
 from .affine import affine_sample as affine_sample
 from .channel import channel_attention as channel_attention

@@ -9,11 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from .precision import disable_autocast, upcast
 
-_SMALLEST_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
+_MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 
 
 def channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Every channel as a weighted sum of all, the least similar weighing most.
+    """Each channel as a weighted sum of all channels; the least similar weigh most.
 
     Source: Dual Attention Network for Scene Segmentation, CVPR 2019, arXiv 1809.02983, eq. 3-4,
     in the form of the authors' code, E = X X^T, A = softmax(max E - E) = softmax(-E).
@@ -30,7 +30,7 @@ def channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Gram(torch.autograd.Function):
-    """X X^T, whose gradient is one product where autograd would take two."""
+    """X X^T, whose gradient takes one matrix product rather than two."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -63,16 +63,16 @@ def global_pool(x: Tensor, kind: str) -> Tensor:
     if kind == 'max':
         return first_max(x.flatten(2), 2)
     if kind == 'lp':
-        return upcast(x).square().sum((2, 3)).clamp(min=_SMALLEST_SUM).sqrt()
+        return upcast(x).square().sum((2, 3)).clamp(min=_MIN_SUM).sqrt()
     if kind == 'lse':
         return upcast(x).flatten(2).logsumexp(-1)
     raise ValueError(f"global_pool: {kind=}, allowed 'avg', 'max', 'lp', 'lse'")
 
 
 def first_max(x: Tensor, dim: int) -> Tensor:
-    """The maximum along an axis, whose gradient goes to the first of equals, as in max-pooling.
+    """Maximum along an axis; the gradient goes to the first of equal values, as in max-pooling.
 
-    Faster than `x.max(dim).values`: the place is looked for in two steps, and only if it is needed.
+    Faster than `x.max(dim).values`: the index is computed in two steps, and only for a gradient.
     """
     if torch.compiler.is_compiling():
         return x.max(dim).values
@@ -82,26 +82,26 @@ def first_max(x: Tensor, dim: int) -> Tensor:
     part = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
     with torch.no_grad():
         parts = x.unflatten(dim, (length // part, part))
-        which = parts.amax(dim + 1).argmax(dim, keepdim=True).unsqueeze(dim)
-        index = [-1] * parts.dim()
-        index[dim + 1] = part
-        chosen = parts.gather(dim, which.expand(index)).squeeze(dim)
-        place = which.squeeze(dim) * part + chosen.argmax(dim, keepdim=True)
-    return x.gather(dim, place).squeeze(dim)
+        part_index = parts.amax(dim + 1).argmax(dim, keepdim=True).unsqueeze(dim)
+        size = [-1] * parts.dim()
+        size[dim + 1] = part
+        best_part = parts.gather(dim, part_index.expand(size)).squeeze(dim)
+        index = part_index.squeeze(dim) * part + best_part.argmax(dim, keepdim=True)
+    return x.gather(dim, index).squeeze(dim)
 
 
 def channel_mean(x: Tensor) -> Tensor:
     """Mean over the channels, (N, C, H, W) -> (N, 1, H, W)."""
-    half = upcast(x) is not x  # 1 / C would not be exact
-    if half or (x.requires_grad and torch.is_grad_enabled()):
-        return x.mean(1, keepdim=True)  # whose gradient is cheaper
-    with disable_autocast(x):  # a product with a vector reads x at full speed
+    is_half = upcast(x) is not x  # 1 / C would not be exact
+    if is_half or (x.requires_grad and torch.is_grad_enabled()):
+        return x.mean(1, keepdim=True)  # cheaper backward
+    with disable_autocast(x):  # a product with a vector runs at memory speed
         mean = x.new_full((1, x.shape[1]), 1 / x.shape[1]) @ x.flatten(2)
     return mean.unflatten(2, x.shape[2:])
 
 
 def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the positions, weighted by a softmax over them.
+    """Softmax-weighted mean over positions.
 
     Source: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, ICCVW 2019,
     arXiv 1904.11492, eq. 3.
@@ -119,12 +119,12 @@ def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() or len(x) == 0:
             context = (flat @ factors[:, :, None]).flatten(1)
         else:  # a batched product with one column is several times slower
-            context = torch.stack([torch.mv(*one) for one in zip(flat, factors, strict=True)])
+            context = torch.stack([torch.mv(t, f) for t, f in zip(flat, factors, strict=True)])
     return context, weights.reshape(logits.shape)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels of `groups` equal parts out in turn: (N, C, ...) -> (N, C, ...).
+    """Interleave the channels of `groups` equal parts: (N, C, ...) -> (N, C, ...).
 
     With 2 groups and C = 8 the order becomes 0 4 1 5 2 6 3 7. Shuffling with C / groups afterwards
     restores it. Source: ShuffleNet, CVPR 2018, arXiv 1707.01083, fig. 1.
@@ -134,15 +134,15 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def scale_halves(x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Tensor:
-    """Multiply the halves of each channel group by factors, and `channel_shuffle` by 2 if asked.
+    """Multiply the halves of each channel group by factors, then optionally `channel_shuffle` by 2.
 
-    Each product is written where it ends up, without a copy to bring the halves together.
+    Each product is written to its final place, which saves the copy of a concatenation.
 
     Args:
         x: (N, C, H, W), G groups of 2 k channels.
         first: (N G, k, 1 or H, 1 or W), factors of the first half of each group.
         second: the same of the second half.
-        shuffle: whether to deal out the channels.
+        shuffle: whether to shuffle the channels.
 
     Returns:
         (N, C, H, W).
@@ -174,24 +174,24 @@ class _ScaleHalves(torch.autograd.Function):
         x, *factors = ctx.saved_tensors
         grad = grad.contiguous()
         x_grad, grads = torch.empty_like(x), [torch.empty_like(f) for f in factors]
-        every = zip(
+        views = zip(
             _halves(x, grad, factors, ctx.shuffle),
             _halves(x_grad, grad, grads, ctx.shuffle),
             strict=True,
         )
-        for (source, of_target, factor), (of_source, _, of_factor) in every:
-            torch.mul(of_target, factor, out=of_source)
-            product = of_target * source
-            alone = factor.shape[-1] != product.shape[-1]
-            of_factor.copy_(product.sum(-1, keepdim=True) if alone else product)
+        for (source, target_grad, factor), (source_grad, _, factor_grad) in views:
+            torch.mul(target_grad, factor, out=source_grad)
+            product = target_grad * source
+            per_channel = factor.shape[-1] != product.shape[-1]
+            factor_grad.copy_(product.sum(-1, keepdim=True) if per_channel else product)
         return x_grad, *grads, None
 
 
 def _halves(x, y, factors, shuffle):
-    """Views (N, some groups, k, H W): parts of x, their places in y, and the factors of them."""
+    """Views (N, some groups, k, H W): parts of x, their places in y, and their factors."""
     batch, pixels, half = len(x), x.shape[2:].numel(), factors[0].shape[1]
     groups = x.shape[1] // (2 * half)
-    # 2 G runs of k channels; channel shuffle deals out the first G beside the second G
+    # 2 G runs of k channels; channel shuffle interleaves the first G with the second G
     x = x.view(batch, 2, groups, half, pixels)
     if shuffle:
         y = y.view(batch, groups, half, 2, pixels).permute(0, 3, 1, 2, 4)
@@ -200,7 +200,7 @@ def _halves(x, y, factors, shuffle):
     for which, factor in enumerate(factors):
         factor = factor.view(batch, groups, half, -1)
         for part in range(2):
-            start = (which + part * groups) % 2  # runs are in turn of the first and second half
+            start = (which + part * groups) % 2  # first and second halves alternate
             runs = slice(start, None, 2)
             group = (part * groups + start) // 2
             source = x[:, part, runs]
@@ -208,13 +208,13 @@ def _halves(x, y, factors, shuffle):
 
 
 def group_similarity(parts: Tensor, eps: float) -> Tensor:
-    """How much each position resembles the mean of its channel group, standardised over positions.
+    """Similarity of each position to the mean of its channel group, standardised over positions.
 
     Source: Spatial Group-wise Enhance, arXiv 1905.09646, eq. 2-4, with the unbiased deviation and
     eps added to it, as in the authors' code. On a map of one pixel the result is 0.
 
     Args:
-        parts: (N, G, C / G, P), the groups of channels.
+        parts: (N, G, C / G, P), channels by group.
         eps: added to the deviation, in units of x squared.
 
     Returns:
@@ -225,7 +225,7 @@ def group_similarity(parts: Tensor, eps: float) -> Tensor:
         t = (parts.mean(-1, keepdim=True).mT @ parts).squeeze(2)  # (N, G, P)
         t = t - t.mean(-1, keepdim=True)
         if t.shape[-1] > 1:  # else t is 0 and there is no deviation
-            # as std, which is many times slower
+            # equals std, which is many times slower
             deviation = torch.linalg.vector_norm(t, dim=-1, keepdim=True) / (t.shape[-1] - 1) ** 0.5
             t = t / (deviation + eps)
         return t

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .memory import require
 from .precision import disable_autocast, upcast
 
-_BLOCK = 1 << 23  # weights at a time: 32 MB in fp32, more than which makes nothing faster
+_BLOCK = 1 << 23  # weights at a time: 32 MB in fp32; more is not faster
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     The pixel itself is counted once. The logits are not scaled. Logits and softmax are computed in
     fp32 or wider whatever the inputs are, so half precision does not overflow; under autocast too.
-    Copies nothing that is in channels_last.
+    Inputs in channels_last are not copied.
 
     Args:
         q: (N, E, H, W) queries.
@@ -33,8 +33,8 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (N, C, H, W) in the dtype of v, in channels_last.
 
     Raises:
-        ValueError: the shapes do not fit each other.
-        MemoryError: less is free than the result takes.
+        ValueError: shapes that do not match.
+        MemoryError: less memory is free than the result takes.
     """
     same = q.shape == k.shape and q.shape[2:] == v.shape[2:] and q.shape[0] == v.shape[0]
     if q.dim() != 4 or not same:
@@ -48,15 +48,16 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a graph has no loop over blocks
             out = _whole(q, k, v)
         else:
-            adjacent = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-            out = _attention(v)(*adjacent)
+            channels_adjacent = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+            out = _implementation(v)(*channels_adjacent)
     return out.permute(0, 3, 1, 2)
 
 
-def _attention(v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The fastest form for a tensor: one kernel on a GPU with Triton, else matrix products."""
+def _implementation(v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The fastest one for a tensor: a fused kernel on a GPU with Triton, else matrix products."""
     if v.is_cuda:
-        from .criss_cross_triton import criss_cross_fused, fused_available  # the import takes 1 s
+        # imports Triton, which may be missing and takes a second
+        from .criss_cross_triton import criss_cross_fused, fused_available
 
         if fused_available(v):
             return criss_cross_fused
@@ -66,7 +67,7 @@ def _attention(v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 class _CrissCross(torch.autograd.Function):
     """`criss_cross` on (N, H, W, E), (N, H, W, E), (N, H, W, C), by blocks of rows of an image.
 
-    Between forward and backward it keeps q, k and v alone; the weights are computed again.
+    Saves only q, k and v for backward, which recomputes the weights.
     """
 
     @staticmethod
@@ -82,57 +83,57 @@ class _CrissCross(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kept = ctx.saved_tensors
-        q, k, v, grad = (upcast(t) for t in (*kept, grad.contiguous()))
+        saved = ctx.saved_tensors
+        q, k, v, grad = (upcast(t) for t in (*saved, grad.contiguous()))
         q_grad, k_grad, v_grad = (t.new_empty(t.shape) for t in (q, k, v))
         for n, rows, weights in _blocks(q, k):
-            of_rows = grad[n, rows]
-            logits = _pairs(of_rows, v[n], rows, torch.empty_like(weights))  # the weights' gradient
-            logits = torch._softmax_backward_data(logits, weights, -1, weights.dtype)
+            grad_rows = grad[n, rows]
+            weights_grad = _pairs(grad_rows, v[n], rows, torch.empty_like(weights))
+            logits_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
             row, column = _parts(weights)
-            _add_to_keys(v_grad[n], rows, row, column, of_rows)
-            row, column = _parts(logits)
+            _add_to_keys(v_grad[n], rows, row, column, grad_rows)
+            row, column = _parts(logits_grad)
             torch.bmm(row, k[n, rows], out=q_grad[n, rows])
             q_grad[n, rows].transpose(0, 1).baddbmm_(column, k[n].transpose(0, 1))
             _add_to_keys(k_grad[n], rows, row, column, q[n, rows])
-        return tuple(g.to(t.dtype) for g, t in zip((q_grad, k_grad, v_grad), kept, strict=True))
+        return tuple(g.to(t.dtype) for g, t in zip((q_grad, k_grad, v_grad), saved, strict=True))
 
 
 def _blocks(q, k):
-    """Image, block of its rows and their weights (h, W, W + H), overwritten by the next block."""
+    """Yield image, rows and their weights (h, W, W + H), which the next iteration overwrites."""
     height, width = q.shape[1:3]
     count = min(height, max(1, _BLOCK // (width * (width + height))))
-    room = q.new_empty(count, width, width + height)
+    buffer = q.new_empty(count, width, width + height)
     for n in range(len(q)):
         for first in range(0, height, count):
             rows = slice(first, min(first + count, height))
-            weights = _pairs(q[n, rows], k[n], rows, room[: rows.stop - first])
-            own = weights[..., width + first :].diagonal(dim1=0, dim2=2)  # (W, h)
-            own.fill_(float('-inf'))  # the row has the pixel itself
+            weights = _pairs(q[n, rows], k[n], rows, buffer[: rows.stop - first])
+            itself = weights[..., width + first :].diagonal(dim1=0, dim2=2)  # (W, h)
+            itself.fill_(float('-inf'))  # the row has counted the pixel itself
             yield n, rows, torch.softmax(weights, -1, out=weights)
 
 
-def _pairs(x: Tensor, y: Tensor, rows: slice, room: Tensor) -> Tensor:
+def _pairs(x: Tensor, y: Tensor, rows: slice, out: Tensor) -> Tensor:
     """Products of the pixels of some rows, (h, W, C), with their rows and columns of y, (H, W, C).
 
-    Into room, (h, W, W + H): first the pixels of the row, then those of the column.
+    Written into out, (h, W, W + H): first the pixels of the row, then those of the column.
     """
-    row, column = _parts(room)
+    row, column = _parts(out)
     torch.bmm(x, y[rows].mT, out=row)
     torch.bmm(x.transpose(0, 1), y.transpose(0, 1).mT, out=column)
-    return room
+    return out
 
 
-def _parts(room: Tensor) -> tuple[Tensor, Tensor]:
-    """(h, W, W + H) -> the views (h, W, W) on rows, and (W, h, H) on columns."""
-    width = room.shape[1]
-    return room[..., :width], room[..., width:].transpose(0, 1)
+def _parts(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, W, W + H) -> views (h, W, W) of pixels in the row, (W, h, H) of pixels in the column."""
+    width = pairs.shape[1]
+    return pairs[..., :width], pairs[..., width:].transpose(0, 1)
 
 
 def _add_to_keys(out: Tensor, rows: slice, row: Tensor, column: Tensor, x: Tensor) -> None:
-    """Add to each pixel of out, (H, W, C), what the pixels of x, (h, W, C), that see it weigh.
+    """Accumulate, for each pixel of out (H, W, C), the weighted pixels of x (h, W, C) that see it.
 
-    The first rows find out without values and write them.
+    The first call, whose rows start at 0, writes into uninitialised `out`.
     """
     columns = out.transpose(0, 1), column.mT, x.transpose(0, 1)
     if rows.start:
@@ -143,20 +144,20 @@ def _add_to_keys(out: Tensor, rows: slice, row: Tensor, column: Tensor, x: Tenso
 
 
 def _whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same in operations that any compiler and exporter knows."""
+    """`criss_cross` in operations that every compiler and exporter supports."""
     height, width = q.shape[1:3]
     columns = [t.transpose(1, 2) for t in (q, k, v)]  # (N, W, H, E or C)
     row = upcast(q) @ upcast(k).mT  # (N, H, W, W)
     column = upcast(columns[0]) @ upcast(columns[1]).mT  # (N, W, H, H)
-    at = torch.arange(height, device=q.device)
-    column = column.masked_fill(at[:, None] == at, float('-inf'))  # row has the pixel itself
+    index = torch.arange(height, device=q.device)
+    column = column.masked_fill(index[:, None] == index, float('-inf'))  # row has the pixel itself
     weights = torch.cat([row, column.transpose(1, 2)], -1).softmax(-1).to(v.dtype)
     row, column = weights.split([width, height], -1)
     return row @ v + (column.transpose(1, 2) @ columns[2]).transpose(1, 2)
 
 
 def criss_cross_map(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:
-    """The weights that `criss_cross` gives to every pixel, for chosen queries alone.
+    """The weights that `criss_cross` gives to every pixel, for selected queries.
 
     Args:
         q: (N, E, H, W) queries.
@@ -168,8 +169,8 @@ def criss_cross_map(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:
     """
     height, width = q.shape[2:]
     with disable_autocast(q):
-        chosen = upcast(q).flatten(2)[..., queries]  # (N, E, Q)
-        logits = torch.einsum('neq,nehw->nqhw', chosen, upcast(k))
+        selected = upcast(q).flatten(2)[..., queries]  # (N, E, Q)
+        logits = torch.einsum('neq,nehw->nqhw', selected, upcast(k))
         row = torch.arange(height, device=q.device)[:, None] == (queries // width)[:, None, None]
         column = torch.arange(width, device=q.device) == (queries % width)[:, None, None]
         logits = logits.masked_fill(~(row | column), float('-inf'))

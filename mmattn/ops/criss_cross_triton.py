@@ -4,12 +4,12 @@ Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019, arXiv
     eq. 1-2; online softmax and recomputed weights: FlashAttention, arXiv 2205.14135, alg. 1 and 4.
 
 Each kernel runs twice, first over rows, then over columns. A program owns a tile of pixels of one
-line and meets the pixels of that line tile by tile, so that a tile shares its loads and the logits
-are small matrix products. The second launch continues from what the first one wrote and leaves
-out the pixel itself, which its row has counted. No two programs write the same place with
-different values: there are no atomics, and each run gives the same result.
+line and visits the pixels of that line tile by tile, so that a tile shares its loads and the logits
+are small matrix products. The second launch continues from the output of the first and leaves out
+the pixel itself, which its row has counted. No two programs write different values to one address:
+there are no atomics, and results are deterministic.
 
-Triton is optional: without it this module imports, and `fused_available` says False. With it the
+Triton is optional: without it this module imports, and `fused_available` returns False. With it the
 import takes a second, so import this module where it is needed, not at the top.
 """
 
@@ -31,15 +31,15 @@ except ImportError:
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CAPABILITY = (8, 0)  # the first with matrix products of bf16
 
-# The interpreter stands in for what Triton compiles of its own too: it is on or off for good once
-# Triton is imported.
+# The interpreter also replaces Triton's own functions, so it is on or off for good once Triton is
+# imported.
 _INTERPRETED = triton is not None and not isinstance(tl.max, triton.JITFunction)
 _WIDE_DOT = triton and tl.constexpr(_INTERPRETED)
 
-# What a program holds at most, by bytes of a number: pixels of a line, its own ones and as many
-# others at a time; channels that it sums over at a time; channels of its result. Compiled for
-# capabilities 8.0 to 12.0 that is at most 66 KiB of shared memory, and the registers suffice but
-# for some 100 bytes. More channels are shared out among programs; each computes the logits again.
+# Maximal tile sizes of a program, by bytes per number: pixels of a line, its own and as many
+# others; channels summed over at a time; channels of its result. Compiled for capabilities 8.0 to
+# 12.0 they take at most 66 KiB of shared memory and spill some 100 bytes of registers. More
+# channels are divided among programs, each of which recomputes the logits.
 _PIXELS = {2: 64, 4: 32}
 _SUMMED = {2: 64, 4: 32}
 _OWNED = {2: 128, 4: 128}
@@ -64,10 +64,10 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     `criss_cross` with channels last: the pixel itself is counted once, the logits are not scaled.
     Logits, softmax and all sums are in fp32; in half precision the weights are rounded to the
-    dtype of v before they meet it. fp32 is multiplied as fp32, not as TF32: a mantissa of 10 bits
+    dtype of v before the product. fp32 is multiplied as fp32, not as TF32: a mantissa of 10 bits
     leaves an error of up to 1e-3 of a logit, and the exponential makes that, times the logit, the
-    relative error of a weight, where fp32 holds to 1e-5. Differentiable once; keeps q, k, v, o and
-    one number per pixel for it. Memory grows with the pixels times the channels.
+    relative error of a weight, where fp32 holds to 1e-5. Differentiable once; saves q, k, v, o and
+    one number per pixel for backward. Memory grows with the pixels times the channels.
 
     Args:
         q: (N, H, W, E) queries in fp32, fp16 or bf16; channels adjacent, else any strides.
@@ -78,7 +78,7 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (N, H, W, C) in the dtype of v, contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit each other; channels are not adjacent.
+        ValueError: shapes, dtypes or devices that do not match; channels that are not adjacent.
         RuntimeError: `fused_available` is False here.
     """
     if q.dim() != 4 or v.dim() != 4 or q.shape != k.shape or q.shape[:3] != v.shape[:3]:
@@ -106,13 +106,13 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _CrissCross(torch.autograd.Function):
-    """`criss_cross_fused` on inputs that are known to fit."""
+    """`criss_cross_fused` on checked inputs."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-        # (N, H, W) each, log-sum-exp of the logits of a pixel: in its row; in row and column. Two,
-        # since the programs of every slice of channels read the first, whichever runs first.
+        # (N, H, W) each, log-sum-exp of the logits of a pixel: in row and column; in its row. Two
+        # tensors, as the column programs of all channel slices read the second in any order.
         lse = torch.empty(v.shape[:3], dtype=torch.float32, device=v.device)
         row_lse = torch.empty_like(lse)
         for column in (False, True):
@@ -125,25 +125,25 @@ class _CrissCross(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        if grad.shape[3] > 1 and grad.stride(3) != 1:  # of a sum, say: one number, expanded
+        if grad.shape[3] > 1 and grad.stride(3) != 1:  # e.g. that of a sum: one number, expanded
             grad = grad.contiguous()
         need_q, need_k, need_v = ctx.needs_input_grad
         q_grad = k_grad = v_grad = None
         if need_q or need_k:
-            mean = torch.empty_like(lse)
-            _launch(_mean_grad, (grad,), (out, mean), q, v, None, False)
-            # Between the launches in fp32: where keys have much in common, what rows and columns
-            # give to the gradient of a query cancels, and so for queries and keys swapped.
+            delta = torch.empty_like(lse)
+            _launch(_delta, (grad,), (out, delta), q, v, None, False)
+            # fp32 between the launches: where keys have much in common, the contributions of row
+            # and column to the gradient of a query cancel, and likewise for a key.
             rows = torch.empty(q.shape, dtype=torch.float32, device=q.device)
         if need_q:
             q_grad = torch.empty(q.shape, dtype=q.dtype, device=q.device)
             for column in (False, True):
-                packed = (lse, mean, rows, q_grad if column else rows)
+                packed = (lse, delta, rows, q_grad if column else rows)
                 _launch(_pair_grad, (q, k, grad, v), packed, q, v, q, column, QUERIES_OWN=True)
         if need_k:
             k_grad = torch.empty(k.shape, dtype=k.dtype, device=k.device)
             for column in (False, True):
-                packed = (lse, mean, rows, k_grad if column else rows)
+                packed = (lse, delta, rows, k_grad if column else rows)
                 _launch(_pair_grad, (k, q, v, grad), packed, q, v, k, column, QUERIES_OWN=False)
         if need_v:
             v_grad = torch.empty(v.shape, dtype=v.dtype, device=v.device)
@@ -162,17 +162,17 @@ def _launch(
     column: bool,
     **flags: bool,
 ) -> None:
-    """Run a kernel, one program per tile of a line and slice of the channels of `owned`.
+    """Run a kernel: one program per tile of a line and slice of the channels of `owned`.
 
     Args:
-        kernel: its arguments are strided, packed, three strides of each in strided, H, W, then
-            those of the constants below that it names.
+        kernel: takes strided, packed, three strides of each tensor in strided, H, W, then those of
+            the constants below that it names.
         strided: (N, H, W, E or C), channels adjacent.
         packed: (N, H, W) or (N, H, W, E or C), contiguous.
         q, v: (N, H, W, E), (N, H, W, C).
-        owned: whose channels are shared out among programs; None if one program sees them all.
+        owned: tensor whose channels are divided among programs; None if each program has all.
         column: whether the lines are columns.
-        flags: further constants.
+        **flags: further constants.
     """
     count, height, width, channels = v.shape
     lines, length = (width, height) if column else (height, width)
@@ -210,8 +210,9 @@ def _jit(kernel: Callable) -> Any:
     return triton.jit(kernel) if triton else kernel
 
 
-# Below, a and b count the pixels of one line, and (A) and (B) stand for TILE of them: a are those
-# that a program writes for, `own` what belongs to them; b those that it meets, `other` theirs.
+# Below, a and b are indices of pixels of one line, TILE of each in a shape (A) or (B): a program
+# computes results for the pixels a, whose inputs are `own`, from the pixels b, whose inputs are
+# `other`.
 
 
 @_jit
@@ -231,7 +232,7 @@ def _place(
 
 @_jit
 def _starts(image, line, pixels, stride_n, stride_h, stride_w, COLUMN: tl.constexpr):
-    """(A): where the channels of these pixels of the line start; of 64 bits, for large maps."""
+    """(A): offsets of the channels of these pixels of the line; 64-bit, for large maps."""
     across = stride_w if COLUMN else stride_h
     along = stride_h if COLUMN else stride_w
     start = image.to(tl.int64) * stride_n + line.to(tl.int64) * across
@@ -277,21 +278,21 @@ def _products(
 
 
 @_jit
-def _meet(a, b, length, COLUMN: tl.constexpr):
-    """(A, B): whether b is in the line, and in a column another pixel than a."""
-    meet = (b < length)[None, :]
+def _attended(a, b, length, COLUMN: tl.constexpr):
+    """(A, B): whether a attends to b: b is in the line, and in a column another pixel than a."""
+    attended = (b < length)[None, :]
     if COLUMN:
-        meet = meet & (a[:, None] != b[None, :])
-    return meet
+        attended = attended & (a[:, None] != b[None, :])
+    return attended
 
 
 @_jit
-def _weights(logits, lse, meet):
-    """The softmax once more, (A, B), from (A, B), (A, 1) or (1, B), (A, B).
+def _weights(logits, lse, attended):
+    """Recompute the softmax, (A, B), from (A, B), (A, 1) or (1, B), (A, B).
 
-    Large logits are summed in another order here than forward, to no weight above 1 even so.
+    Clamped at 1, as the order of summation in large logits differs from that of forward.
     """
-    return tl.where(meet, tl.exp(tl.minimum(logits - lse, 0.0)), 0.0)
+    return tl.where(attended, tl.exp(tl.minimum(logits - lse, 0.0)), 0.0)
 
 
 @_jit
@@ -301,7 +302,7 @@ def _attend(
     E: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, E_BLOCK: tl.constexpr,
     SLICE: tl.constexpr, COLUMN: tl.constexpr
 ):  # fmt: skip
-    """Online softmax over a line; a column goes on where the row of each pixel has ended."""
+    """Online softmax over a line; a column continues from the result of the row of each pixel."""
     image, line, first_pixel, first_channel = _place(height, width, TILE, C, SLICE, COLUMN)
     length = height if COLUMN else width
     a = first_pixel + tl.arange(0, TILE)
@@ -309,8 +310,8 @@ def _attend(
     channels = first_channel + tl.arange(0, SLICE)
     pixels = _starts(image, line, a, height * width, width, 1, COLUMN)
     q_starts = _starts(image, line, a, q_n, q_h, q_w, COLUMN)
-    # Of the weights so far: the largest logit, their sum in units of its exponential, the values
-    # summed with them. What a row has left, normalised, counts as one key whose logit is row_lse.
+    # Running values: the largest logit, the sum of weights in units of its exponential, and the
+    # weighted sum of values. The normalised result of a row counts as one key with logit row_lse.
     if COLUMN:
         peak = tl.load(row_lse + pixels, mask=a_inside, other=0.0)
         total = tl.full((TILE,), 1.0, tl.float32)
@@ -325,25 +326,25 @@ def _attend(
         k_starts = _starts(image, line, b, k_n, k_h, k_w, COLUMN)
         v_starts = _starts(image, line, b, v_n, v_h, v_w, COLUMN)
         logits = _products(q, q_starts, a_inside, k, k_starts, b_inside, TILE, E, E_BLOCK)
-        logits = tl.where(_meet(a, b, length, COLUMN), logits, float('-inf'))  # (A, B)
+        logits = tl.where(_attended(a, b, length, COLUMN), logits, float('-inf'))  # (A, B)
         higher = tl.maximum(peak, tl.max(logits, 1))
-        fade = tl.exp(peak - higher)
+        decay = tl.exp(peak - higher)
         weights = tl.exp(logits - higher[:, None])
-        total = total * fade + tl.sum(weights, 1)
+        total = total * decay + tl.sum(weights, 1)
         values = _load(v, v_starts, b_inside, channels, C)  # (B, SLICE)
-        result = _dot(weights.to(values.dtype), values, result * fade[:, None])
+        result = _dot(weights.to(values.dtype), values, result * decay[:, None])
         peak = higher
     _store(out, pixels * C, a_inside, channels, C, result / total[:, None])
-    # each slice of channels has found the same, one of them writes it
+    # the same in each slice of channels, so that one of them writes it
     tl.store(lse + pixels, peak + tl.log(total), mask=a_inside & (first_channel == 0))
 
 
 @_jit
-def _mean_grad(
-    grad, out, mean, grad_n, grad_h, grad_w, height, width,
+def _delta(
+    grad, out, delta, grad_n, grad_h, grad_w, height, width,
     C: tl.constexpr, TILE: tl.constexpr, C_BLOCK: tl.constexpr, COLUMN: tl.constexpr
 ):  # fmt: skip
-    """mean[a] = grad[a] . out[a], the mean over keys, by weight, of what a weight is asked for."""
+    """delta[a] = grad[a] . out[a], the softmax-weighted mean of dL/dweight (FlashAttention)."""
     image, line, first_pixel, _ = _place(height, width, TILE, 1, 1, COLUMN)
     a = first_pixel + tl.arange(0, TILE)
     inside = a < (height if COLUMN else width)
@@ -354,12 +355,12 @@ def _mean_grad(
         channels = first + tl.arange(0, C_BLOCK)
         grads = _load(grad, grad_starts, inside, channels, C).to(tl.float32)  # (A, C_BLOCK)
         total += tl.sum(grads * _load(out, pixels * C, inside, channels, C).to(tl.float32), 1)
-    tl.store(mean + pixels, total, mask=inside)
+    tl.store(delta + pixels, total, mask=inside)
 
 
 @_jit
 def _of_queries(x, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN: tl.constexpr):
-    """A number per query, to go with (A, B): (A, 1), or (1, B) where keys own."""
+    """A number per query, to broadcast with (A, B): (A, 1), or (1, B) if the keys are `own`."""
     if QUERIES_OWN:
         values = tl.load(x + a_pixels, mask=a_inside, other=0.0)[:, None]
     else:
@@ -369,7 +370,7 @@ def _of_queries(x, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN: tl.const
 
 @_jit
 def _pair_grad(
-    own, other, own_side, other_side, lse, mean, rows, result,
+    own, other, own_side, other_side, lse, delta, rows, result,
     own_n, own_h, own_w, other_n, other_h, other_w,
     own_side_n, own_side_h, own_side_w, other_side_n, other_side_h, other_side_w, height, width,
     E: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, E_BLOCK: tl.constexpr,
@@ -377,7 +378,7 @@ def _pair_grad(
 ):  # fmt: skip
     """Gradient of q with own, other = q, k and sides grad, v; of k with both pairs swapped.
 
-    Both are sum_b weight (grad . v - mean) other[b], the bracket for the query and key of a and b.
+    Both are sum_b weight (grad . v - delta) other[b], the bracket for the query and key of a and b.
     A column adds to rows, in fp32.
     """
     image, line, first_pixel, first_channel = _place(height, width, TILE, E, SLICE, COLUMN)
@@ -399,14 +400,14 @@ def _pair_grad(
         b_starts = _starts(image, line, b, other_n, other_h, other_w, COLUMN)
         b_side_starts = _starts(image, line, b, other_side_n, other_side_h, other_side_w, COLUMN)
         logits = _products(own, own_starts, a_inside, other, b_starts, b_inside, TILE, E, E_BLOCK)
-        asked = _products(
+        weights_grad = _products(
             own_side, own_side_starts, a_inside, other_side, b_side_starts, b_inside,
             TILE, C, C_BLOCK,
         )  # fmt: skip
         lse_tile = _of_queries(lse, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
-        mean_tile = _of_queries(mean, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
-        weights = _weights(logits, lse_tile, _meet(a, b, length, COLUMN))  # (A, B)
-        logits_grad = weights * (asked - mean_tile)
+        delta_tile = _of_queries(delta, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
+        weights = _weights(logits, lse_tile, _attended(a, b, length, COLUMN))  # (A, B)
+        logits_grad = weights * (weights_grad - delta_tile)
         others = _load(other, b_starts, b_inside, channels, E)  # (B, SLICE)
         total = _dot(logits_grad.to(others.dtype), others, total)
     _store(result, a_pixels * E, a_inside, channels, E, total)
@@ -419,7 +420,7 @@ def _value_grad(
     E: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, E_BLOCK: tl.constexpr,
     SLICE: tl.constexpr, COLUMN: tl.constexpr
 ):  # fmt: skip
-    """Gradient of v, whose pixels are a: sum_b weight grad[b]; a column adds to what rows gave."""
+    """Gradient of v at the pixels a: sum_b weight grad[b]; a column adds to the sum of the row."""
     image, line, first_pixel, first_channel = _place(height, width, TILE, C, SLICE, COLUMN)
     length = height if COLUMN else width
     a = first_pixel + tl.arange(0, TILE)
@@ -439,7 +440,7 @@ def _value_grad(
         grad_starts = _starts(image, line, b, grad_n, grad_h, grad_w, COLUMN)
         logits = _products(k, k_starts, a_inside, q, q_starts, b_inside, TILE, E, E_BLOCK)
         lse_tile = _of_queries(lse, a_pixels, a_inside, b_pixels, b_inside, False)
-        weights = _weights(logits, lse_tile, _meet(a, b, length, COLUMN))  # (A, B)
+        weights = _weights(logits, lse_tile, _attended(a, b, length, COLUMN))  # (A, B)
         grads = _load(grad, grad_starts, b_inside, channels, C)  # (B, SLICE)
         total = _dot(weights.to(grads.dtype), grads, total)
     _store(result, a_pixels * C, a_inside, channels, C, total)

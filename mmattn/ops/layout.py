@@ -1,6 +1,6 @@
-"""Memory layouts: channels of a pixel adjacent, or pixels of a channel.
+"""Memory formats of maps: contiguous or channels_last.
 
-Products over channels are fastest where channels are adjacent; maps come and go as they please.
+Products over channels are fastest in channels_last; the maps of a network are in either format.
 """
 
 from typing import Any
@@ -15,16 +15,16 @@ _PAGE = 4096  # bytes
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x (N, C, H, W) with adjacent channels, copied where it has others."""
+    """x (N, C, H, W) in channels_last, copied only if it is not."""
     if torch.compiler.is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous(memory_format=torch.channels_last)
     return _Relayout.apply(x, True)
 
 
 def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
-    """y with the layout of x, both (N, C, H, W), copied where it has another.
+    """y contiguous or channels_last, as x is, both (N, C, H, W); copied only if it is not.
 
-    A sum of two maps of one layout takes a fraction of the time of one of two.
+    Adding two maps of one format is several times faster than adding two of different formats.
     """
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return channels_last(y)
@@ -34,9 +34,9 @@ def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution that makes channels adjacent: (N, C, H, W), (D, C), (D) -> (N, D, H, W).
+    """A 1x1 convolution into channels_last: (N, C, H, W), (D, C), (D) -> (N, D, H, W).
 
-    The product reads x in the layout that it has, and is faster than a convolution within one.
+    x may be in either format; a matrix product is faster than a convolution.
     """
     x, weight, bias = (t if t is None else to_autocast_dtype(t) for t in (x, weight, bias))
     with disable_autocast(x):
@@ -54,7 +54,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Project(torch.autograd.Function):
-    """`_linear`, whose gradient comes back in the layout of x."""
+    """`_linear`, whose gradient is in the format of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,19 +66,19 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         x_grad, weight_grad = None, torch.zeros_like(weight)
-        for image, of_image in zip(x.flatten(2), grad, strict=True):
-            weight_grad.addmm_(of_image.mT, image.mT)
+        for image, image_grad in zip(x.flatten(2), grad, strict=True):
+            weight_grad.addmm_(image_grad.mT, image.mT)
         if ctx.needs_input_grad[0]:
             pixels = grad.new_empty(*grad.shape[:2], x.shape[1])  # (N, H W, C)
-            for of_pixels, of_image in zip(pixels, grad, strict=True):
-                torch.mm(of_image, weight, out=of_pixels)
+            for out, image_grad in zip(pixels, grad, strict=True):
+                torch.mm(image_grad, weight, out=out)
             last = x.is_contiguous(memory_format=torch.channels_last)
             x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
         return x_grad, weight_grad, grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
 
 
 class _Relayout(torch.autograd.Function):
-    """A copy with adjacent channels or without; the gradient comes back in the layout of x."""
+    """A copy in channels_last or contiguous; the gradient is in the format of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, last: bool) -> Tensor:
@@ -92,10 +92,10 @@ class _Relayout(torch.autograd.Function):
 
 
 def _copy(x: Tensor, last: bool) -> Tensor:
-    """x with adjacent channels or without; on CPUs by torch's tiles, where these are faster."""
+    """x in channels_last or contiguous; on CPUs by torch's tiled transpose where it is faster."""
     form = torch.channels_last if last else torch.contiguous_format
     from_other = x.is_contiguous() if last else x.is_contiguous(memory_format=torch.channels_last)
-    if x.device.type != 'cpu' or not from_other or (last and not _crowded(x)):
+    if x.device.type != 'cpu' or not from_other or (last and not _page_aligned(x)):
         return x.contiguous(memory_format=form)
     out = torch.empty(x.shape, dtype=x.dtype, memory_format=form)
     for source, target in zip(x.flatten(2), out.flatten(2), strict=True):
@@ -105,6 +105,6 @@ def _copy(x: Tensor, last: bool) -> Tensor:
     return out
 
 
-def _crowded(x: Tensor) -> bool:
-    """Whether neighbours are whole pages apart, of which a cache holds few, as at 64x128."""
+def _page_aligned(x: Tensor) -> bool:
+    """Whether neighbours are whole pages apart, which share few cache lines, as at 64x128."""
     return any(n * x.element_size() % _PAGE == 0 for n in (x.shape[1], x.shape[2:].numel()))

@@ -1,4 +1,4 @@
-"""Asking before allocating: a system that runs out of memory kills, and says nothing."""
+"""Check before allocating: the out-of-memory killer leaves no message."""
 
 import contextlib
 from pathlib import Path
@@ -6,40 +6,45 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_WORTH_ASKING = 1 << 30  # bytes; below, a look at what is free is not worth its time
+_CHECKED_FROM = 1 << 30  # bytes; for less, the check costs more than it is worth
 _CGROUP = Path('/sys/fs/cgroup')
 
 
 def require(nbytes: int, like: Tensor, what: str) -> None:
     """Raise if more bytes are needed on the device of a tensor than are free there.
 
+    Args:
+        nbytes: bytes to be allocated.
+        like: a tensor on the device.
+        what: name of the operation, for the message.
+
     Raises:
-        MemoryError: with what is needed, what is free and what to do.
+        MemoryError: the message has the bytes needed, the bytes free and a remedy.
     """
-    if torch.compiler.is_compiling() or nbytes < _WORTH_ASKING:
+    if torch.compiler.is_compiling() or nbytes < _CHECKED_FROM:
         return
     free = free_memory(like.device)
     if free is not None and nbytes > free:
         raise MemoryError(
-            f'{what} needs {nbytes / 1e9:.1f} GB beside its inputs, {free / 1e9:.1f} GB are free '
-            f'on {like.device}: allowed are fewer images at once, or smaller maps (windows, as '
-            "with mode='slide', or a larger stride)"
+            f'{what} needs {nbytes / 1e9:.1f} GB in addition to its inputs, '
+            f'{free / 1e9:.1f} GB are free on {like.device}: allowed are fewer images at once, or '
+            "smaller maps (windows, as with mode='slide', or a larger stride)"
         )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated; None where the system does not say."""
+    """Bytes that can be allocated; None where that is unknown."""
     if device.type == 'cuda':
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type != 'cpu':
         return None
-    found = []
+    limits = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
         line = next((line for line in lines if line.startswith('MemAvailable')), '')
-        found.append(int(line.split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # of a container; 'max' where there is no limit
+        limits.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # in a container; 'max' where there is no limit
         limit = int((_CGROUP / 'memory.max').read_text(encoding='ascii'))
-        found.append(limit - int((_CGROUP / 'memory.current').read_text(encoding='ascii')))
-    return min(found, default=None)
+        limits.append(limit - int((_CGROUP / 'memory.current').read_text(encoding='ascii')))
+    return min(limits, default=None)

@@ -2,14 +2,14 @@
 
 Source: Non-local Neural Networks, CVPR 2018, arXiv 1711.07971, eq. 1-6.
 
-What each form allocates beside its result, P queries and S keys of C values:
+Memory that each form allocates in addition to its result, for P queries and S keys of C values:
 
-- softmax: a few rows of the map at a time, forward and backward; the backward pass computes them
-  again. By torch's fused kernels where these take the tensors, else by `_RowAttention`.
+- softmax: a few rows of the map at a time, in forward and backward, which recomputes them. Torch's
+  fused kernels are used where they support the tensors, else `_RowAttention`.
 - dot product: by associativity, one matrix of E x C.
 - concatenation: two sorted lists and their running sums, of the size of the values.
 
-A program that is exported holds torch's own attention operator, or for concatenation the pairs.
+Exported programs hold torch's attention operator, or for concatenation the map over pairs.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from .memory import require
 from .precision import disable_autocast, upcast
 
-_MATH = 0  # of torch.nn.attention.SDPBackend: the one that builds the map
-_ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, so that the cache holds them
-_COLUMNS = 512  # of a wide product at a time
-_CHANNELS = 64  # at a time in running sums, for the same reason
+_MATH = 0  # torch.nn.attention.SDPBackend.MATH, which builds the map
+_ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, which fit into the cache
+_COLUMNS = 512  # columns of a wide product at a time
+_CHANNELS = 64  # channels at a time in running sums, which fit into the cache
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
@@ -44,13 +44,15 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
         (N, C, P) in the dtype of v.
 
     Raises:
-        MemoryError: less is free than the result and copies of q, k and v take.
+        MemoryError: less memory is free than the result and copies of q, k and v take.
     """
     result = v.shape[0] * v.shape[1] * q.shape[2]
     require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
     with disable_autocast(q):
-        alike = q.dtype == k.dtype == v.dtype and q.shape[0] > 0
-        if alike and (q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()):
+        same_dtype = q.dtype == k.dtype == v.dtype and q.shape[0] > 0
+        if same_dtype and (
+            q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()
+        ):
             heads = [_adjacent(t.mT)[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if torch.compiler.is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
@@ -58,7 +60,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
 
 
 def _adjacent(x: Tensor) -> Tensor:
-    """x with its last axis adjacent, which is all that the kernels ask for."""
+    """x with stride 1 in its last axis, which is all that the kernels require."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -74,12 +76,12 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """torch's attention on (N, 1, positions, channels) -> (N, C, P)."""
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    # kernels take the row of a query that is not finite for masked; in the formula it is NaN
+    # fused kernels treat a non-finite query row as masked; propagate NaN instead
     nan = (q.detach() - q.detach()).sum(-1, keepdim=True)  # or 0
     if torch.compiler.is_compiling():
         out = out + nan
     else:
-        out.data.add_(nan)  # past autograd, which keeps `out` and would keep a sum beside it
+        out.data.add_(nan)  # without autograd, which saves `out` and would save the sum as well
     return out[:, 0].mT
 
 
@@ -93,7 +95,7 @@ def softmax_weights(q: Tensor, k: Tensor, scale: float = 1.0) -> Tensor:
 class _RowAttention(torch.autograd.Function):
     """`softmax_attention` by blocks of queries, for any widths, dtypes, layouts and devices.
 
-    Between forward and backward it keeps q, k and v alone.
+    Saves only q, k and v for backward.
     """
 
     @staticmethod
@@ -112,10 +114,10 @@ class _RowAttention(torch.autograd.Function):
         wide_v, grad = upcast(v), upcast(grad)
         q_grad, k_grad, v_grad = (t.new_zeros(t.mT.shape) for t in (q, k, wide_v))  # (N, S, C)
         for n, rows, weights in _row_blocks(q, k, ctx.scale):
-            of_rows = grad[n, :, rows].mT  # (R, C)
-            v_grad[n].addmm_(weights.mT, of_rows)
-            logits_grad = _by_columns(of_rows, wide_v[n], torch.empty_like(weights))  # of weights
-            logits_grad = torch._softmax_backward_data(logits_grad, weights, -1, weights.dtype)
+            grad_rows = grad[n, :, rows].mT  # (R, C)
+            v_grad[n].addmm_(weights.mT, grad_rows)
+            weights_grad = _by_columns(grad_rows, wide_v[n], torch.empty_like(weights))
+            logits_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
             if ctx.scale != 1:
                 logits_grad *= ctx.scale
             torch.mm(logits_grad, k[n].mT, out=q_grad[n, rows])
@@ -124,21 +126,21 @@ class _RowAttention(torch.autograd.Function):
 
 
 def _row_blocks(q, k, scale):
-    """Image, block of queries and its rows of the map (R, S), overwritten by the next block."""
+    """Yield image, queries and their map rows (R, S), which the next iteration overwrites."""
     positions, keys = q.shape[2], k.shape[2]
     count = max(1, _ROWS // keys)
     for n in range(len(q)):
         scaled = q[n].mT if scale == 1 else q[n].mT * scale  # (P, E)
-        room = q.new_empty(min(count, positions), keys)
+        buffer = q.new_empty(min(count, positions), keys)
         for first in range(0, positions, count):
             rows = slice(first, min(first + count, positions))
-            weights = room[: rows.stop - first]
+            weights = buffer[: rows.stop - first]
             _by_columns(scaled[rows], k[n], weights)
             yield n, rows, torch.softmax(weights, -1, out=weights)
 
 
 def _by_columns(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a @ b into out, (R, C) and (C, S) -> (R, S), faster than in one product."""
+    """a @ b into out, (R, C) and (C, S) -> (R, S), by column blocks, which is faster."""
     for first in range(0, b.shape[1], _COLUMNS):
         part = slice(first, first + _COLUMNS)
         torch.mm(a, b[:, part], out=out[:, part])
@@ -148,8 +150,8 @@ def _by_columns(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """o[p] = sum_s (q[p] . k[s]) v[s] / S, eq. 4 with the normalisation below it.
 
-    Whichever of (v k^T) q and v (k^T q) takes fewer multiplications is computed; where the first
-    does, no map over pairs exists. Summed in fp32 or wider.
+    Computed as (v k^T) q or v (k^T q), whichever takes fewer multiplications; the first needs no
+    map over pairs. Summed in fp32 or wider.
 
     Args:
         q: (N, E, P) queries.
@@ -160,7 +162,7 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (N, C, P) in the dtype of v.
 
     Raises:
-        MemoryError: less is free than the result and a copy of k take.
+        MemoryError: less memory is free than the result and a copy of k take.
     """
     width, positions, values = q.shape[1], k.shape[2], v.shape[1]
     require(_bytes(v, v.shape[0] * values * q.shape[2], k.numel()), v, 'dot-product attention')
@@ -177,24 +179,24 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """o[p] = sum_s relu(a[p] + b[s]) v[s] / S, eq. 5-6 with w_f [theta ; phi] = a + b.
 
     Query p sees the keys with b[s] > -a[p]: with the keys in descending order of b, the first few.
-    Their sum is looked up in running sums, so it takes O(S log S + P log S + (P + S) C). Summed in
+    Their sum is read from running sums, which takes O(S log S + P log S + (P + S) C). Summed in
     fp32 or wider.
 
     Args:
-        a: (N, P), what the weight vector of eq. 5 makes of the queries.
-        b: (N, S), the same of the keys.
+        a: (N, P), queries times their part of the weight vector of eq. 5.
+        b: (N, S), keys times theirs.
         v: (N, C, S) values.
 
     Returns:
         (N, C, P) in the dtype of v.
 
     Raises:
-        MemoryError: less is free than the result and as much again take.
+        MemoryError: less memory is free than twice the result takes.
     """
     require(_bytes(v, 2 * v.shape[0] * v.shape[1] * a.shape[1]), v, 'concatenation attention')
     with disable_autocast(a):
         a, b = upcast(a), upcast(b)
-        if torch.compiler.is_exporting():  # interchange formats have no search in sorted lists
+        if torch.compiler.is_exporting():  # ONNX and the like have no sorted search
             return (concatenation_weights(a, b) @ upcast(v).mT).mT.to(v.dtype)
         return _SortedRelu.apply(a, b, v)
 
@@ -205,15 +207,16 @@ def concatenation_weights(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _SortedRelu(torch.autograd.Function):
-    """`concatenation_attention`; keeps its inputs alone.
+    """`concatenation_attention`; saves only its inputs for backward.
 
-    The gradient of v is the same sum with the roles of queries and keys exchanged.
+    The gradient of v is the same sum with queries and keys exchanged.
     """
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        found = [_relu_mean(*one)[0].to(v.dtype) for one in zip(a, b, upcast(v), strict=True)]
-        return torch.stack(found) if found else v.new_empty(0, v.shape[1], a.shape[1])
+        images = zip(a, b, upcast(v), strict=True)
+        means = [_relu_mean(a1, b1, v1)[0].to(v.dtype) for a1, b1, v1 in images]
+        return torch.stack(means) if means else v.new_empty(0, v.shape[1], a.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -225,9 +228,9 @@ class _SortedRelu(torch.autograd.Function):
         a, b, v = ctx.saved_tensors
         grads = []
         for a1, b1, v1, grad1 in zip(a, b, upcast(v), upcast(grad), strict=True):
-            seen = _relu_mean(a1, b1, v1)[1]
-            v_grad, seeing = _relu_mean(b1, a1, grad1, len(b1))
-            grads.append(((grad1 * seen).sum(0), (v1 * seeing).sum(0), v_grad))
+            v_sum = _relu_mean(a1, b1, v1)[1]
+            v_grad, grad_sum = _relu_mean(b1, a1, grad1, len(b1))
+            grads.append(((grad1 * v_sum).sum(0), (v1 * grad_sum).sum(0), v_grad))
         if not grads:  # an empty batch
             return tuple(torch.zeros_like(t) for t in (a, b, v))
         a_grad, b_grad, v_grad = (torch.stack(each) for each in zip(*grads, strict=True))
@@ -237,14 +240,14 @@ class _SortedRelu(torch.autograd.Function):
 def _relu_mean(a: Tensor, b: Tensor, v: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
     """sum_s relu(a[p] + b[s]) v[s] / count, and the sum of v over the same s.
 
-    By summation by parts: only differences of b enter, all of one sign, so a common offset of a
-    against b cancels nothing.
+    By summation by parts: only differences of b enter, all of one sign, so a common offset between
+    a and b causes no cancellation.
 
     Args:
         a: (P).
         b: (S).
         v: (C, S).
-        count: S if None.
+        count: divisor of the first result; S if None.
 
     Returns:
         2 (C, P).
@@ -252,18 +255,18 @@ def _relu_mean(a: Tensor, b: Tensor, v: Tensor, count: int | None = None) -> tup
     keys = len(b)
     count = keys if count is None else count
     sorted_b, order = b.sort(descending=True)
-    seen_keys = torch.searchsorted(-sorted_b, a)  # how many each query sees
-    margin = (a + sorted_b[(seen_keys - 1).clamp(min=0)]) / count  # (P)
-    margin = torch.where(seen_keys > 0, margin, 0)
+    num_seen = torch.searchsorted(-sorted_b, a)  # keys that each query sees
+    margin = (a + sorted_b[(num_seen - 1).clamp(min=0)]) / count  # (P)
+    margin = torch.where(num_seen > 0, margin, 0)
     steps = -sorted_b.diff() / count  # (S - 1)
     out, seen = v.new_empty(2, len(v), len(a))
     for first in range(0, len(v), _CHANNELS):
         part = slice(first, first + _CHANNELS)
-        sums = F.pad(v[part, order].cumsum(1), (1, 0))  # at n: of the first n
+        sums = F.pad(v[part, order].cumsum(1), (1, 0))  # at n: sum of the first n
         areas = F.pad(sums[:, 1:-1] * steps, (2, 0))
-        # a value that is not finite reaches all queries: the formula has 0 times infinity
+        # a non-finite value reaches all queries, as 0 times infinity does in the formula
         areas[:, 0] = 0 * sums[:, -1]
-        torch.index_select(sums, 1, seen_keys, out=seen[part])
-        areas = areas.cumsum(1).index_select(1, seen_keys)
+        torch.index_select(sums, 1, num_seen, out=seen[part])
+        areas = areas.cumsum(1).index_select(1, num_seen)
         torch.addcmul(areas, seen[part], margin, out=out[part])
     return out, seen

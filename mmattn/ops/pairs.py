@@ -1,4 +1,4 @@
-"""What a pairwise block compares, and by which rule: enough to tell the weights of any query."""
+"""Queries, keys and rule of a pairwise block: enough to compute the weights of any query."""
 
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ class Pairs(NamedTuple):
             column of p.
         q: (N, E, H, W) queries.
         k: (N, E, h, w) keys; or (N, E, S), averages over `grids`.
-        scale: of 'softmax'.
-        grids: the n of the n x n bins over the map, one grid after another, that keys stand for.
+        scale: factor of the logits of 'softmax'.
+        grids: for pooled keys, the n of each n x n grid over the map, one grid after another.
     """
 
     rule: str
@@ -34,9 +34,9 @@ class Pairs(NamedTuple):
             return criss_cross_map(self.q, self.k, queries)
         q, k = self.q.flatten(2)[..., queries], self.k.flatten(2)
         if self.rule == 'mean':
-            found = upcast(q).mT @ upcast(k) / k.shape[2]
+            weights = upcast(q).mT @ upcast(k) / k.shape[2]
         elif self.rule == 'relu mean':
-            found = concatenation_weights(q[:, 0], k[:, 0])
+            weights = concatenation_weights(q[:, 0], k[:, 0])
         else:
-            found = softmax_weights(q, k, self.scale)
-        return found if self.grids else found.unflatten(2, self.k.shape[2:])
+            weights = softmax_weights(q, k, self.scale)
+        return weights if self.grids else weights.unflatten(2, self.k.shape[2:])

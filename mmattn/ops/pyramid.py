@@ -19,7 +19,7 @@ def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
 
     Args:
         x: (N, C, H, W).
-        scales: the n.
+        scales: the n of each grid.
 
     Returns:
         (N, C, S), S = sum of n squared.
@@ -33,12 +33,12 @@ def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
 
 
 def _averages(size: int, scales: Sequence[int], like: Tensor) -> Tensor:
-    """The matrix that averages `size` values into n bins, for each n one below another."""
-    at = torch.arange(size, device=like.device)
+    """The matrix that averages `size` values into n bins; those of all n, one below another."""
+    index = torch.arange(size, device=like.device)
     rows = []
     for n in scales:
         bins = torch.arange(n, device=like.device)[:, None]
         first, last = bins * size // n, ((bins + 1) * size + n - 1) // n  # as adaptive pooling
-        inside = (at >= first) & (at < last)  # (n, size)
+        inside = (index >= first) & (index < last)  # (n, size)
         rows.append(inside.to(like.dtype) / (last - first).to(like.dtype))
     return torch.cat(rows)

@@ -9,26 +9,26 @@ from .precision import upcast
 def resize_bilinear(x: Tensor, height: int, width: int) -> Tensor:
     """`interpolate` with mode 'bilinear' and align_corners=True, from and to any size.
 
-    Products instead of torch's kernel: exporters with dynamic sizes fix the size of a map of one
-    pixel in that, and torch 2.13 compiles its backward pass on the CPU to a wrong result where it
-    is fused with what follows.
+    By matrix products rather than torch's kernel: exporters with dynamic sizes fix the size of a
+    one-pixel map in the kernel, and torch 2.13 compiles its backward pass on the CPU to a wrong
+    result where it is fused with the next operation.
 
     Args:
         x: (N, C, H, W).
-        height, width: of the result.
+        height, width: size of the result in pixels.
 
     Returns:
         (N, C, height, width).
     """
     rows, columns = _weights(x.shape[2], height, x), _weights(x.shape[3], width, x)
-    return (x.mT @ rows.mT).mT @ columns.mT  # rows first: what is copied is small
+    return (x.mT @ rows.mT).mT @ columns.mT  # rows first: the copied tensor is smaller
 
 
 def _weights(source: int, target: int, like: Tensor) -> Tensor:
     """(target, source), each row with the two weights of its position; they sum to 1."""
     step = torch.arange(target, device=like.device) * (source - 1)
     parts = torch.arange(target, device=like.device)[-1:].clamp(min=1)  # target - 1, but for 1
-    # of whole numbers, so position and distance carry no rounding
+    # in integers, so position and distance carry no rounding error
     left, right = step // parts, (step % parts).to(upcast(like[:0]).dtype) / parts
     near = torch.arange(source, device=like.device)
     weights = (near == left[:, None]) * (1 - right[:, None])

@@ -20,7 +20,7 @@ CPU = torch.device('cpu')
     ],
 )
 def test_too_large_a_map_is_refused_before_it_is_allocated(monkeypatch, block):
-    monkeypatch.setattr(memory, '_WORTH_ASKING', 0)
+    monkeypatch.setattr(memory, '_CHECKED_FROM', 0)
     monkeypatch.setattr(memory, 'free_memory', lambda device: 100)
     message = r'attention needs 0\.0 GB .*, 0\.0 GB are free on cpu: allowed are fewer images'
     with pytest.raises(MemoryError, match=message):
