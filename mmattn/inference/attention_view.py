@@ -1,4 +1,4 @@
-"""Showing where the attention of a trained network looks on an image."""
+"""View the attention of a trained network on an image, as a page and pictures."""
 
 import re
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ from .predictor import Predictor
 
 
 @dataclass
-class Viewed:
-    """What was written.
+class AttentionView:
+    """Result of `view_attention`.
 
     Attributes:
-        page: the HTML file.
-        pictures: a PNG a view.
-        seen: the blocks and their views.
+        page: HTML file.
+        pictures: PNG files, one for each view.
+        seen: blocks with their views.
     """
 
     page: Path
@@ -51,25 +51,26 @@ def view_attention(
     device: str | None = None,
     cam: str | None = None,
     category: str | None = None,
-) -> Viewed:
+) -> AttentionView:
     """Write `attention.html` and a PNG for every map of every attention block.
 
     Args:
-        config, checkpoint: the network and its weights, as `mmattn.load_model` takes them.
-        image: a path.
-        out_dir: the folder.
-        query: of pairwise blocks in the PNGs and at first in the page, row and column as fractions.
+        config, checkpoint: network and weights, as for `mmattn.load_model`.
+        image: path of the image.
+        out_dir: folder of the output.
+        query: query position of pairwise blocks in the PNGs and initially in the page: row and
+            column as fractions of the image.
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
-        device: 'cpu', 'cuda:0', ...; None for the best.
-        cam: a layer, such as 'backbone.layer4', whose Grad-CAM is shown, too.
-        category: the class for it; None for the surest.
+        device: 'cpu', 'cuda:0', ...; None for the best available.
+        cam: layer whose Grad-CAM is also shown, such as 'backbone.layer4'; None for no Grad-CAM.
+        category: class of the Grad-CAM; None for the class with the highest score.
 
     Raises:
-        UsageError: the network has no attention block, and no Grad-CAM is asked for; `query` is not
-            within 0 to 1; no such class or layer.
+        UsageError: the network has no attention block and `cam` is None; `query` is not within 0
+            to 1; no such class or layer.
         DataError: the image cannot be read.
-        MmattnError: config or checkpoint, of the kind that fits.
+        MmattnError: config or checkpoint cannot be loaded.
     """
     if not all(0 <= value < 1 for value in query):
         raise UsageError(f'--query {query[0]} {query[1]}: allowed are fractions from 0 to below 1.')
@@ -78,13 +79,13 @@ def view_attention(
     check_writable(out_dir, '--out-dir')
     predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
     if predictor.segments and predictor.model.test_cfg.get('mode') == 'slide':
-        predictor.model.test_cfg['mode'] = 'whole'  # windows would each have maps of their own
+        predictor.model.test_cfg['mode'] = 'whole'  # each window would have its own maps
     if category and category not in predictor.classes:
         raise UsageError(f'--category {category}: there are {", ".join(predictor.classes)}.')
-    picture = predictor.load(image)
-    seen, shown = look(predictor, picture, query, required=cam is None)
+    loaded = predictor.load(image)
+    seen, shown = attention_views(predictor, loaded, query, required=cam is None)
     if cam:
-        seen.append(_grad_cam(predictor, picture, shown, cam, category))
+        seen.append(_grad_cam_view(predictor, loaded, shown, cam, category))
     page = out_dir / 'attention.html'
     height, width = shown.shape[:2]
     about = f'{Path(config).stem}, {Path(checkpoint).name if checkpoint else "published weights"}'
@@ -98,29 +99,29 @@ def view_attention(
             name = re.sub(r'[^\w.]+', '_', f'{block.path or block.type} {view.name}')
             pictures.append(out_dir / f'{name}.png')
             save_picture(pictures[-1], view.picture)
-    return Viewed(page, pictures, seen)
+    return AttentionView(page, pictures, seen)
 
 
-def look(
+def attention_views(
     predictor: Predictor,
     image: np.ndarray | str | Path | Loaded,
     query: tuple[float, float] = (0.5, 0.5),
     required: bool = True,
 ) -> tuple[list[Seen], np.ndarray]:
-    """The attention blocks of a network with their views of an image, and the image as it saw it.
+    """Views of all attention blocks on an image, and the image as the network gets it, (H, W, 3).
 
     Raises:
-        UsageError: attention is required, and the network has no block, or runs none.
+        UsageError: attention is required, but the network has no block, or runs none.
     """
     model = predictor.model
-    shown = _shown(_seen_by(predictor, image), predictor)
-    there = any(isinstance(module, AttentionBlock) for module in model.modules())
-    if required and not there:
+    shown = _display_image(_network_input(predictor, image), predictor)
+    has_attention = any(isinstance(module, AttentionBlock) for module in model.modules())
+    if required and not has_attention:
         raise UsageError(
             'the network has no attention block to view. Name a config or checkpoint that has one, '
             'or add one with --attention.'
         )
-    if not there:
+    if not has_attention:
         return [], shown
     collector = Collector(query)
     with watching(model, collector):
@@ -130,35 +131,36 @@ def look(
     return collector.seen(shown), shown
 
 
-def _grad_cam(
+def _grad_cam_view(
     predictor: Predictor, image: Loaded, shown: np.ndarray, layer: str, category: str | None
 ) -> Seen:
     index = None if category is None else predictor.classes.index(category)
-    x, boxes = _seen_by(predictor, image)[None], None
+    x, boxes = _network_input(predictor, image)[None], None
     if hasattr(predictor.model, 'roi_head'):
         sample = predictor(image)
-        found = sample.pred_instances
-        if not len(found):
+        instances = sample.pred_instances
+        if not len(instances):
             raise UsageError('--grad-cam: nothing was detected, so no score can be explained.')
-        boxes = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+        boxes = instances.bboxes
+        boxes = boxes * boxes.new_tensor(sample.scale_factor).repeat(2)
     values, index = grad_cam(predictor.model, x, layer, index, boxes)
     name = f'Grad-CAM of {predictor.classes[index]}'
     if not values.any():
         warn(
-            f'--grad-cam {layer}: nothing there speaks for {predictor.classes[index]}, the map is '
-            '0 everywhere. In a pyramid the score may come from another level.'
+            f'--grad-cam {layer}: no position supports {predictor.classes[index]}, the map is 0 '
+            'everywhere. In a pyramid the score may come from another level.'
         )
     return Seen(layer, 'Grad-CAM', [map_view(name, values, shown)])
 
 
-def _seen_by(predictor: Predictor, image: np.ndarray | str | Path | Loaded) -> Tensor:
-    """(C, H, W), as the network gets it."""
+def _network_input(predictor: Predictor, image: np.ndarray | str | Path | Loaded) -> Tensor:
+    """The preprocessed image that the network gets, (C, H, W)."""
     data = pseudo_collate([predictor.prepare(image)])
     return predictor.model.data_preprocessor(data, False)['inputs'][0]
 
 
-def _shown(x: Tensor, predictor: Predictor) -> np.ndarray:
-    """(C, H, W) of the network -> (H, W, 3) uint8 BGR."""
+def _display_image(x: Tensor, predictor: Predictor) -> np.ndarray:
+    """Preprocessed image (C, H, W) -> (H, W, 3) uint8 BGR."""
     preprocessor = predictor.model.data_preprocessor
     if getattr(preprocessor, '_enable_normalize', False):
         x = x * preprocessor.std.to(x) + preprocessor.mean.to(x)
@@ -167,6 +169,6 @@ def _shown(x: Tensor, predictor: Predictor) -> np.ndarray:
         or getattr(preprocessor, 'channel_conversion', False)
     ):
         x = x.flip(0)
-    if predictor.reader.image_format:  # numbers from 0 to 255, and rounding
+    if predictor.reader.image_format:  # values from 0 to 255, after rounding
         x = x.clamp(0, 255).round().to(torch.uint8)
     return to_display(x.permute(1, 2, 0).cpu().numpy(), predictor.reader.rgb)

@@ -1,4 +1,4 @@
-"""What a config does to an image outside the network, and what a program computes without it."""
+"""Scope of an exported program: the steps of a config outside it, and the comparison with infer."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,18 +18,18 @@ from .predictor import Predictor
 if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
 
-_KNOWN = (DetDataPreprocessor, ImgDataPreprocessor, SegDataPreProcessor)
+_PREPROCESSORS = (DetDataPreprocessor, ImgDataPreprocessor, SegDataPreProcessor)
 
 
-class Comparison(NamedTuple):
-    """How a program differs from what infer computes for an image.
+class InferComparison(NamedTuple):
+    """Differences between a program and infer on one image.
 
     Attributes:
-        size: H and W of the image as it is read.
-        logits: greatest difference over the largest logit, the program fed with the image as read.
-        labels: share of the pixels that it labels otherwise.
-        complete: the difference where all that is not in the program is done outside of it; None
-            where the program cannot take the pieces.
+        size: H and W of the image as loaded.
+        logits: largest difference, relative to the largest logit, for the image as loaded.
+        labels: share of the pixels with a different label.
+        complete: the same difference with the steps outside the program applied around it; None if
+            the program cannot take the resulting inputs.
     """
 
     size: tuple[int, int]
@@ -38,12 +38,12 @@ class Comparison(NamedTuple):
     complete: float | None
 
 
-def left_out(predictor: Predictor) -> list[str]:
-    """What the config does with an image outside the network, in words."""
-    return [*_steps(predictor), *_padding(predictor), *_windows(predictor)]
+def steps_outside(predictor: Predictor) -> list[str]:
+    """Descriptions of what the config does to an image outside the network."""
+    return [*_transforms(predictor), *_padding(predictor), *_windows(predictor)]
 
 
-def _steps(predictor: Predictor) -> Iterator[str]:
+def _transforms(predictor: Predictor) -> Iterator[str]:
     reader = predictor.reader
     for step, description in list(zip(reader.steps, reader.descriptions, strict=True))[
         reader.first + 1 :
@@ -55,8 +55,8 @@ def _steps(predictor: Predictor) -> Iterator[str]:
 def _padding(predictor: Predictor) -> Iterator[str]:
     preprocessor = predictor.model.data_preprocessor
     kind = type(preprocessor)
-    if kind.forward not in [one.forward for one in _KNOWN]:
-        yield f'what {kind.__name__} does besides normalising'
+    if kind.forward not in [known.forward for known in _PREPROCESSORS]:
+        yield f'what {kind.__name__} does in addition to normalising'
     if isinstance(preprocessor, SegDataPreProcessor):
         cfg = preprocessor.test_cfg or {}
         divisor, size = cfg.get('size_divisor'), cfg.get('size')
@@ -79,8 +79,8 @@ def _windows(predictor: Predictor) -> Iterator[str]:
         yield f'sliding windows of {width}x{height} at strides of {across}x{down}'
 
 
-def as_read(x: Tensor, preprocessor: nn.Module) -> Tensor:
-    """Normalised images (N, C, H, W) -> as they were read."""
+def denormalise(x: Tensor, preprocessor: nn.Module) -> Tensor:
+    """Normalised images (N, C, H, W) -> images as loaded."""
     if getattr(preprocessor, '_enable_normalize', False):
         x = x * preprocessor.std.to(x) + preprocessor.mean.to(x)
     flipped = getattr(preprocessor, '_channel_conversion', False) or getattr(
@@ -89,8 +89,8 @@ def as_read(x: Tensor, preprocessor: nn.Module) -> Tensor:
     return x.flip(1) if flipped and x.shape[1] == 3 else x
 
 
-def normalised(predictor: Predictor, inputs: Tensor | dict) -> Tensor:
-    """What the network gets of an image, (1, C, H, W), padding included."""
+def preprocess(predictor: Predictor, inputs: Tensor | dict) -> Tensor:
+    """Preprocessed image that the network gets, (1, C, H, W), padding included."""
     if isinstance(inputs, Tensor):
         data = dict(inputs=[inputs])
     else:
@@ -104,38 +104,39 @@ def compare_with_infer(
     sample: 'BaseDataElement',
     image: Tensor | None,
     run: Callable[[Tensor], list[Tensor]],
-) -> Comparison:
-    """Compare a segmentor's program with what infer computes.
+) -> InferComparison:
+    """Compare a segmentor's program with infer.
 
     Args:
-        predictor: the network with all that its config does.
-        loaded: an image.
-        sample: what `predictor` gives for it.
-        image: (1, C, H, W) of it that the program can be fed with, maybe padded; None if none.
-        run: the program.
+        predictor: predictor of the network and its config.
+        loaded: image.
+        sample: prediction of `predictor` for it.
+        image: the image as input of the program, (1, C, H, W), possibly padded; None if it cannot
+            be.
+        run: program.
     """
     prepared = predictor.prepare(loaded)
     size = tuple(loaded.image.shape[:2])
-    wanted, labels = sample.seg_logits.data, sample.pred_sem_seg.data[0].long()
+    expected, labels = sample.seg_logits.data, sample.pred_sem_seg.data[0].long()
     share, difference = float('nan'), float('nan')
     if image is not None:
         logits = run(image)[0][0, :, : size[0], : size[1]]
-        logits = logits.sigmoid() if len(logits) == 1 else logits  # as infer gives them
-        difference = _difference(wanted, logits)
+        logits = logits.sigmoid() if len(logits) == 1 else logits  # as infer returns them
+        difference = _relative_difference(expected, logits)
         share = (_labels(predictor, logits) != labels).float().mean().item()
     network = predictor.model
 
-    def by_program(inputs: Tensor, _) -> Tensor:
-        return run(as_read(inputs, network.data_preprocessor))[0]
+    def run_program(inputs: Tensor, _) -> Tensor:
+        return run(denormalise(inputs, network.data_preprocessor))[0]
 
-    network.encode_decode = by_program
+    network.encode_decode = run_program
     try:
-        rest = _difference(wanted, predictor.predict(prepared).seg_logits.data)
-    except (RuntimeError, ValueError, AssertionError):  # pieces smaller than the program takes
-        rest = None
+        complete = _relative_difference(expected, predictor.predict(prepared).seg_logits.data)
+    except (RuntimeError, ValueError, AssertionError):  # inputs smaller than the program takes
+        complete = None
     finally:
         del network.encode_decode
-    return Comparison(size, difference, share, rest)
+    return InferComparison(size, difference, share, complete)
 
 
 def _labels(predictor: Predictor, logits: Tensor) -> Tensor:
@@ -144,12 +145,12 @@ def _labels(predictor: Predictor, logits: Tensor) -> Tensor:
     return (logits[0] > predictor.model.decode_head.threshold).long()
 
 
-def _difference(wanted: Tensor, found: Tensor) -> float:
-    return ((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-12)).item()
+def _relative_difference(expected: Tensor, actual: Tensor) -> float:
+    return ((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
-def noise(predictor: Predictor, size: tuple[int, int]) -> np.ndarray:
-    """An image of noise of the kind that the config reads."""
+def noise_image(predictor: Predictor, size: tuple[int, int]) -> np.ndarray:
+    """A noise image of the dtype and channels that the config loads."""
     generator = np.random.default_rng(0)
     kind, channels = predictor.reader.image_format or ('float32', predictor.channels)
     shape = size if channels == 1 else (*size, channels)

@@ -1,4 +1,4 @@
-"""A trained network over images and videos: pictures, label maps and detections as files."""
+"""Inference over images and videos: overlays, label maps and detections as files."""
 
 import json
 import time
@@ -19,28 +19,29 @@ from mmattn.errors import DataError, Exit, MmattnError, UsageError, WriteError, 
 from mmattn.files import check_writable
 from mmattn.log import warn
 from mmattn.progress import track
+from mmattn.text import some
 from mmattn.visualization.comparison import overlay, save_picture, side_by_side
 from mmattn.visualization.objects import Objects, draw_objects
 from mmattn.visualization.video import VideoWriter
 
-from .predictor import CannotRun, Predictor
-from .sources import Outputs, added, find_sources, is_video
+from .predictor import PredictionFailed, Predictor
+from .sources import OutputIndex, append_suffix, find_sources, is_video
 
-_AHEAD = 4  # pictures that may wait to be written
-_MOST_NAMES = 30  # classes that the legend of a video holds; it cannot change with what is seen
-_8_BITS = 255  # classes that a label map of 8 bits holds; 255 itself means ignored
+_MAX_QUEUED = 4  # results that may wait to be written
+_MAX_LEGEND = 30  # classes in the legend of a video, which is the same for all frames
+_MAX_8_BIT_CLASSES = 255  # in a label map of 8 bits; 255 itself means ignored
 _UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
 @dataclass
-class Inferred:
-    """What was done.
+class InferenceResult:
+    """Result of `infer`.
 
     Attributes:
-        pictures: the overlays and videos written.
-        images: how many images and frames went through the network.
-        seconds: from the first image to the last file, and in the network alone.
-        failed: image -> why it was left out.
+        pictures: overlays and videos written.
+        images: number of images and frames that the network processed.
+        seconds: time in total, and in the network alone.
+        failed: image -> reason why it was skipped.
     """
 
     pictures: list[Path] = field(default_factory=list)
@@ -53,12 +54,12 @@ class _Frame(NamedTuple):
     """An image, or a frame of a video.
 
     Attributes:
-        source: for messages.
-        out: where its files go, below the folders, without suffix.
-        image: as the config's loader gives it; or why it cannot be read.
-        rate: frames a second of the video that it is part of; None of an image.
-        prepared: what the network takes.
-        shown: (H, W, 3) uint8 BGR to draw on.
+        source: name in messages.
+        out: name of its output files, without suffix.
+        image: image as loaded; or the error if it cannot be read.
+        rate: frames per second of its video; None for an image.
+        prepared: input of `Predictor.predict`.
+        shown: (H, W, 3) uint8 BGR, to draw on.
     """
 
     source: str
@@ -79,32 +80,32 @@ def infer(
     options: dict | list[str] | None = None,
     score: float = 0.3,
     device: str | None = None,
-) -> Inferred:
-    """Run a network over an image, a folder of images, what fits a glob pattern, or a video.
+) -> InferenceResult:
+    """Run a network over an image, a folder of images, a glob pattern, or a video.
 
-    Images are read by the config's own loading step. Per image `overlay/<name>.png`, what was found
-    drawn over it above a legend; of a video, `overlay/<name>.mp4`. `<name>` is the path below
-    `source`, with its suffix where another file has the same without; `sources.json` has the source
-    of each. A segmentor also writes `labels/<name>.png`, the class index of each pixel from 0 on,
-    also where the data set has `reduce_zero_label`; of a video one for each frame; of 16 bits where
-    there are more than 255 classes. A detector writes `results.json`, a list in COCO's format
-    of results, and `images.json`, the images and categories that its ids stand for; together
-    pycocotools loads them: `COCO('images.json').loadRes('results.json')`.
+    Images are loaded by the config's own loading step. Each image gets `overlay/<name>.png`, the
+    predictions drawn over it above a legend; each video gets `overlay/<name>.mp4`. `<name>` is the
+    path below `source`, with its suffix if the name is ambiguous without; `sources.json` maps each
+    output to its source. A segmentor also writes `labels/<name>.png` for each image or frame: the
+    class index of each pixel, from 0, with `reduce_zero_label` too; 16 bits if there are more than
+    255 classes. A detector writes `results.json`, a list in COCO's results format, and
+    `images.json`, the images and categories of its ids; load both with pycocotools:
+    `COCO('images.json').loadRes('results.json')`.
 
     Args:
-        config, checkpoint: the network and its weights, as `mmattn.load_model` takes them.
-        source: what is looked at.
-        out_dir: the folder for all that.
+        config, checkpoint: network and weights, as for `mmattn.load_model`.
+        source: image, video, folder of them, or glob pattern.
+        out_dir: folder of the output.
         attention: blocks to add; by default those that the checkpoint was trained with.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
-        score: detections below it are not drawn; all are in the JSON.
-        device: 'cpu', 'cuda:0', ...; None for the best.
+        score: threshold for drawing; detections below it are in the JSON only.
+        device: 'cpu', 'cuda:0', ...; None for the best available.
 
     Raises:
-        DataError: nothing there to look at.
+        DataError: no image or video found.
         UsageError: `score` is not within 0 to 1; a file would be replaced that no run wrote.
         WriteError: a file cannot be written, or frames are missing in a video.
-        MmattnError: config or checkpoint, of the kind that fits.
+        MmattnError: config or checkpoint cannot be loaded.
     """
     if not 0 <= score <= 1:
         raise UsageError(f'--score {score}: allowed are 0 to 1.')
@@ -117,18 +118,17 @@ def infer(
             raise
         paths = {}
     predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
-    if not paths or predictor.suffix:  # which the config names, such as .npy
+    if not paths or predictor.suffix:  # images with the config's suffix, such as .npy
         paths = find_sources(str(source), out_dir, predictor.suffix)
         check_writable(out_dir, '--out-dir')
-    done, inside, unfit = Inferred(), 0.0, None
-    kind = _Labels if predictor.segments else _Detections
-    outputs = Outputs(out_dir, kind.outputs(paths))
+    result, network_seconds, prediction_error = InferenceResult(), 0.0, None
+    writer_class = _LabelMapWriter if predictor.segments else _DetectionWriter
+    outputs = OutputIndex(out_dir, writer_class.outputs(paths))
     if stale := outputs.stale():
-        more = f' and {len(stale) - 1} more' if len(stale) > 1 else ''
-        warn(f'--out-dir {out_dir}: {stale[0]}{more} of an earlier run stay there.')
+        warn(f'--out-dir {out_dir}: {some(stale, 1)} of an earlier run stay there.')
     outputs.write()
     start = time.perf_counter()
-    with ThreadPoolExecutor(1) as reader, kind(predictor, out_dir, score) as files:
+    with ThreadPoolExecutor(1) as reader, writer_class(predictor, out_dir, score) as writer:
         frames = _frames(paths, predictor)
 
         def read() -> _Frame | None:
@@ -138,73 +138,75 @@ def infer(
             try:
                 shown = predictor.show(frame.image)
                 return frame._replace(prepared=predictor.prepare(frame.image), shown=shown)
-            except Exception as error:  # raised where it is dealt with
+            except Exception as error:  # handled in the main thread
                 return frame._replace(image=error)
 
-        def ahead() -> Iterator[_Frame]:
-            coming = reader.submit(read)
-            while (frame := coming.result()) is not None:
-                coming = reader.submit(read)
+        def prefetched() -> Iterator[_Frame]:
+            future = reader.submit(read)
+            while (frame := future.result()) is not None:
+                future = reader.submit(read)
                 yield frame
 
-        for frame in track(ahead(), total=_count(paths), title=f'infer -> {out_dir}'):
-            began = time.perf_counter()
+        for frame in track(prefetched(), total=_count_frames(paths), title=f'infer -> {out_dir}'):
+            predict_start = time.perf_counter()
             try:
                 if isinstance(frame.image, Exception):
                     raise frame.image
                 sample = predictor.predict(frame.prepared)
             except Exception as error:
-                known = explain(error)
-                if isinstance(error, CannotRun):
-                    unfit = unfit or error
-                elif not known or known[0] not in (Exit.DATA, Exit.MEMORY):
+                explanation = explain(error)
+                if isinstance(error, PredictionFailed):
+                    prediction_error = prediction_error or error
+                elif not explanation or explanation[0] not in (Exit.DATA, Exit.MEMORY):
                     raise
-                done.failed[frame.source] = known[1]
+                result.failed[frame.source] = explanation[1]
                 continue
-            inside += time.perf_counter() - began
-            done.images += 1
-            files.add(frame, sample)
-    if unfit and not done.images:
-        raise unfit
-    done.pictures = files.pictures
-    done.seconds = time.perf_counter() - start, inside
-    return done
+            network_seconds += time.perf_counter() - predict_start
+            result.images += 1
+            writer.add(frame, sample)
+    if prediction_error and not result.images:
+        raise prediction_error
+    result.pictures = writer.pictures
+    result.seconds = time.perf_counter() - start, network_seconds
+    return result
 
 
-class _Files:
-    """Writes what was found, in a thread of its own, a few pictures behind."""
+class _ResultWriter:
+    """Writes predictions in a thread of its own, with a short queue."""
 
     def __init__(self, predictor: Predictor, out_dir: Path, score: float) -> None:
         self.predictor, self.out_dir, self.score = predictor, out_dir, score
         self.pictures: list[Path] = []
         self.videos: dict[Path, VideoWriter] = {}
-        self.made_for_display = False
-        self.writer, self.waiting = ThreadPoolExecutor(1), deque[Future]()
+        self.warned_of_display = False
+        self.thread, self.queue = ThreadPoolExecutor(1), deque[Future]()
 
-    def __enter__(self) -> '_Files':
+    def __enter__(self) -> '_ResultWriter':
         return self
 
     def __exit__(self, *raised) -> None:
         try:
-            while self.waiting and not raised[0]:
-                self.waiting.popleft().result()
+            while self.queue and not raised[0]:
+                self.queue.popleft().result()
         finally:
-            self.writer.shutdown(cancel_futures=True)
+            self.thread.shutdown(cancel_futures=True)
             for video in self.videos.values():
                 video.close(check=not raised[0])
 
     @staticmethod
     def outputs(paths: dict[Path, Path]) -> dict[str, str]:
-        """The files that will be written for sources -> the source of each."""
+        """Output file -> its source, for all files that will be written."""
         suffix = {True: '.mp4', False: '.png'}
-        return {f'overlay/{added(n, suffix[is_video(p)])}': str(p) for p, n in paths.items()}
+        return {
+            f'overlay/{append_suffix(n, suffix[is_video(p)])}': str(p) for p, n in paths.items()
+        }
 
     def add(self, frame: _Frame, sample) -> None:
-        """Take over what was found in a frame."""
+        """Queue the prediction of a frame for writing."""
         image = frame.image.image
         gray = image.dtype == np.uint8 and image.ndim == 2
-        if not self.made_for_display and not gray and not is_plain(image):
-            self.made_for_display = True
+        if not self.warned_of_display and not gray and not is_plain(image):
+            self.warned_of_display = True
             channels = image.shape[2] if image.ndim > 2 else 1
             warn(
                 f'{frame.source} has {channels} channel{"s" if channels > 1 else ""} of '
@@ -212,24 +214,25 @@ class _Files:
                 f'{"the first three" if channels > 2 else "the first as gray"}'
                 f'{"" if image.dtype == np.uint8 else ", scaled to 8 bits"}.'
             )
-        self.waiting.append(self.writer.submit(self.write, frame, sample))
-        if len(self.waiting) > _AHEAD:
-            self.waiting.popleft().result()
+        self.queue.append(self.thread.submit(self.write, frame, sample))
+        if len(self.queue) > _MAX_QUEUED:
+            self.queue.popleft().result()
 
     def write(self, frame: _Frame, sample) -> None:
+        """Write all files for a frame."""
         raise NotImplementedError
 
     def show(self, frame: _Frame, picture: np.ndarray, present: np.ndarray) -> None:
-        """Write a picture above its legend, or add it to its video."""
+        """Write a picture with its legend below, or append it to its video."""
         classes, palette = self.predictor.classes, self.predictor.palette
         if frame.rate is None:
-            path = self.out_dir / 'overlay' / added(frame.out, '.png')
+            path = self.out_dir / 'overlay' / append_suffix(frame.out, '.png')
             save_picture(path, side_by_side({'': picture}, present, classes, palette))
             self.pictures.append(path)
             return
-        if len(classes) <= _MOST_NAMES:
+        if len(classes) <= _MAX_LEGEND:
             picture = side_by_side({'': picture}, range(len(classes)), classes, palette)
-        path = self.out_dir / 'overlay' / added(frame.out.parent, '.mp4')
+        path = self.out_dir / 'overlay' / append_suffix(frame.out.parent, '.mp4')
         if path not in self.videos:
             self.finish()
             self.videos[path] = VideoWriter(path, frame.rate)
@@ -237,55 +240,54 @@ class _Files:
         self.videos[path].write(picture)
 
     def finish(self) -> None:
-        """Close the videos whose frames have all come: they come one after another."""
+        """Close all videos: the next one starts when the last is complete."""
         for video in self.videos.values():
             video.close()
 
 
-class _Labels(_Files):
-    """Of a segmentor."""
+class _LabelMapWriter(_ResultWriter):
+    """Writes the label maps of a segmentor."""
 
     @staticmethod
     def outputs(paths: dict[Path, Path]) -> dict[str, str]:
-        files = _Files.outputs(paths)
+        files = _ResultWriter.outputs(paths)
         for path, name in paths.items():
-            files[f'labels/{name}/' if is_video(path) else f'labels/{added(name, ".png")}'] = str(
-                path
-            )
+            label_map = f'{name}/' if is_video(path) else append_suffix(name, '.png')
+            files[f'labels/{label_map}'] = str(path)
         return files
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
         count = len(self.predictor.classes)
-        self.dtype = np.uint8 if count <= _8_BITS else np.uint16
-        if count > _8_BITS:
-            warn(f'{count} classes: the label maps are PNGs of 16 bits.')
+        self.dtype = np.uint8 if count <= _MAX_8_BIT_CLASSES else np.uint16
+        if count > _MAX_8_BIT_CLASSES:
+            warn(f'{count} classes: the label maps are 16-bit PNGs.')
 
     def write(self, frame: _Frame, sample) -> None:
         labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(self.dtype)
-        save_picture(self.out_dir / 'labels' / added(frame.out, '.png'), labels)
+        save_picture(self.out_dir / 'labels' / append_suffix(frame.out, '.png'), labels)
         picture = overlay(frame.shown, labels, self.predictor.palette)
         self.show(frame, picture, np.unique(labels))
 
 
-class _Detections(_Files):
-    """Of a detector."""
+class _DetectionWriter(_ResultWriter):
+    """Writes the detections of a detector."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
         self.images, self.results = [], []
-        self.ids = category_ids(self.predictor.classes)
+        self.category_ids = category_ids(self.predictor.classes)
 
     @staticmethod
     def outputs(paths: dict[Path, Path]) -> dict[str, str]:
-        return _Files.outputs(paths) | {'images.json': '', 'results.json': ''}
+        return _ResultWriter.outputs(paths) | {'images.json': '', 'results.json': ''}
 
     def write(self, frame: _Frame, sample) -> None:
         instances = sample.pred_instances
         height, width = frame.shown.shape[:2]
         number = len(self.images) + 1
         self.images.append(dict(id=number, file_name=frame.source, height=height, width=width))
-        self.results += coco_results(Objects.of(instances), number, self.ids)
+        self.results += coco_results(Objects.of(instances), number, self.category_ids)
         shown = Objects.of(instances, self.score)
         picture = draw_objects(frame.shown, shown, self.predictor.palette)
         self.show(frame, picture, np.unique(shown.labels))
@@ -294,10 +296,10 @@ class _Detections(_Files):
         super().__exit__(*raised)
         if raised[0]:
             return
-        pairs = zip(self.ids, self.predictor.classes, strict=True)
+        pairs = zip(self.category_ids, self.predictor.classes, strict=True)
         categories = [dict(id=number, name=name) for number, name in pairs]
-        about = dict(images=self.images, categories=categories, annotations=[])
-        for name, content in ('images', about), ('results', self.results):
+        dataset = dict(images=self.images, categories=categories, annotations=[])
+        for name, content in ('images', dataset), ('results', self.results):
             path = self.out_dir / f'{name}.json'
             try:
                 path.write_text(json.dumps(content), encoding='utf-8')
@@ -306,12 +308,12 @@ class _Detections(_Files):
 
 
 def coco_results(objects: Objects, image_id: int, ids: list[int]) -> list[dict]:
-    """Objects in COCO's format of results: boxes x, y, width, height; masks run-length encoded."""
+    """Objects in COCO's results format: boxes as x, y, width, height; masks run-length encoded."""
     from pycocotools.mask import encode
 
-    found = []
+    results = []
     for i, (x1, y1, x2, y2) in enumerate(objects.boxes.tolist()):
-        found.append(
+        results.append(
             dict(
                 image_id=image_id,
                 category_id=ids[objects.labels[i]],
@@ -321,12 +323,12 @@ def coco_results(objects: Objects, image_id: int, ids: list[int]) -> list[dict]:
         )
         if objects.masks is not None:
             code = encode(np.asfortranarray(objects.masks[i].view(np.uint8)))
-            found[-1]['segmentation'] = dict(code, counts=code['counts'].decode())
-    return found
+            results[-1]['segmentation'] = dict(code, counts=code['counts'].decode())
+    return results
 
 
 def category_ids(classes: tuple[str, ...]) -> list[int]:
-    """Those of COCO for the classes of COCO, which leave ten numbers out; else 1, 2, ..."""
+    """Category ids: COCO's own, with gaps, for its 80 classes; else 1, 2, ..."""
     from mmdet.datasets import CocoDataset
 
     if tuple(classes) == CocoDataset.METAINFO['classes']:
@@ -337,7 +339,7 @@ def category_ids(classes: tuple[str, ...]) -> list[int]:
 def _frames(paths: dict[Path, Path], predictor: Predictor) -> Iterator[_Frame]:
     for path, out in paths.items():
         if is_video(path):
-            yield from _video(path, out, predictor)
+            yield from _video_frames(path, out, predictor)
             continue
         try:
             image = predictor.load(path)
@@ -346,7 +348,7 @@ def _frames(paths: dict[Path, Path], predictor: Predictor) -> Iterator[_Frame]:
         yield _Frame(str(path), out, image)
 
 
-def _video(path: Path, out: Path, predictor: Predictor) -> Iterator[_Frame]:
+def _video_frames(path: Path, out: Path, predictor: Predictor) -> Iterator[_Frame]:
     video = cv2.VideoCapture(str(path))
     try:
         pixels = video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -357,8 +359,8 @@ def _video(path: Path, out: Path, predictor: Predictor) -> Iterator[_Frame]:
             return
         rate, number = video.get(cv2.CAP_PROP_FPS) or 25.0, 0
         while True:
-            there, image = video.read()
-            if not there:
+            success, image = video.read()
+            if not success:
                 break
             number += 1
             try:
@@ -373,8 +375,8 @@ def _video(path: Path, out: Path, predictor: Predictor) -> Iterator[_Frame]:
         video.release()
 
 
-def _count(paths: dict[Path, Path]) -> int | None:
-    """Images and frames; None where a video does not say."""
+def _count_frames(paths: dict[Path, Path]) -> int | None:
+    """Number of images and frames; None if a video does not declare its length."""
     total = 0
     for path in paths:
         if not is_video(path):

@@ -1,4 +1,4 @@
-"""A trained network applied to images in files and in memory."""
+"""Predictor: a trained network applied to images in files and in memory."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
 
 
-# What a network raises whose parts do not fit each other or the image.
-_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+# raised by a network whose parts do not fit each other or the image
+_NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
-class CannotRun(UsageError):
-    """A network fails on an image: the config is wrong, or the image is too small for it."""
+class PredictionFailed(UsageError):
+    """The network fails on an image: the config is wrong, or the image is too small."""
 
 
 class Predictor:
@@ -36,19 +36,20 @@ class Predictor:
         predictor = Predictor.of('configs/ccnet_r18_street.py', 'best.pth')
         labels = predictor('photo.jpg').pred_sem_seg.data[0]
 
-    A path is read by the config's own loading step. An array is taken as that step would have given
-    it: (H, W, 3) uint8 BGR by default; (H, W) where the config reads gray images.
+    A path is loaded by the config's own loading step. An array must be what that step returns:
+    (H, W, 3) uint8 BGR by default; (H, W) if the config loads gray images.
 
     Args:
-        model: in eval mode, on its device.
-        cfg: its config.
+        model: network in eval mode, on its device.
+        cfg: config of the network.
 
     Attributes:
-        classes, palette: names and RGB colours of the classes.
-        segments: whether it labels pixels; otherwise it detects objects.
-        reader: the steps of the pipeline.
-        channels: of the images that the network takes.
-        suffix: of the images of the test data, where the config names it.
+        classes: names of the classes.
+        palette: RGB colours of the classes.
+        segments: True for a segmentor, False for a detector.
+        reader: steps of the test pipeline.
+        channels: number of channels of the images that the network takes.
+        suffix: file suffix of the test images, if the config names one; else ''.
     """
 
     def __init__(self, model: nn.Module, cfg: Config) -> None:
@@ -60,7 +61,9 @@ class Predictor:
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         leaf = next(dataset_leaves(cfg.test_dataloader['dataset']))
         self.suffix = leaf.get('img_suffix') or ''
-        self.reader = ImageReader(leaf.get('pipeline') or [], _common(leaf, meta, self.segments))
+        self.reader = ImageReader(
+            leaf.get('pipeline') or [], _sample_fields(leaf, meta, self.segments)
+        )
 
     @classmethod
     def of(
@@ -75,24 +78,24 @@ class Predictor:
         return cls(*build_model(config, checkpoint, options, attention, device))
 
     def load(self, image: np.ndarray | str | Path) -> Loaded:
-        """An image as the config's loader gives it.
+        """Load an image with the config's loader.
 
         Raises:
-            DataError: it cannot be read, or is not what the loader gives.
+            DataError: the image cannot be read, or is not what the loader returns.
         """
         if isinstance(image, str | Path):
             return self.reader.load(image)
         return self.reader.of_array(image)
 
     def prepare(self, image: np.ndarray | str | Path | Loaded) -> dict:
-        """What `predict` takes.
+        """Run the test pipeline on an image; returns the input of `predict`.
 
         Raises:
-            DataError: the image cannot be read, or is none that the network can take.
+            DataError: the image cannot be read, or the network cannot take it.
         """
-        what = f'image {image}' if isinstance(image, str | Path) else 'the image'
+        name = f'image {image}' if isinstance(image, str | Path) else 'the image'
         loaded = image if isinstance(image, Loaded) else self.load(image)
-        prepared = self.reader.prepare(loaded, what)
+        prepared = self.reader.prepare(loaded, name)
         inputs = prepared['inputs']
         if isinstance(inputs, torch.Tensor) and len(inputs) != self.channels:
             path = loaded.results.get('img_path')
@@ -104,40 +107,40 @@ class Predictor:
         return prepared
 
     def show(self, loaded: Loaded) -> np.ndarray:
-        """An image as (H, W, 3) uint8 BGR to draw on."""
+        """The image as (H, W, 3) uint8 BGR, to draw on."""
         return to_display(loaded.image, self.reader.rgb)
 
     @torch.no_grad()
     def predict(self, prepared: dict) -> 'BaseDataElement':
-        """-> a sample with `pred_sem_seg` or `pred_instances`, in the size of the image.
+        """Returns a sample with `pred_sem_seg` or `pred_instances`, in the size of the image.
 
         Raises:
-            CannotRun: the network fails.
+            PredictionFailed: the network fails on the image.
         """
         try:
             return self.model.test_step(pseudo_collate([prepared]))[0]
-        except _FAILURES as error:
+        except _NETWORK_ERRORS as error:
             if explain(error):  # such as out of memory
                 raise
             inputs = prepared['inputs']
             size = (
                 'x'.join(map(str, reversed(inputs.shape[-2:]))) if hasattr(inputs, 'shape') else ''
             )
-            why = (str(error).strip() or 'no reason given').splitlines()[0]
-            raise CannotRun(
+            reason = (str(error).strip() or 'no reason given').splitlines()[0]
+            raise PredictionFailed(
                 f'{self.cfg.filename}: the network fails on an image of {size} as the config '
-                f'prepares it: {type(error).__name__}: {why}'
+                f'prepares it: {type(error).__name__}: {reason}'
             ) from error
 
     def __call__(self, image: np.ndarray | str | Path) -> 'BaseDataElement':
         return self.predict(self.prepare(image))
 
 
-def _common(leaf: dict, meta: dict, segments: bool) -> dict:
-    """What a data set of mmseg or mmdet says of each image besides its path."""
-    known = {key: meta[key] for key in ('label_map', 'reduce_zero_label') if key in meta}
+def _sample_fields(leaf: dict, meta: dict, segments: bool) -> dict:
+    """Fields that a dataset of mmseg or mmdet adds to each image, besides its path."""
+    fields = {key: meta[key] for key in ('label_map', 'reduce_zero_label') if key in meta}
     if segments:
-        return known | dict(seg_fields=[])
-    if leaf.get('return_classes'):  # networks that are asked for classes by name
-        return known | dict(text=meta['classes'], custom_entities=True)
-    return known
+        return fields | dict(seg_fields=[])
+    if leaf.get('return_classes'):  # open-vocabulary networks take class names
+        return fields | dict(text=meta['classes'], custom_entities=True)
+    return fields

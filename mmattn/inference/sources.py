@@ -1,4 +1,4 @@
-"""The images and videos that a tool looks at, and where what it makes of each goes."""
+"""Sources and outputs of inference: find images and videos, and name the files for each."""
 
 import glob
 import json
@@ -10,33 +10,34 @@ from mmattn.errors import DataError, UsageError, WriteError
 IMAGES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 VIDEOS = {'.mp4', '.avi', '.mov', '.mkv', '.webm'}
 INDEX = 'sources.json'
-_FOREIGN = '--out-dir {}: {} is there and was not written by this tool. Choose another --out-dir.'
+_FOREIGN = '--out-dir {}: {} exists and was not written by mmattn. Choose another --out-dir.'
 
 
 def find_sources(source: str, out_dir: Path, suffix: str = '') -> dict[Path, Path]:
-    """Image or video -> the name of its files below the folders of the output, without suffix.
+    """Image or video -> name of its output files, without suffix.
 
-    What an earlier run wrote into `out_dir` is not looked at.
+    Files that an earlier run wrote into `out_dir` are left out.
 
     Args:
-        source: an image, a video, a folder of them, or a glob pattern.
-        out_dir: the folder of the output.
-        suffix: of images in a folder, besides the usual ones.
+        source: image, video, folder of them, or glob pattern.
+        out_dir: folder of the output.
+        suffix: suffix of images in a folder, in addition to the usual ones.
 
     Raises:
-        DataError: nothing there to look at.
+        DataError: no image or video found.
     """
     root = Path(source)
     if root.is_dir():
-        known, own = tuple(IMAGES | VIDEOS | ({suffix.lower()} - {''})), _Own(out_dir)
+        suffixes = tuple(IMAGES | VIDEOS | ({suffix.lower()} - {''}))
+        earlier = _EarlierOutputs(out_dir)
         inside = root.resolve() in out_dir.resolve().parents
-        fitting = (p for p in root.rglob('*') if p.name.lower().endswith(known))
-        paths = sorted(p for p in fitting if p.is_file())
-        paths = [p for p in paths if p.resolve() not in own]
+        candidates = (p for p in root.rglob('*') if p.name.lower().endswith(suffixes))
+        paths = sorted(p for p in candidates if p.is_file())
+        paths = [p for p in paths if p.resolve() not in earlier]
         if inside:
             paths = [p for p in paths if out_dir.resolve() not in p.resolve().parents]
         if not paths:
-            kinds = ', '.join(sorted(known))
+            kinds = ', '.join(sorted(suffixes))
             raise DataError(f'no image or video in {source}: looked for {kinds}.')
     elif root.is_file():
         paths, root = [root], root.parent
@@ -51,14 +52,14 @@ def find_sources(source: str, out_dir: Path, suffix: str = '') -> dict[Path, Pat
 
 
 def output_names(paths: list[Path], root: Path = Path()) -> dict[Path, Path]:
-    """Path -> a name that no other has: without its suffix where that is clear, else with it."""
+    """Path -> unique output name: without the suffix if that is unambiguous, else with it."""
     short = Counter(path.with_suffix('') for path in paths)
     whole, folders = set(paths), {parent for path in paths for parent in path.parents}
     names = {}
     for path in paths:
         name = path.with_suffix('')
-        clear = short[name] == 1 and name not in whole and not (is_video(path) and name in folders)
-        names[root / path] = name if clear else path
+        unique = short[name] == 1 and name not in whole and not (is_video(path) and name in folders)
+        names[root / path] = name if unique else path
     return names
 
 
@@ -66,40 +67,43 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def added(path: Path, suffix: str) -> Path:
-    """A name with a suffix behind it, whatever dots it has."""
+def append_suffix(path: Path, suffix: str) -> Path:
+    """Append a suffix to a name; dots in the name stay."""
     return path.with_name(f'{path.name}{suffix}')
 
 
-class Outputs:
-    """The files that a run is going to write, each with its source; `sources.json` lists them.
+class OutputIndex:
+    """Files that a run will write, each with its source; `sources.json` lists them.
 
     Args:
-        out_dir: the folder.
-        files: path below it -> the source; one that ends in '/' stands for a folder of frames.
+        out_dir: folder of the output.
+        files: path below it -> source; a path that ends in '/' is a folder of frames.
 
     Raises:
-        UsageError: one of them would replace a source, or a file that no run of the tool wrote.
+        UsageError: a file would replace a source, or a file that no earlier run wrote.
     """
 
     def __init__(self, out_dir: Path, files: dict[str, str]) -> None:
         self.out_dir, self.files = out_dir, files
-        self.own = _Own(out_dir)
-        if self.own.foreign:
+        self.earlier = _EarlierOutputs(out_dir)
+        if self.earlier.foreign:
             raise UsageError(_FOREIGN.format(out_dir, out_dir / INDEX))
         inputs = {Path(source).resolve() for source in files.values() if source}
         for name in files:
             path = out_dir / name
             if path.resolve() in inputs:
                 raise UsageError(
-                    f'--out-dir {out_dir}: {path} would replace a file that is looked at. Choose '
-                    'another --out-dir.'
+                    f'--out-dir {out_dir}: {path} would replace a source. Choose another --out-dir.'
                 )
-            if path.is_file() and path.resolve() not in self.own and not self._paired(name):
+            if (
+                path.is_file()
+                and path.resolve() not in self.earlier
+                and not self._has_overlay(name)
+            ):
                 raise UsageError(_FOREIGN.format(out_dir, path))
 
-    def _paired(self, name: str) -> bool:
-        """Whether a file has the picture beside it that a run without an index wrote with it."""
+    def _has_overlay(self, name: str) -> bool:
+        """Whether a file has the overlay that runs of versions without an index wrote with it."""
         first, _, rest = name.partition('/')
         overlay = self.out_dir / 'overlay'
         if first == 'labels':
@@ -107,16 +111,16 @@ class Outputs:
         return first == 'overlay' or overlay.is_dir()
 
     def write(self) -> None:
-        """Write the index, with what is left of earlier runs.
+        """Write the index, with the files of earlier runs that still exist.
 
         Raises:
-            WriteError: it cannot be written.
+            WriteError: the index cannot be written.
         """
-        left = {n: s for n, s in self.own.files.items() if (self.out_dir / n).exists()}
+        remaining = {n: s for n, s in self.earlier.files.items() if (self.out_dir / n).exists()}
         path = self.out_dir / INDEX
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(left | self.files, indent=0, ensure_ascii=False)
+            text = json.dumps(remaining | self.files, indent=0, ensure_ascii=False)
             path.write_text(text, encoding='utf-8')
         except OSError as error:
             raise WriteError(f'cannot write {path}: {error.strerror}.') from error
@@ -124,11 +128,16 @@ class Outputs:
     def stale(self) -> list[str]:
         """Files of an earlier run that this one does not write again."""
         new = set(self.files)
-        return [n for n in self.own.files if n not in new and (self.out_dir / n).exists()]
+        return [n for n in self.earlier.files if n not in new and (self.out_dir / n).exists()]
 
 
-class _Own:
-    """What earlier runs wrote into a folder."""
+class _EarlierOutputs:
+    """Files that earlier runs wrote into a folder, from its `sources.json`.
+
+    Attributes:
+        foreign: whether the index exists and is not one.
+        files: path below the folder -> source.
+    """
 
     def __init__(self, out_dir: Path) -> None:
         try:

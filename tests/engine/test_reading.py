@@ -19,7 +19,7 @@ from mmattn.engine.test import test as run_test
 from mmattn.errors import DataError, UsageError
 from mmattn.inference.attention_view import view_attention
 from mmattn.inference.infer import infer
-from mmattn.inference.predictor import CannotRun, Predictor
+from mmattn.inference.predictor import PredictionFailed, Predictor
 from tests.conftest import ROOT
 
 SIZE = (48, 72)
@@ -296,7 +296,7 @@ def test_a_network_that_fails_is_one_sentence(tmp_path):
     predictor = Predictor.of(config, weights, device='cpu')
     step = predictor.model.test_step
     predictor.model.test_step = lambda data: step(data)[data['inputs'][0].shape[1] % 2]
-    with pytest.raises(CannotRun, match='list index out of range'):
+    with pytest.raises(PredictionFailed, match='list index out of range'):
         predictor(image)
 
 

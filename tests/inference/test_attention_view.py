@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmattn.config.load import load_config
 from mmattn.errors import DataError, UsageError
-from mmattn.inference.attention_view import look, view_attention
+from mmattn.inference.attention_view import attention_views, view_attention
 from mmattn.inference.predictor import Predictor
 from tests.conftest import ROOT
 
@@ -56,11 +56,11 @@ def test_a_page_and_a_picture_for_every_map(photo, tmp_path):
 def test_the_image_is_what_the_network_saw(photo, tmp_path):
     predictor = Predictor.of(CCNET, checkpoint(CCNET, tmp_path / 'ccnet.pth'))
     image = cv2.imread(str(photo))
-    assert np.array_equal(look(predictor, image)[1], image)
+    assert np.array_equal(attention_views(predictor, image)[1], image)
     options = {'test_dataloader.dataset.pipeline.1.scale': (96, 96)}
     weights = checkpoint(DETECTOR, tmp_path / 'detector.pth', 'cbam')
     predictor = Predictor.of(DETECTOR, weights, options, 'cbam')
-    seen, shown = look(predictor, image)
+    seen, shown = attention_views(predictor, image)
     assert shown.shape == (64, 96, 3)  # 48 x 96, padded
     wanted = cv2.resize(image, (96, 48))
     assert np.abs(shown[:48].astype(int) - wanted).max() <= 1

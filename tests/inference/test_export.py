@@ -11,7 +11,7 @@ from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError
 from mmattn.inference import export as module
-from mmattn.inference.export import Differs, describe, export
+from mmattn.inference.export import ExportMismatch, describe, export
 from mmattn.inference.predictor import Predictor
 from tests.conftest import ROOT
 
@@ -43,7 +43,7 @@ def test_segmentors_become_onnx_that_labels_as_they_do(name, photos, tmp_path):
     found = export(config, weights, 'onnx', out=tmp_path / 'net.onnx', images=photos)
     assert set(found.differences) == {(96, 160), (161, 99)} and found.left_out == ''
     assert max(found.differences.values()) < 1e-4
-    assert '160x96: greatest difference to torch' in describe(found)
+    assert '160x96: largest difference to torch' in describe(found)
     onnx.checker.check_model(onnx.load(str(found.path)))
     session = onnxruntime.InferenceSession(str(found.path), providers=['CPUExecutionProvider'])
     predictor = Predictor.of(config, weights, device='cpu')
@@ -95,8 +95,8 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch, photos, fa
     def wrong(program, example, shapes, config):
         return (lambda path: path.touch()), lambda x: [next(factors) * program(x)]
 
-    monkeypatch.setattr(module, '_torch', wrong)
-    with pytest.raises(Differs, match=f'differs from torch by {said} of the largest value'):
+    monkeypatch.setattr(module, 'export_torch', wrong)
+    with pytest.raises(ExportMismatch, match=f'differs from torch by {said} of the largest value'):
         export(CCNET, weights, 'torch', out=tmp_path / 'net.pt2', images=[photos[0], photos[0]])
     assert not (tmp_path / 'net.pt2').exists()
 

@@ -11,9 +11,10 @@ from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference import export as module
+from mmattn.inference import export_program
 from mmattn.inference.attention_view import view_attention
-from mmattn.inference.export import Differs, describe, export
-from mmattn.inference.grad_cam import Scores
+from mmattn.inference.export import ExportMismatch, describe, export
+from mmattn.inference.grad_cam import ClassScores
 from mmattn.inference.predictor import Predictor
 from mmattn.models.logits import predicted_logits
 from tests.conftest import ROOT
@@ -128,7 +129,7 @@ def test_every_head_is_exported_and_explained(name, photo, tmp_path):
     flat = own[0].flatten(1)
     means = [row[flat.argmax(0) == k] for k, row in enumerate(flat)]
     means = torch.stack([m.mean() if len(m) else row.mean() for m, row in zip(means, flat)])
-    torch.testing.assert_close(Scores(predictor.model)(x)[0], means)
+    torch.testing.assert_close(ClassScores(predictor.model)(x)[0], means)
     done = view_attention(
         config, weights, photo, out_dir=tmp_path / 'view', cam='backbone.layers.3', device='cpu'
     )
@@ -163,17 +164,19 @@ def test_what_the_config_does_besides_is_said_with_its_figure(kind, photo, tmp_p
     difference = ((logits - truth).abs().max() / truth.abs().max()).item()
     assert compared.logits == pytest.approx(difference, rel=1e-3) and difference > 0.01
     assert compared.complete < 1e-4
-    line = f'{difference:.1e} of the largest logit, {100 * share:.1f} % other labels; with what is'
+    line = f'{difference:.1e} of the largest logit, {100 * share:.1f} % other labels; with the st'
     assert line in describe(found)
 
 
 def test_a_program_that_is_not_what_infer_computes_is_not_written(photo, tmp_path, monkeypatch):
     """Though it equals its own wrapper."""
     config, weights = network(tmp_path, *HEADS['CCHead'])
-    forward = module.Segmentor.forward
-    monkeypatch.setattr(module.Segmentor, 'forward', lambda self, x: forward(self, x / 255))
-    monkeypatch.setattr(module, '_torch', lambda p, *_: (lambda path: None, lambda x: [p(x)]))
-    with pytest.raises(Differs, match='as torch differs from what infer computes by'):
+    forward = export_program.ExportedSegmentor.forward
+    monkeypatch.setattr(
+        export_program.ExportedSegmentor, 'forward', lambda self, x: forward(self, x / 255)
+    )
+    monkeypatch.setattr(module, 'export_torch', lambda p, *_: (lambda path: None, lambda x: [p(x)]))
+    with pytest.raises(ExportMismatch, match='as torch differs from what infer computes by'):
         export(config, weights, 'torch', out=tmp_path / 'net.pt2', images=[photo])
     assert not (tmp_path / 'net.pt2').exists()
 
@@ -202,4 +205,4 @@ def test_cascades_are_refused_by_name(tmp_path):
     model, _ = build_network(config)
     model.decode_head = nn.ModuleList([model.decode_head, model.decode_head])
     with pytest.raises(UsageError, match='cascades of decode heads, here CCHead, CCHead'):
-        module._program(model, torch.zeros(1, 3, 64, 64), config)
+        module.build_program(model, torch.zeros(1, 3, 64, 64), config)

@@ -11,7 +11,7 @@ from mmattn.benchmarks.cases import perturb_constants
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference.attention_view import view_attention
-from mmattn.inference.grad_cam import Scores, grad_cam
+from mmattn.inference.grad_cam import ClassScores, grad_cam
 from tests.conftest import ROOT
 
 LAYER = 'backbone.layer3'
@@ -32,7 +32,7 @@ def test_it_is_the_formula(kind):
     x = torch.randn(1, 3, 128, 160)
     boxes = torch.tensor([[10.0, 10, 60, 70], [50, 20, 150, 110]])
     found, category = grad_cam(model, x, LAYER, boxes=boxes)
-    scores = Scores(model, boxes)
+    scores = ClassScores(model, boxes)
     maps = []
     handle = model.backbone.layer3.register_forward_hook(lambda m, a, y: maps.append(y))
     every = scores(x)
@@ -56,7 +56,7 @@ def test_scores_of_a_segmentor_are_means_over_its_own_labels():
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         logits = model.decode_head(model.extract_feat(x))[0].flatten(1)
-        found = Scores(model)(x)[0]
+        found = ClassScores(model)(x)[0]
     labels = logits.argmax(0)
     for k, value in enumerate(found):
         own = labels == k
@@ -72,11 +72,11 @@ def test_scores_of_detectors_are_their_highest_logits():
         levels = model.bbox_head(model.extract_feat(x))[0]
         classes = model.bbox_head.cls_out_channels
         every = torch.cat([t[0].permute(1, 2, 0).reshape(-1, classes) for t in levels])
-        torch.testing.assert_close(Scores(model)(x)[0], every.amax(0))
+        torch.testing.assert_close(ClassScores(model)(x)[0], every.amax(0))
         model, boxes = network('two_stage'), torch.tensor([[10.0, 10, 60, 70]])
         rois = torch.cat([torch.zeros(1, 1), boxes], 1)
         logits = model.roi_head._bbox_forward(model.extract_feat(x), rois)['cls_score']
-        torch.testing.assert_close(Scores(model, boxes)(x)[0], logits[0, :-1])
+        torch.testing.assert_close(ClassScores(model, boxes)(x)[0], logits[0, :-1])
 
 
 def test_the_page_has_it_also_without_attention(tmp_path):
@@ -104,7 +104,7 @@ def test_a_map_of_zeros_is_said(tmp_path, monkeypatch):
     view_attention(
         config, tmp_path / 'net.pth', tmp_path / 'photo.png', out_dir=tmp_path / 'o', cam=LAYER
     )
-    assert 'nothing there speaks for WBC' in said[0]
+    assert 'no position supports WBC' in said[0]
 
 
 def test_refused(monkeypatch):

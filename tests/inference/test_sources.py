@@ -95,7 +95,7 @@ def test_a_source_is_never_replaced(weights, tmp_path):
     photo(root / 'overlay' / 'b.png')
     before = digests(root)
     for source in root / 'overlay', root / 'overlay' / 'a.png', f'{root}/overlay/*.png':
-        with pytest.raises(UsageError, match='a.png would replace a file that is looked at'):
+        with pytest.raises(UsageError, match='a.png would replace a source'):
             infer(CONFIG, weights, source, out_dir=root, options=SMALL)
     assert digests(root) == before
 
@@ -106,10 +106,10 @@ def test_label_maps_of_a_set_are_not_replaced(weights, tmp_path):
     photo(root / 'images' / 'a.png')
     photo(root / 'labels' / 'a.png', 1)
     before = digests(root)
-    with pytest.raises(UsageError, match='labels/a.png is there and was not written by this tool'):
+    with pytest.raises(UsageError, match='labels/a.png exists and was not written by mmattn'):
         infer(CONFIG, weights, root / 'images', out_dir=root, options=SMALL)
     (root / INDEX).write_text('[1]')
-    with pytest.raises(UsageError, match='sources.json is there and was not written by this tool'):
+    with pytest.raises(UsageError, match='sources.json exists and was not written by mmattn'):
         infer(CONFIG, weights, root / 'labels', out_dir=root, options=SMALL)
     (root / INDEX).unlink()
     assert digests(root) == before
