@@ -69,9 +69,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
 
     def score_coco() -> None:
-        from mmattn.evaluation.coco import report
+        from mmattn.evaluation.coco import report_coco
 
-        report(
+        report_coco(
             args.annotations,
             args.results,
             iou_type=args.iou_type,
@@ -80,15 +80,17 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         )
 
     def score_cityscapes() -> None:
-        from mmattn.evaluation.cityscapes import report
+        from mmattn.evaluation.cityscapes import report_cityscapes
 
-        report(args.annotations, args.predictions, json_path=args.json)
+        report_cityscapes(args.annotations, args.predictions, json_path=args.json)
 
     def score_labels() -> None:
-        from mmattn.evaluation.label_maps import report
+        from mmattn.evaluation.label_maps import report_label_maps
 
         classes = [name.strip() for name in args.classes.split(',')]
-        report(args.annotations, args.predictions, classes, ignore=args.ignore, json_path=args.json)
+        report_label_maps(
+            args.annotations, args.predictions, classes, ignore=args.ignore, json_path=args.json
+        )
 
     tasks = dict(coco=score_coco, cityscapes=score_cityscapes, labels=score_labels)
     return run(tasks[args.kind], args)

@@ -13,7 +13,7 @@ from mmattn.config.leaves import dataset_leaves
 from mmattn.config.unused_keys import find_class
 from mmattn.errors import UsageError
 from mmattn.evaluation.output_names import check_outputs, picture_names
-from mmattn.evaluation.scored_images import score_what_is_tested
+from mmattn.evaluation.scored_images import score_tested_images
 
 from .hooks.comparison import ComparisonHook
 
@@ -119,7 +119,7 @@ def prepare_evaluation(runner: Runner, part: str) -> None:
         return
     dataset = loop.dataloader.dataset
     chosen = '--out' if part == 'test' else f'{part}_evaluator'
-    score_what_is_tested(dataset, loop.evaluator, part)
+    score_tested_images(dataset, loop.evaluator, part)
     for hook in runner.hooks if part == 'test' else ():
         if isinstance(hook, ComparisonHook):
             hook.prepare(dataset)

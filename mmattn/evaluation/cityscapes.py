@@ -1,11 +1,10 @@
 """Cityscapes' numbers for label maps saved as PNG, without a model.
 
 Reference code: mcordts/cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py. Its
-formulas score; the pixels are counted here, as its own loop ends the process at the first odd file,
-calls a function that NumPy is dropping, and sorts every image.
+formulas score; pixels are counted here, because its own loop exits at the first invalid file, calls
+a function that NumPy is dropping, and sorts every image.
 """
 
-import sys
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 
 from .iou import confusion
-from .scores_file import check_target, write_scores
+from .reporting import check_json_target, print_message, write_scores
 
 _IDS = 34  # label ids are 0..33
 _LAST_TRAIN_ID = 18
@@ -35,18 +34,18 @@ _REMEDY = {'prediction': _LABEL_IDS, 'ground truth': 'Take the original *_labelI
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Fractions 0..1; None where there is nothing to score.
+class CityscapesScores:
+    """Scores of label maps: fractions 0..1; None where there is nothing to score.
 
     Attributes:
         numbers: the means `IoU_classes`, `iIoU_classes`, `IoU_categories`, `iIoU_categories`.
         per_class: `IoU.<class>` of 19 classes, `iIoU.<class>` of the 8 that have instances.
         per_category: `IoU.<category>` of 7 categories, `iIoU.<category>` of human and vehicle.
-        absent: classes without a pixel in the ground truth and among what is predicted there.
-        only_predicted: classes that are not in the ground truth; their IoU is 0.
-        pixels: whose label counts, and how many of them are right.
-        files: how many ground truths, predictions and maps of instances were read.
-        version: of cityscapesscripts.
+        absent: classes without a pixel in the ground truth and in the predictions for it.
+        only_predicted: classes that are predicted but not in the ground truth; their IoU is 0.
+        pixels: numbers of pixels with a scored label, and of correct ones among them.
+        files: numbers of ground truths, predictions and maps of instances.
+        version: version of cityscapesscripts.
     """
 
     numbers: dict[str, float | None]
@@ -59,31 +58,31 @@ class Scores:
     version: str
 
 
-def evaluate_cityscapes(annotations: str | Path, predictions: str | Path) -> Scores:
+def evaluate_cityscapes(annotations: str | Path, predictions: str | Path) -> CityscapesScores:
     """Score the label maps of a folder against those of another, sub-folders included.
 
     Args:
-        annotations: has `<image>_gtFine_labelIds.png`, e.g. gtFine/val; with
-            `<image>_gtFine_instanceIds.png` beside each, iIoU is scored, too.
-        predictions: has one `<image>*.png` for each: 8 bits, a channel, label ids 0..33.
+        annotations: folder of `<image>_gtFine_labelIds.png`, e.g. gtFine/val; with
+            `<image>_gtFine_instanceIds.png` next to each, iIoU is scored, too.
+        predictions: folder with one `<image>*.png` each: 8 bits, one channel, label ids 0..33.
 
     Raises:
         DataError: a folder or file is missing or not valid; names it.
         UsageError: cityscapesscripts is not installed.
     """
-    official = _official()
-    pairs = _pairs(Path(annotations), Path(predictions))
+    scripts = _cityscapesscripts()
+    pairs = _pair_files(Path(annotations), Path(predictions))
     instances = _instance_maps([truth for truth, _ in pairs])
-    args = SimpleNamespace(evalLabels=[], avgClassSize=official.args.avgClassSize)
-    matrix = official.generateMatrix(args)
-    stats = official.generateInstanceStats(args)
+    args = SimpleNamespace(evalLabels=[], avgClassSize=scripts.args.avgClassSize)
+    matrix = scripts.generateMatrix(args)
+    stats = scripts.generateInstanceStats(args)
     count = partial(_count, sizes=args.avgClassSize)
     with ThreadPoolExecutor(len(sched_getaffinity(0))) as pool:  # decoding frees the GIL
         counts = pool.map(count, *zip(*pairs), instances or [None] * len(pairs))
         for pixels, things in track(counts, total=len(pairs), title='scoring'):
             matrix += pixels.astype(matrix.dtype)
             for thing in things:
-                _add(stats, args.avgClassSize, *thing)
+                _add_object(stats, args.avgClassSize, *thing)
     scored = label_ids()
     if not matrix[scored].any():
         raise DataError(
@@ -91,19 +90,19 @@ def evaluate_cityscapes(annotations: str | Path, predictions: str | Path) -> Sco
             'The labels of the test split are not public: name gtFine/val.'
         )
     _check_ids(matrix, predictions)
-    return _scores(official, args, matrix, stats, len(pairs), len(instances or ()))
+    return _scores(scripts, args, matrix, stats, len(pairs), len(instances or ()))
 
 
-def report(
+def report_cityscapes(
     annotations: str | Path, predictions: str | Path, *, json_path: str | Path | None = None
-) -> Scores:
-    """Print what `evaluate_cityscapes` returns, and write it to a JSON file if asked.
+) -> CityscapesScores:
+    """Print the scores of `evaluate_cityscapes`, and write them to a JSON file if a path is given.
 
     Raises:
         DataError, UsageError: as `evaluate_cityscapes`.
         WriteError: the file cannot be written.
     """
-    check_target(json_path, (annotations, predictions))
+    check_json_target(json_path, (annotations, predictions))
     scores = evaluate_cityscapes(annotations, predictions)
     write_scores(json_path, asdict(scores))
     for kind, part in ('classes', scores.per_class), ('categories', scores.per_category):
@@ -111,8 +110,8 @@ def report(
         for key, value in part.items():
             if key.startswith('IoU.'):
                 name = key.removeprefix('IoU.')
-                print(f'{name:<24s} {_text(value, "absent"):<10s} {_text(part.get(f"i{key}"))}')
-        means = (_text(scores.numbers[f'{name}_{kind}']) for name in ('IoU', 'iIoU'))
+                print(f'{name:<24s} {_format(value, "absent"):<10s} {_format(part.get(f"i{key}"))}')
+        means = (_format(scores.numbers[f'{name}_{kind}']) for name in ('IoU', 'iIoU'))
         print('{:<24s} {:<10s} {}\n'.format('mean', *means))
     right = scores.pixels['right'] / scores.pixels['counted']
     print(f'{scores.files["predictions"]} images, {100 * right:.2f} % of their pixels are right')
@@ -127,13 +126,13 @@ def label_ids() -> np.ndarray:
     Raises:
         UsageError: cityscapesscripts is not installed.
     """
-    found = {label.trainId: label.id for label in _official().labels}
-    return np.array([found[train_id] for train_id in range(_LAST_TRAIN_ID + 1)], np.uint8)
+    ids = {label.trainId: label.id for label in _cityscapesscripts().labels}
+    return np.array([ids[train_id] for train_id in range(_LAST_TRAIN_ID + 1)], np.uint8)
 
 
 @cache
-def _official() -> ModuleType:
-    """The evaluator of cityscapesscripts. It reads the environment when it is imported."""
+def _cityscapesscripts() -> ModuleType:
+    """The evaluator module of cityscapesscripts, which reads the environment on import."""
     try:
         from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling
     except ImportError as error:
@@ -147,16 +146,12 @@ def _official() -> ModuleType:
     return evalPixelLevelSemanticLabeling
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _format(value: float | None, missing: str = '-') -> str:
+    return missing if value is None else f'{value:.6f}'
 
 
-def _text(value: float | None, nothing: str = '-') -> str:
-    return nothing if value is None else f'{value:.6f}'
-
-
-# ---- which file belongs to which -----------------------------------------------------------------
-def _pairs(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
+# ---- pairing files -------------------------------------------------------------------------------
+def _pair_files(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
     """Ground truth and prediction of every image."""
     for name, folder in dict(annotations=annotations, predictions=predictions).items():
         if not folder.is_dir():
@@ -164,18 +159,18 @@ def _pairs(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
     truths = sorted(annotations.rglob('*_labelIds.png'))
     if not truths:
         others = len(list(annotations.rglob('*_labelTrainIds.png')))
-        found = f', only {others} *_labelTrainIds.png' if others else ''
+        hint = f', only {others} *_labelTrainIds.png' if others else ''
         raise DataError(
-            f'annotations: no *_labelIds.png below {annotations}{found}. The score is of label '
+            f'annotations: no *_labelIds.png below {annotations}{hint}. The score is of label '
             'ids: name the folder that has them, e.g. gtFine/val, with --annotations.'
         )
-    found = sorted(predictions.rglob('*.png'), key=lambda path: path.name)
-    if not found:
+    paths = sorted(predictions.rglob('*.png'), key=lambda path: path.name)
+    if not paths:
         raise DataError(
             f'predictions: no *.png below {predictions}. Name the folder that tools/test.py --out '
             'wrote with --predictions.'
         )
-    names = [path.name for path in found]
+    names = [path.name for path in paths]
     pairs, missing = [], []
     for truth in truths:
         start = truth.name.removesuffix('_labelIds.png')
@@ -185,7 +180,7 @@ def _pairs(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
             if not names[index].startswith(start):
                 break
             if not names[index][len(start)].isdigit():
-                matches.append(found[index])
+                matches.append(paths[index])
         if len(matches) > 1:
             raise DataError(
                 f'{len(matches)} predictions of {truth.name}: {matches[0]} and {matches[1]}. '
@@ -202,21 +197,23 @@ def _pairs(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
         )
     used = [prediction for _, prediction in pairs]
     if len(set(used)) < len(used):
-        twice = next(path for path in used if used.count(path) > 1)
-        first, second, *_ = (truth for truth, path in pairs if path == twice)
-        raise DataError(f'two ground truths of {twice}: {first} and {second}. Name one folder.')
-    rest = sorted(set(found) - set(used))
-    if rest:
-        _say(f'warning: {len(rest)} predictions have no ground truth, e.g. {rest[0]}.')
+        shared = next(path for path in used if used.count(path) > 1)
+        first, second, *_ = (truth for truth, path in pairs if path == shared)
+        raise DataError(f'two ground truths of {shared}: {first} and {second}. Name one folder.')
+    unpaired = sorted(set(paths) - set(used))
+    if unpaired:
+        print_message(
+            f'warning: {len(unpaired)} predictions have no ground truth, e.g. {unpaired[0]}.'
+        )
     return pairs
 
 
 def _instance_maps(truths: list[Path]) -> list[Path] | None:
-    """Of every ground truth; None, with a sentence, if one is missing."""
+    """Map of instances of every ground truth; None, with a message, if one is missing."""
     paths = [truth.with_name(truth.name.replace('labelIds', 'instanceIds')) for truth in truths]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        _say(
+        print_message(
             f'iIoU is left out: {len(missing)} of {len(truths)} ground truths have no map of '
             f'instances, e.g. {missing[0]} is missing.'
         )
@@ -227,13 +224,13 @@ def _instance_maps(truths: list[Path]) -> list[Path] | None:
 def _count(
     truth: Path, prediction: Path, instances: Path | None, sizes: dict[str, float]
 ) -> tuple[np.ndarray, list[tuple[Any, np.ndarray]]]:
-    """Pixels by label and predicted id, (34, 34), and what `_instances` finds."""
-    labels, found = _label_map(truth, 'ground truth'), _label_map(prediction, 'prediction')
-    _check_size(found, f'prediction {prediction}', labels, truth)
-    matrix = confusion(found, labels, _IDS, ignore_index=-1)
+    """Pixels by label and predicted id, (34, 34), and the result of `_count_instances`."""
+    labels, predicted = _read_labels(truth, 'ground truth'), _read_labels(prediction, 'prediction')
+    _check_size(predicted, f'prediction {prediction}', labels, truth)
+    matrix = confusion(predicted, labels, _IDS, ignore_index=-1)
     for path, what, values, wrong in (
         (truth, 'ground truth', labels, matrix[-1]),
-        (prediction, 'prediction', found, matrix[:, -1]),
+        (prediction, 'prediction', predicted, matrix[:, -1]),
     ):
         if wrong.any():
             train_ids = np.isin(np.unique(values), [*range(_LAST_TRAIN_ID + 1), 255]).all()
@@ -242,13 +239,14 @@ def _count(
                 f'{what} {path} holds {values.max()}, allowed: label ids 0..{_IDS - 1}. {hint}'
                 + _REMEDY[what]
             )
-    return matrix[:-1, :-1], _instances(instances, truth, found, sizes) if instances else []
+    things = _count_instances(instances, truth, predicted, sizes) if instances else []
+    return matrix[:-1, :-1], things
 
 
-def _instances(
+def _count_instances(
     path: Path, truth: Path, prediction: np.ndarray, sizes: dict[str, float]
 ) -> list[tuple[Any, np.ndarray]]:
-    """Of each object: its label in cityscapesscripts, and its pixels by predicted id, (34,)."""
+    """Label in cityscapesscripts, and pixels by predicted id, (34,), of each object."""
     ids = np.array(_read(path, 'map of instances'))
     if ids.ndim != 2 or ids.dtype.kind not in 'iu':
         raise DataError(f'map of instances {path} is no 16-bit PNG of one channel. Replace it.')
@@ -259,43 +257,43 @@ def _instances(
     things = ids > 1000
     pairs = ids[things].astype(np.int64) * _IDS + prediction[things]
     counts = np.bincount(pairs, minlength=1000 * _IDS * _IDS).reshape(-1, _IDS)
-    found = []
+    objects = []
     for ident in np.flatnonzero(counts.any(1)):
-        label = _official().id2label[int(ident) // 1000]
+        label = _cityscapesscripts().id2label[int(ident) // 1000]
         if label.ignoreInEval:
             continue
         if label.name not in sizes:
             raise DataError(
                 f'map of instances {path} holds {ident}, but {label.name} has none. Replace it.'
             )
-        found.append((label, counts[ident].copy()))
-    return found
+        objects.append((label, counts[ident].copy()))
+    return objects
 
 
-def _add(stats: dict, sizes: dict[str, float], label: Any, pixels: np.ndarray) -> None:
+def _add_object(stats: dict, sizes: dict[str, float], label: Any, pixels: np.ndarray) -> None:
     """Add an object to the statistics of its class and category, weighted by its size."""
     size = int(pixels.sum())
     weight = sizes[label.name] / float(size)
-    parts = [(stats['classes'][label.name], [label.id])]
+    entries = [(stats['classes'][label.name], [label.id])]
     if label.category in stats['categories']:
         category = stats['categories'][label.category]
-        parts.append((category, category['labelIds']))
-    for part, right in parts:
-        hits = int(pixels[right].sum())
-        part['tp'] += hits
-        part['fn'] += size - hits
-        part['tpWeighted'] += hits * weight
-        part['fnWeighted'] += (size - hits) * weight
+        entries.append((category, category['labelIds']))
+    for entry, ids in entries:
+        hits = int(pixels[ids].sum())
+        entry['tp'] += hits
+        entry['fn'] += size - hits
+        entry['tpWeighted'] += hits * weight
+        entry['fnWeighted'] += (size - hits) * weight
 
 
-def _label_map(path: Path, what: str) -> np.ndarray:
-    """(H, W) uint8 of a PNG with one channel of 8 bits."""
+def _read_labels(path: Path, what: str) -> np.ndarray:
+    """Labels (H, W) uint8 of a PNG with one channel of 8 bits."""
     image = _read(path, what)
-    values, sound = np.array(image), image.mode == 'L'
-    if image.mode == 'P':  # of greys, as mmseg's CityscapesMetric writes
+    values, valid = np.array(image), image.mode == 'L'
+    if image.mode == 'P':  # a grey palette, as mmseg's CityscapesMetric writes
         used, palette = np.unique(values), np.reshape(image.getpalette('RGB'), (-1, 3))
-        sound = used[-1] < len(palette) and (palette[used] == used[:, None]).all()
-    if image.format != 'PNG' or not sound:
+        valid = used[-1] < len(palette) and (palette[used] == used[:, None]).all()
+    if image.format != 'PNG' or not valid:
         kind = _KINDS.get(image.mode, 'colour ') if image.format == 'PNG' else ''
         raise DataError(
             f'{what} {path} is a {kind}{image.format}, allowed: a PNG with one channel of 8 bits. '
@@ -318,53 +316,53 @@ def _check_size(values: np.ndarray, what: str, others: np.ndarray, truth: Path) 
         )
 
 
-# ---- what the counts say -------------------------------------------------------------------------
+# ---- scores from counts --------------------------------------------------------------------------
 def _check_ids(matrix: np.ndarray, predictions: str | Path) -> None:
-    """Raise if the predictions are train ids; warn if they could be."""
+    """Refuse predictions that are train ids; warn if they could be."""
     ids = label_ids()
-    found = set(np.flatnonzero(matrix.sum(0)).tolist())
+    predicted_ids = set(np.flatnonzero(matrix.sum(0)).tolist())
     later = ids[ids > _LAST_TRAIN_ID]
-    if max(found) > _LAST_TRAIN_ID or not matrix[later].any():
+    if max(predicted_ids) > _LAST_TRAIN_ID or not matrix[later].any():
         return
     as_labels, as_train_ids = (
         int(matrix[ids, columns].sum()) for columns in (ids, np.arange(_LAST_TRAIN_ID + 1))
     )
     what = f'predictions {predictions} hold no label id above {_LAST_TRAIN_ID}'
-    if as_train_ids > as_labels and len(found - set(ids.tolist())) > 1:
+    if as_train_ids > as_labels and len(predicted_ids - set(ids.tolist())) > 1:
         total = matrix[ids].sum()
         raise DataError(
             f'{what}, and fit better as train ids: so read, {100 * as_train_ids / total:.1f} % of '
             f'the pixels are right, else {100 * as_labels / total:.1f} %. {_LABEL_IDS}'
         )
-    _say(f'warning: {what}, but the ground truth does. Are they train ids? {_LABEL_IDS}')
+    print_message(f'warning: {what}, but the ground truth does. Are they train ids? {_LABEL_IDS}')
 
 
 def _scores(
-    official: ModuleType,
+    scripts: ModuleType,
     args: SimpleNamespace,
     matrix: np.ndarray,
     stats: dict,
     images: int,
     instances: int,
-) -> Scores:
-    """cityscapesscripts' formulas on the counts of all images."""
-    labels = [label for label in official.labels if label.id >= 0 and not label.ignoreInEval]
+) -> CityscapesScores:
+    """Apply the formulas of cityscapesscripts to the counts of all images."""
+    labels = [label for label in scripts.labels if label.id >= 0 and not label.ignoreInEval]
     categories = list(dict.fromkeys(label.category for label in labels))
-    classes = {x.name: official.getIouScoreForLabel(x.id, matrix, args) for x in labels}
-    groups = {x: official.getIouScoreForCategory(x, matrix, args) for x in categories}
+    classes = {x.name: scripts.getIouScoreForLabel(x.id, matrix, args) for x in labels}
+    groups = {x: scripts.getIouScoreForCategory(x, matrix, args) for x in categories}
     things = {
-        x.name: official.getInstanceIouScoreForLabel(x.id, matrix, stats, args)
+        x.name: scripts.getInstanceIouScoreForLabel(x.id, matrix, stats, args)
         for x in labels
         if x.name in stats['classes']
     }
     thing_groups = {
-        x: official.getInstanceIouScoreForCategory(x, matrix, stats, args)
+        x: scripts.getInstanceIouScoreForCategory(x, matrix, stats, args)
         for x in categories
         if x in stats['categories']
     }
     if not instances:
         things, thing_groups = (dict.fromkeys(x, float('nan')) for x in (things, thing_groups))
-    average = partial(official.getScoreAverage, args=args)
+    average = partial(scripts.getScoreAverage, args=args)
     numbers = dict(
         IoU_classes=average(classes),
         iIoU_classes=average(things),
@@ -374,20 +372,20 @@ def _scores(
     absent = [name for name, value in classes.items() if isnan(value)]
     only_predicted = [x.name for x in labels if x.name not in absent and not matrix[x.id].any()]
     if absent:
-        _say(
+        print_message(
             f'warning: absent from ground truth and predictions of {images} images, the mean is '
             f'over the other {len(classes) - len(absent)} classes: {", ".join(absent)}'
         )
     if only_predicted:
-        _say(
+        print_message(
             f'warning: predicted, but in no ground truth of {images} images, so the IoU of 0 '
             f'counts in the mean: {", ".join(only_predicted)}'
         )
     scored = [label.id for label in labels]
-    return Scores(
-        numbers=_none(numbers),
-        per_class=_none(_named('IoU', classes) | _named('iIoU', things)),
-        per_category=_none(_named('IoU', groups) | _named('iIoU', thing_groups)),
+    return CityscapesScores(
+        numbers=_nan_to_none(numbers),
+        per_class=_nan_to_none(_prefixed('IoU', classes) | _prefixed('iIoU', things)),
+        per_category=_nan_to_none(_prefixed('IoU', groups) | _prefixed('iIoU', thing_groups)),
         absent=absent,
         only_predicted=only_predicted,
         pixels=dict(counted=int(matrix[scored].sum()), right=int(matrix[scored, scored].sum())),
@@ -396,10 +394,10 @@ def _scores(
     )
 
 
-def _named(metric: str, values: dict[str, float]) -> dict[str, float]:
+def _prefixed(metric: str, values: dict[str, float]) -> dict[str, float]:
     return {f'{metric}.{name}': value for name, value in values.items()}
 
 
-def _none(values: dict[str, float]) -> dict[str, float | None]:
-    """With None for nan, which JSON has not."""
+def _nan_to_none(values: dict[str, float]) -> dict[str, float | None]:
+    """Values with None in place of nan, which JSON does not have."""
     return {name: None if isnan(v) else float(v) for name, v in values.items()}

@@ -1,7 +1,7 @@
-"""Counting pixels by label and prediction: exact, in one pass of integers.
+"""Confusion matrices of label maps, and areas per class: exact, in one pass of integers.
 
 Reference code: mmseg, evaluation/metrics/iou_metric.py (`intersect_and_union`). Differs from it in:
-int64 throughout, where fp32 sums lose pixels above 2**24; all pairs are kept, not their sums alone.
+int64 throughout, since fp32 sums lose pixels above 2**24; all pairs are returned, not only sums.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CHUNK = 1 << 18  # pixels: what one bincount copies to int64 (2 MiB) then stays in the cache
+_CHUNK = 1 << 18  # pixels per bincount, so that its int64 copy (2 MiB) stays in the cache
 
 
 def confusion(
@@ -22,18 +22,18 @@ def confusion(
 ) -> np.ndarray:
     """Pixels per pair of label and predicted class, (num_classes + 1, num_classes + 1) int64.
 
-    Rows are labels, columns predictions; the last row and the last column hold what is not in
-    0..num_classes-1. Pixels whose label is `ignore_index` are nowhere.
+    Rows are labels, columns predictions; the last row and the last column hold values outside of
+    0..num_classes-1. Pixels whose label is `ignore_index` are not counted.
 
     Args:
         prediction: integers of any kind and shape, on any device.
         label: integers of the same shape.
         num_classes: 1 or more.
-        ignore_index: the label to leave out, of any value.
+        ignore_index: label that is not counted, any integer.
 
     Raises:
         ValueError: the shapes differ; num_classes is below 1.
-        TypeError: values that are no integers.
+        TypeError: values are not integers.
     """
     if num_classes < 1:
         raise ValueError(f'confusion: {num_classes=}, allowed: 1 or more')
@@ -69,10 +69,13 @@ def confusion(
 
 
 def areas(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels per class of intersection, union, prediction and label, from `confusion`'s matrix.
+    """Pixels per class of intersection, union, prediction and label, (num_classes,) int64 each.
 
-    As in mmseg, a pixel whose label is no class still counts for the class predicted there, and one
-    whose prediction is no class for its label.
+    As in mmseg, a pixel whose label is no class counts for its predicted class, and a pixel whose
+    prediction is no class for its label.
+
+    Args:
+        matrix: result of `confusion`.
     """
     intersection = np.diagonal(matrix)[:-1].copy()
     prediction, label = matrix[:, :-1].sum(0), matrix[:-1].sum(1)
@@ -87,7 +90,7 @@ def _integers(values: Any, name: str) -> np.ndarray:
 
 
 def _bytes(values: np.ndarray) -> np.ndarray | None:
-    """The values as uint8; None if one does not fit, below 0 included."""
+    """Values as uint8; None if one is outside of 0..255."""
     if values.dtype == np.uint8:
         return values
     fits = int(np.bitwise_or.reduce(values)) >> 8 == 0  # a negative one sets the highest bits
@@ -97,12 +100,12 @@ def _bytes(values: np.ndarray) -> np.ndarray | None:
 def _any_values(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int
 ) -> np.ndarray:
-    """`confusion` of values without bounds, slower."""
+    """`confusion` for values of any range; slower."""
     prediction, label = prediction.astype(np.int64), label.astype(np.int64)
-    kept = label != ignore_index
+    counted = label != ignore_index
     columns, rows = (
         np.where((values >= 0) & (values < num_classes), values, num_classes)
-        for values in (prediction[kept], label[kept])
+        for values in (prediction[counted], label[counted])
     )
     side = num_classes + 1
     return np.bincount(rows * side + columns, minlength=side * side).reshape(side, side)

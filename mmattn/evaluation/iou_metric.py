@@ -1,6 +1,5 @@
-"""Intersection over union during training and testing, with the figure of every class."""
+"""Intersection over union during training and testing, of every class and on average."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 from prettytable import PrettyTable
 
 from mmattn.errors import DataError, UsageError, WriteError
+from mmattn.log import warn
 from mmattn.registry import METRICS
 
 from .cityscapes import label_ids
@@ -25,30 +25,30 @@ class IoUMetric(SegIoUMetric):
     """MMSegmentation's `IoUMetric` that also returns `IoU.<class>`; all figures are in percent.
 
     Arguments are those of `mmseg.IoUMetric`. The F-score of a class that is never predicted is 0,
-    not nan, so that mFscore is mDice for beta=1. Label maps go to `output_dir`: of the 19 classes
-    of Cityscapes as label ids, which its evaluator takes, of others as class indices from 0, as
-    tools/infer.py writes them. With `format_only` they are those that a benchmark's server takes,
-    which count from 1 where the data set has `reduce_zero_label` (ADE20K).
+    not nan, so that mFscore is mDice for beta=1. Label maps are written to `output_dir`: of the 19
+    classes of Cityscapes as label ids, for its evaluator; of others as class indices from 0, as
+    tools/infer.py writes them. With `format_only` they are in the form of a benchmark's server,
+    which counts from 1 where the data set has `reduce_zero_label` (ADE20K).
 
     Attributes:
-        output_names: image -> relative path of its label map; one that is not in it goes to
-            `<image name>.png`.
-        results: per image the filled cells of its confusion matrix and their pixels.
-        matrix: after `evaluate`, of all images (see `iou.confusion`); on the main process.
+        output_names: image -> relative path of its label map; the default is `<image name>.png`.
+        results: per image, the nonzero cells of its confusion matrix and their pixels.
+        matrix: confusion matrix of all images after `evaluate`, on the main process; see
+            `iou.confusion`.
 
     Raises:
         UsageError: an unknown metric; `format_only` without `output_dir`.
-        DataError: while counting, an image without labels, a label that is neither a class nor
-            ignored, a label map of another size than the prediction, two images of one name.
+        DataError: while counting: an image without labels, a label that is neither a class nor
+            ignored, a label map of another size than the prediction, two images of the same name.
     """
 
     matrix: np.ndarray | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        asked = [self.metrics] if isinstance(self.metrics, str) else self.metrics
-        if not set(asked) <= set(_CHOICES):
-            raise UsageError(f'IoUMetric: iou_metrics={asked}, allowed: {", ".join(_CHOICES)}.')
+        metrics = [self.metrics] if isinstance(self.metrics, str) else self.metrics
+        if not set(metrics) <= set(_CHOICES):
+            raise UsageError(f'IoUMetric: iou_metrics={metrics}, allowed: {", ".join(_CHOICES)}.')
         if self.format_only and not self.output_dir:
             raise UsageError('IoUMetric: format_only needs a folder. Set output_dir, or use --out.')
         self.output_names: dict[str, Path] = {}
@@ -58,7 +58,7 @@ class IoUMetric(SegIoUMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
             prediction = sample['pred_sem_seg']['data'].squeeze()
-            if prediction.is_floating_point():  # of a head with a single output channel
+            if prediction.is_floating_point():  # a head with a single output channel
                 prediction = prediction.long()
             if not self.format_only:
                 matrix = self._count(sample, prediction)
@@ -84,23 +84,23 @@ class IoUMetric(SegIoUMetric):
         metrics = {'aAcc': float(figures.pop('aAcc'))}
         metrics |= {f'm{name}': _mean(values) for name, values in figures.items()}
         metrics |= {f'IoU.{name}': v for name, v in zip(self.dataset_meta['classes'], ious)}
-        self._say(figures, len(results))
+        self._log_figures(figures, len(results))
         return {name: round(100 * float(value), 2) for name, value in metrics.items()}
 
     def figures(
         self, matrix: np.ndarray, iou_metrics: str | list[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """mmseg's figures of a confusion matrix, fractions in float64.
+        """mmseg's figures from a confusion matrix, as fractions in float64.
 
-        `aAcc` is one number, the others are one per class, nan where mmseg divides 0 by 0.
+        `aAcc` is one number, the others are (num_classes,), nan where mmseg divides 0 by 0.
         """
         totals = [torch.from_numpy(area).double() for area in areas(matrix)]
         figures = self.total_area_to_metrics(
             *totals, iou_metrics or self.metrics, self.nan_to_num, self.beta
         )
         if 'Fscore' in figures:  # mmseg's is nan where a class is never predicted
-            both, _, found, label = totals
-            score = (1 + self.beta**2) * both / (self.beta**2 * label + found)
+            intersection, _, prediction, label = totals
+            score = (1 + self.beta**2) * intersection / (self.beta**2 * label + prediction)
             if self.nan_to_num is not None:
                 score = score.nan_to_num(self.nan_to_num)
             figures['Fscore'] = score.numpy()
@@ -163,44 +163,47 @@ class IoUMetric(SegIoUMetric):
 
         return tuple(self.dataset_meta['classes']) == CityscapesDataset.METAINFO['classes']
 
-    def _say(self, figures: dict[str, np.ndarray], images: int) -> None:
-        """Log the table, and which classes the means are without."""
+    def _log_figures(self, figures: dict[str, np.ndarray], images: int) -> None:
+        """Log a table of all classes, and the classes that the means leave out."""
         names = self.dataset_meta['classes']
         _, union, _, label = areas(self.matrix)
         table = PrettyTable(['Class', *figures])
         for index, name in enumerate(names):
-            nothing = '-' if union[index] else 'absent'
-            row = (values[index] for values in figures.values())
-            table.add_row([name, *(nothing if np.isnan(v) else f'{100 * v:.2f}' for v in row)])
+            missing = '-' if union[index] else 'absent'
+            values = [array[index] for array in figures.values()]
+            cells = [missing if np.isnan(value) else f'{100 * value:.2f}' for value in values]
+            table.add_row([name, *cells])
         print_log(f'per class results:\n{table}', logger='current')
         absent = [name for name, u in zip(names, union) if not u]
         only_predicted = [name for name, u, n in zip(names, union, label) if u and not n]
-        says = []
+        messages = []
         if not label.any():
-            says.append(f'no labelled pixel in {images} images: there is nothing to score')
+            messages.append(f'no labelled pixel in {images} images: there is nothing to score')
         elif absent:
             effect = f'the means are over the other {len(names) - len(absent)} classes'
             if self.nan_to_num is not None:
                 effect = f'counted as {self.nan_to_num} (nan_to_num)'
-            says.append(
+            messages.append(
                 f'absent from labels and predictions of {images} images, {effect}: '
                 + ', '.join(absent)
             )
         if only_predicted and label.any():
-            says.append(
+            messages.append(
                 f'predicted, but in no label of {images} images, so the IoU of 0 counts in the '
                 'mean: ' + ', '.join(only_predicted)
             )
         if 'Precision' in figures and label.any():
             never = np.isnan(figures['Precision']) & (label > 0)
-            lost = [name for name, is_never in zip(names, never) if is_never]
-            if lost:
-                says.append(f'never predicted, so mPrecision is without them: {", ".join(lost)}')
-        for text in says:
-            print_log(text, logger='current', level=logging.WARNING)
+            never_predicted = [name for name, is_never in zip(names, never) if is_never]
+            if never_predicted:
+                messages.append(
+                    f'never predicted, so mPrecision is without them: {", ".join(never_predicted)}'
+                )
+        for text in messages:
+            warn(text)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over those that are a number; nan if none is."""
+    """The mean of the values that are not nan; nan if all are."""
     numbers = values[~np.isnan(values)]
     return float(numbers.mean()) if numbers.size else float('nan')

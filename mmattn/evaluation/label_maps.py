@@ -1,6 +1,5 @@
 """Intersection over union of label maps saved as PNG, of any classes, without a model."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,19 +11,19 @@ from mmattn.errors import DataError, UsageError
 from mmattn.progress import track
 
 from .iou import areas, confusion
-from .scores_file import check_target, write_scores
+from .reporting import check_json_target, print_message, write_scores
 
-_INDICES = ('L', 'P', 'I', 'I;16', 'I;16B', '1')  # modes whose values are class indices
+_INDEX_MODES = ('L', 'P', 'I', 'I;16', 'I;16B', '1')  # image modes whose values are class indices
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Fractions 0..1; None where there is nothing to score.
+class LabelMapScores:
+    """Scores of label maps: fractions 0..1; None where there is nothing to score.
 
     Attributes:
         numbers: `aAcc`, `mIoU`, `mAcc`; the means are over the classes that occur.
         per_class: `IoU.<class>` and `Acc.<class>`.
-        images: how many maps were compared.
+        images: number of label maps that were compared.
     """
 
     numbers: dict[str, float | None]
@@ -38,18 +37,18 @@ def evaluate_label_maps(
     classes: Sequence[str],
     *,
     ignore: int = 255,
-) -> Scores:
+) -> LabelMapScores:
     """Score the label maps of a folder against those of another, sub-folders included.
 
     Args:
-        annotations: label maps with class indices from 0, as training reads them.
-        predictions: one map of the same relative path, but for the suffix, for each.
-        classes: their names.
-        ignore: the label that is not scored.
+        annotations: folder of label maps with class indices from 0, as training reads them.
+        predictions: folder with a label map of the same relative path, except for the suffix, each.
+        classes: names of the classes.
+        ignore: label that is not scored.
 
     Raises:
-        DataError: a map is missing, damaged, of another size, or holds what is no class.
-        UsageError: no classes, or one twice.
+        DataError: a map is missing, damaged, of another size, or holds a value that is no class.
+        UsageError: there are no classes, or one occurs twice.
     """
     if not classes or len(set(classes)) < len(classes):
         raise UsageError(f'--classes {",".join(classes)}: name each class once.')
@@ -57,43 +56,44 @@ def evaluate_label_maps(
     matrix = np.zeros((count + 1,) * 2, np.int64)
     pairs = _pairs(Path(annotations), Path(predictions))
     for truth, prediction in track(pairs, total=len(pairs), title='scoring'):
-        labels, found = _read(truth), _read(prediction)
-        if labels.shape != found.shape:
-            sizes = ['x'.join(map(str, one.shape[::-1])) for one in (labels, found)]
+        labels, predicted = _read(truth), _read(prediction)
+        if labels.shape != predicted.shape:
+            sizes = ['x'.join(map(str, array.shape[::-1])) for array in (labels, predicted)]
             raise DataError(
                 f'label map {truth} is {sizes[0]}, its prediction {sizes[1]}. Save it at full size.'
             )
-        one = confusion(found, labels, count, ignore)
-        for path, values, wrong, which in (
-            (truth, labels, one[-1], labels != ignore),
-            (prediction, found, one[:-1, -1], labels != ignore),
+        pixels = confusion(predicted, labels, count, ignore)
+        scored = labels != ignore
+        for path, values, wrong in (
+            (truth, labels, pixels[-1]),
+            (prediction, predicted, pixels[:-1, -1]),
         ):
             if wrong.any():
-                odd = int(values[which & ((values < 0) | (values >= count))].max())
+                value = int(values[scored & ((values < 0) | (values >= count))].max())
                 raise DataError(
-                    f'label map {path} holds {odd}, allowed: 0..{count - 1} of the {count} classes'
-                    f'{f" and {ignore}, which is ignored" if path == truth else ""}. Name all '
-                    'classes with --classes, in the order of their indices.'
+                    f'label map {path} holds {value}, allowed: 0..{count - 1} of the {count} '
+                    f'classes{f" and {ignore}, which is ignored" if path == truth else ""}. Name '
+                    'all classes with --classes, in the order of their indices.'
                 )
-        matrix += one
+        matrix += pixels
     return _scores(matrix, classes, len(pairs))
 
 
-def report(
+def report_label_maps(
     annotations: str | Path,
     predictions: str | Path,
     classes: Sequence[str],
     *,
     ignore: int = 255,
     json_path: str | Path | None = None,
-) -> Scores:
-    """Print what `evaluate_label_maps` returns, and write it to a JSON file if asked.
+) -> LabelMapScores:
+    """Print the scores of `evaluate_label_maps`, and write them to a JSON file if a path is given.
 
     Raises:
         DataError, UsageError: as `evaluate_label_maps`.
         WriteError: the file cannot be written.
     """
-    check_target(json_path, (annotations, predictions))
+    check_json_target(json_path, (annotations, predictions))
     scores = evaluate_label_maps(annotations, predictions, classes, ignore=ignore)
     write_scores(json_path, asdict(scores))
     for name in classes:
@@ -106,10 +106,10 @@ def report(
     return scores
 
 
-def _scores(matrix: np.ndarray, classes: Sequence[str], images: int) -> Scores:
-    both, union, _, label = areas(matrix)
+def _scores(matrix: np.ndarray, classes: Sequence[str], images: int) -> LabelMapScores:
+    intersection, union, _, label = areas(matrix)
     with np.errstate(invalid='ignore', divide='ignore'):
-        figures = dict(IoU=both / union, Acc=both / label)
+        figures = dict(IoU=intersection / union, Acc=intersection / label)
     per_class = {
         f'{kind}.{name}': _number(value)
         for kind, values in figures.items()
@@ -120,9 +120,8 @@ def _scores(matrix: np.ndarray, classes: Sequence[str], images: int) -> Scores:
         for kind, values in figures.items()
     }
     total = label.sum()
-    return Scores(
-        dict(aAcc=_number(both.sum() / total) if total else None, **means), per_class, images
-    )
+    accuracy = _number(intersection.sum() / total) if total else None
+    return LabelMapScores(dict(aAcc=accuracy, **means), per_class, images)
 
 
 def _number(value: float) -> float | None:
@@ -134,37 +133,35 @@ def _text(value: float | None) -> str:
 
 
 def _pairs(annotations: Path, predictions: Path) -> list[tuple[Path, Path]]:
-    """Truth and prediction of every image."""
-    found = {}
+    """Ground truth and prediction of every image."""
+    maps_by_flag = {}
     for flag, folder in dict(annotations=annotations, predictions=predictions).items():
         if not folder.is_dir():
             raise DataError(f'{flag}: {folder} is no folder. Name another with --{flag}.')
         maps = sorted(folder.rglob('*.png'))
         if not maps:
             raise DataError(f'{flag}: no *.png below {folder}. Name another with --{flag}.')
-        found[flag] = {path.relative_to(folder).with_suffix(''): path for path in maps}
-    truths, others = found['annotations'], found['predictions']
-    missing = [name for name in truths if name not in others]
+        maps_by_flag[flag] = {path.relative_to(folder).with_suffix(''): path for path in maps}
+    truths, predicted = maps_by_flag['annotations'], maps_by_flag['predictions']
+    missing = [name for name in truths if name not in predicted]
     if missing:
         raise DataError(
             f'predictions: {len(missing)} of {len(truths)} label maps have none below '
             f'{predictions}, e.g. {missing[0]}.png is missing. Predict every image, under the name '
             'of its label map.'
         )
-    rest = sorted(others.keys() - truths.keys())
-    if rest:
-        print(
-            f'warning: {len(rest)} predictions have no label map, e.g. {others[rest[0]]}.',
-            file=sys.stderr,
-        )
-    return [(path, others[name]) for name, path in truths.items()]
+    unpaired = sorted(predicted.keys() - truths.keys())
+    if unpaired:
+        example = predicted[unpaired[0]]
+        print_message(f'warning: {len(unpaired)} predictions have no label map, e.g. {example}.')
+    return [(path, predicted[name]) for name, path in truths.items()]
 
 
 def _read(path: Path) -> np.ndarray:
     with open_image(path, 'label map', 'Replace it.') as image:
         image.load()
         mode, values = image.mode, np.array(image)
-    if mode not in _INDICES or values.ndim != 2:
+    if mode not in _INDEX_MODES or values.ndim != 2:
         raise DataError(
             f'label map {path} is of mode {mode}, which has no class indices. Write one channel of '
             '8 or 16 bits, or a palette.'

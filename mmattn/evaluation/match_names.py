@@ -1,4 +1,4 @@
-"""Results of tools/infer.py, whose ids are its own: given those of the annotations, by name."""
+"""Give results of tools/infer.py, which has its own ids, the ids of the annotations, by name."""
 
 import json
 from collections import defaultdict
@@ -8,59 +8,61 @@ from typing import Any
 from mmattn.errors import DataError
 
 
-def by_name(
+def match_by_name(
     results: Any, path: str | Path, truth: Any, annotations: str | Path
 ) -> tuple[Any, list[str]]:
-    """Results with the ids of the annotations, if `images.json` beside them says what theirs mean.
+    """Replace the ids of results by those of the annotations, if `images.json` has their names.
 
-    An image is that whose `file_name` its path ends with; a category that of the same name.
-    Results of other tools, and what is no list of results, come back as they are.
+    Images match if the path of the result ends with the `file_name` of the annotations, categories
+    if their names are equal. Results of other tools, and invalid results, are returned unchanged.
 
     Args:
-        results, truth: the content of the two files.
-        path, annotations: the files.
+        results: content of the results file.
+        path: results file, next to which `images.json` may be.
+        truth: content of the annotation file.
+        annotations: annotation file.
 
     Returns:
-        the results, and what to say of them, a sentence each.
+        results, and messages, a sentence each.
 
     Raises:
-        DataError: an image or a category cannot be paired; names it.
+        DataError: names an image or a category that cannot be matched.
     """
-    beside = Path(path).with_name('images.json')
-    about = _about(beside, annotations)
+    names_file = Path(path).with_name('images.json')
+    names = _read_names(names_file, annotations)
     kinds = 'images', 'categories'
-    if about is None or not all(isinstance(truth, dict) and truth.get(kind) for kind in kinds):
+    if names is None or not all(isinstance(truth, dict) and truth.get(kind) for kind in kinds):
         return results, []
-    own = {image['id'] for image in about['images']}
-    if not isinstance(results, list) or not all(_is_of(row, own) for row in results):
+    image_ids = {image['id'] for image in names['images']}
+    if not isinstance(results, list) or not all(_is_known(entry, image_ids) for entry in results):
         return results, []
-    images, alone, unseen = _images(about, beside, truth, annotations)
-    categories = _categories(about, beside, truth, annotations)
-    made = [
+    images, without_truth, without_result = _match_images(names, names_file, truth, annotations)
+    categories = _match_categories(names, names_file, truth, annotations)
+    matched = [
         dict(
-            row,
-            image_id=images[row['image_id']],
-            category_id=categories.get(row['category_id'], row['category_id']),
+            entry,
+            image_id=images[entry['image_id']],
+            category_id=categories.get(entry['category_id'], entry['category_id']),
         )
-        for row in results
-        if row['image_id'] in images
+        for entry in results
+        if entry['image_id'] in images
     ]
-    says = [f'images and categories are paired by name, as {beside} has them.']
-    if alone:
-        says.append(
-            f'warning: {alone} images of {beside} are not in {annotations}: their results are left '
-            'out.'
+    messages = [f'images and categories are paired by name, as {names_file} has them.']
+    if without_truth:
+        messages.append(
+            f'warning: {without_truth} images of {names_file} are not in {annotations}: their '
+            'results are left out.'
         )
-    if unseen:
-        says.append(
-            f'warning: {unseen} images of {annotations} are not in {beside}: their objects count '
-            'as missed.'
+    if without_result:
+        messages.append(
+            f'warning: {without_result} images of {annotations} are not in {names_file}: their '
+            'objects count as missed.'
         )
-    return made, says
+    return matched, messages
 
 
-def _about(path: Path, annotations: str | Path) -> dict | None:
-    """What infer.py says of its ids; None if that is no such file."""
+def _read_names(path: Path, annotations: str | Path) -> dict | None:
+    """Content of the `images.json` of tools/infer.py; None if it is no such file."""
     if not path.is_file() or path.resolve() == Path(annotations).resolve():
         return None
     try:
@@ -81,72 +83,78 @@ def _about(path: Path, annotations: str | Path) -> dict | None:
     return content
 
 
-def _is_of(row: Any, images: set[int]) -> bool:
+def _is_known(entry: Any, image_ids: set[int]) -> bool:
+    """Whether a result has integer ids, and that of an image of tools/infer.py."""
     keys = 'image_id', 'category_id'
     return (
-        isinstance(row, dict)
-        and all(type(row.get(key)) is int for key in keys)
-        and row['image_id'] in images
+        isinstance(entry, dict)
+        and all(type(entry.get(key)) is int for key in keys)
+        and entry['image_id'] in image_ids
     )
 
 
-def _images(
-    about: dict, beside: Path, truth: dict, annotations: str | Path
+def _match_images(
+    names: dict, names_file: Path, truth: dict, annotations: str | Path
 ) -> tuple[dict[int, int], int, int]:
-    """Id in the results -> in the annotations; how many of each have no other."""
-    named = defaultdict(list)
+    """Id in the results -> id in the annotations; numbers of images without a match in either."""
+    by_name = defaultdict(list)
     for image in truth['images']:
         if isinstance(image, dict) and isinstance(image.get('file_name'), str):
-            named[_parts(image['file_name'])[-1:]].append(image)
-    found: dict[int, int] = {}
+            by_name[_parts(image['file_name'])[-1:]].append(image)
+    ids: dict[int, int] = {}
     taken: dict[int, str] = {}
-    for image in about['images']:
+    for image in names['images']:
         parts = _parts(image['file_name'])
-        fits = [one for one in named[parts[-1:]] if _ends(parts, _parts(one['file_name']))]
-        if not fits:
+        matches = [
+            candidate
+            for candidate in by_name[parts[-1:]]
+            if _same_end(parts, _parts(candidate['file_name']))
+        ]
+        if not matches:
             continue
-        longest = max(len(_parts(one['file_name'])) for one in fits)
-        fits = [one for one in fits if len(_parts(one['file_name'])) == longest]
-        if len(fits) > 1:
+        longest = max(len(_parts(match['file_name'])) for match in matches)
+        matches = [match for match in matches if len(_parts(match['file_name'])) == longest]
+        if len(matches) > 1:
             raise DataError(
-                f'{image["file_name"]} in {beside} could be images {fits[0]["id"]} and '
-                f'{fits[1]["id"]} of {annotations}, both named {fits[0]["file_name"]}. Keep one.'
+                f'{image["file_name"]} in {names_file} could be images {matches[0]["id"]} and '
+                f'{matches[1]["id"]} of {annotations}, both named {matches[0]["file_name"]}. Keep '
+                'one.'
             )
-        ident = fits[0]['id']
+        ident = matches[0]['id']
         if ident in taken:
             raise DataError(
-                f'{taken[ident]} and {image["file_name"]} in {beside} could both be image {ident} '
-                f'of {annotations}, {fits[0]["file_name"]}. Infer the folder of the annotated '
-                'images alone.'
+                f'{taken[ident]} and {image["file_name"]} in {names_file} could both be image '
+                f'{ident} of {annotations}, {matches[0]["file_name"]}. Infer the folder of the '
+                'annotated images alone.'
             )
-        _check_size(image, fits[0], beside, annotations)
-        found[image['id']], taken[ident] = ident, image['file_name']
-    if not found:
-        first, other = about['images'][0]['file_name'], truth['images'][0].get('file_name')
+        _check_size(image, matches[0], names_file, annotations)
+        ids[image['id']], taken[ident] = ident, image['file_name']
+    if not ids:
+        first, other = names['images'][0]['file_name'], truth['images'][0].get('file_name')
         raise DataError(
-            f'images of {beside}: none is in {annotations}, e.g. {first}, where names are like '
+            f'images of {names_file}: none is in {annotations}, e.g. {first}, where names are like '
             f'{other}. Infer the folder that these names start from.'
         )
-    return found, len(about['images']) - len(found), len(truth['images']) - len(found)
+    return ids, len(names['images']) - len(ids), len(truth['images']) - len(ids)
 
 
-def _categories(about: dict, beside: Path, truth: dict, annotations: str | Path) -> dict:
-    known = {c.get('name'): c.get('id') for c in truth['categories'] if isinstance(c, dict)}
-    absent = [c['name'] for c in about['categories'] if c['name'] not in known]
+def _match_categories(names: dict, names_file: Path, truth: dict, annotations: str | Path) -> dict:
+    category_ids = {c.get('name'): c.get('id') for c in truth['categories'] if isinstance(c, dict)}
+    absent = [c['name'] for c in names['categories'] if c['name'] not in category_ids]
     if absent:
         raise DataError(
-            f'category {absent[0]!r} of {beside} is not in {annotations}, which has '
-            f'{", ".join(map(str, known))}. Name the annotations of the same categories.'
+            f'category {absent[0]!r} of {names_file} is not in {annotations}, which has '
+            f'{", ".join(map(str, category_ids))}. Name the annotations of the same categories.'
         )
-    return {c['id']: known[c['name']] for c in about['categories']}
+    return {c['id']: category_ids[c['name']] for c in names['categories']}
 
 
-def _check_size(image: dict, other: dict, beside: Path, annotations: str | Path) -> None:
-    sizes = [tuple(one.get(side) for side in ('width', 'height')) for one in (image, other)]
+def _check_size(image: dict, other: dict, names_file: Path, annotations: str | Path) -> None:
+    sizes = [tuple(entry.get(side) for side in ('width', 'height')) for entry in (image, other)]
     if None not in sizes[0] + sizes[1] and sizes[0] != sizes[1]:
         texts = ['x'.join(map(str, size)) for size in sizes]
         raise DataError(
-            f'{image["file_name"]} is {texts[0]} in {beside}, but {other["file_name"]} in '
+            f'{image["file_name"]} is {texts[0]} in {names_file}, but {other["file_name"]} in '
             f'{annotations} is {texts[1]}. Infer the images that were annotated.'
         )
 
@@ -155,7 +163,7 @@ def _parts(name: str) -> tuple[str, ...]:
     return PurePosixPath(name.replace('\\', '/')).parts
 
 
-def _ends(parts: tuple[str, ...], with_parts: tuple[str, ...]) -> bool:
-    """Whether a path ends with another, or is its end."""
-    count = min(len(parts), len(with_parts))
-    return parts[-count:] == with_parts[-count:]
+def _same_end(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Whether one of two paths ends with the other."""
+    count = min(len(first), len(second))
+    return first[-count:] == second[-count:]

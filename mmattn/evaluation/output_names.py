@@ -1,4 +1,4 @@
-"""Names of the files that a test writes for its images: as many as images, none over a source."""
+"""Names of the files that a test writes for its images: one per image, none over a source."""
 
 import os
 from collections import Counter
@@ -11,28 +11,28 @@ from mmattn.errors import UsageError
 def picture_names(dataset) -> dict[str, Path]:
     """Image -> relative path of the PNG that is written for it.
 
-    `<image name>.png`; where two images have one name, all keep their folders below the one that
-    they share, and where two in a folder differ in their suffix alone, that too.
+    `<image name>.png`; where two images have the same name, all keep their folders below the common
+    one, and where two in a folder differ in their suffix alone, they keep it.
 
     Args:
-        dataset: built, wrappers included.
+        dataset: a built data set, wrappers included.
     """
     images = dict.fromkeys(map(str, image_paths(dataset)))
     stems = Counter(Path(image).stem for image in images)
     if len(stems) == len(images):
         return {image: Path(f'{Path(image).stem}.png') for image in images}
-    places = {image: Path(os.path.abspath(image)) for image in images}
-    shared = os.path.commonpath([place.parent for place in places.values()])
-    below = {image: place.relative_to(shared) for image, place in places.items()}
-    same = Counter(path.with_suffix('') for path in below.values())
+    paths = {image: Path(os.path.abspath(image)) for image in images}
+    root = os.path.commonpath([path.parent for path in paths.values()])
+    relative = {image: path.relative_to(root) for image, path in paths.items()}
+    same = Counter(path.with_suffix('') for path in relative.values())
     return {
         image: path.with_name(f'{path.name if same[path.with_suffix("")] > 1 else path.stem}.png')
-        for image, path in below.items()
+        for image, path in relative.items()
     }
 
 
 def image_paths(dataset) -> Iterable[str]:
-    """The files of the images of a data set, in its order."""
+    """Paths of the images of a data set, in its order."""
     if not hasattr(dataset, 'get_data_info'):
         return
     for index in range(len(dataset)):
@@ -41,56 +41,58 @@ def image_paths(dataset) -> Iterable[str]:
             yield path
 
 
-def leaves(dataset) -> Iterator:
-    """The data sets inside of wrappers, built."""
+def leaf_datasets(dataset) -> Iterator:
+    """The data sets inside of the wrappers of a built one."""
     inner = getattr(dataset, 'datasets', None)
     if inner is None:
         inner = [dataset.dataset] if hasattr(dataset, 'dataset') else None
     if inner is None:
         yield dataset
     for part in inner or ():
-        yield from leaves(part)
+        yield from leaf_datasets(part)
 
 
 def check_outputs(dataset, folder: str | Path, names: Iterable[Path], flag: str) -> None:
     """Refuse a folder where files would be written over sources, or among them.
 
     Args:
-        dataset: built, wrappers included; its images, label maps and annotations are the sources.
-        folder: where `names` are written.
-        flag: what chose the folder.
+        dataset: a built data set, wrappers included, whose images, label maps and annotations are
+            the sources.
+        folder: folder that is written to.
+        names: relative paths of the files.
+        flag: command-line flag that chose the folder.
 
     Raises:
         UsageError: names the source.
     """
     sources, scanned = _sources(dataset)
     folder, names = Path(os.path.realpath(folder)), [*names]
-    pictures = any(name.suffix == '.png' for name in names)
-    beside = {os.path.dirname(source): source for source in sources} if pictures else {}
+    writes_images = any(name.suffix == '.png' for name in names)
+    source_folders = {os.path.dirname(path): path for path in sources} if writes_images else {}
     for name in names:
-        out = os.path.realpath(folder / name)
-        met = out if out in sources else beside.get(os.path.dirname(out))
-        if met:
-            how = 'would replace' if met == out else 'would lie beside'
+        output = os.path.realpath(folder / name)
+        source = output if output in sources else source_folders.get(os.path.dirname(output))
+        if source:
+            how = 'would replace' if source == output else 'would be next to'
             raise UsageError(
-                f'{flag} {folder}: {name} {how} {met}, which the test reads. Choose another folder '
-                f'with {flag}.'
+                f'{flag} {folder}: {name} {how} {source}, which the test reads. Choose another '
+                f'folder with {flag}.'
             )
-    for place in scanned if pictures else ():
-        if place == str(folder) or place in map(str, folder.parents):
+    for scanned_folder in scanned if writes_images else ():
+        if scanned_folder == str(folder) or scanned_folder in map(str, folder.parents):
             raise UsageError(
-                f'{flag} {folder} is inside {place}, all images of which are read: what is written '
-                f'would be read next time. Choose another folder with {flag}.'
+                f'{flag} {folder} is inside {scanned_folder}, all images of which are read: what '
+                f'is written would be read next time. Choose another folder with {flag}.'
             )
 
 
 def _sources(dataset) -> tuple[set[str], set[str]]:
-    """Files that a data set reads, and folders that it reads all files of, links followed."""
+    """Files that a data set reads, and folders of which it reads every file; links are followed."""
     files, folders = set(), set()
-    for leaf in leaves(dataset):
-        listed = getattr(leaf, 'ann_file', None)
-        if listed and os.path.isfile(listed):
-            files.add(os.path.realpath(listed))
+    for leaf in leaf_datasets(dataset):
+        ann_file = getattr(leaf, 'ann_file', None)
+        if ann_file and os.path.isfile(ann_file):
+            files.add(os.path.realpath(ann_file))
         elif 'seg_map_path' in (getattr(leaf, 'data_prefix', None) or {}):
             keys = 'img_path', 'seg_map_path'
             folders.update(os.path.realpath(leaf.data_prefix[k] or '.') for k in keys)

@@ -15,7 +15,7 @@ import pytest
 
 from mmattn.datasets.coco_masks import check_masks
 from mmattn.errors import DataError
-from mmattn.evaluation import coco as evaluation
+from mmattn.evaluation import coco_files as evaluation
 
 CHILD = """
 import resource, sys

@@ -251,7 +251,7 @@ def test_command_line(split, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'new' / 'scores.json'
     assert tool(*flags(*split), '--json', out) == 0
     written, shown = json.loads(out.read_text()), capsys.readouterr()
-    scores = cityscapes.Scores(**written)
+    scores = cityscapes.CityscapesScores(**written)
     check(scores, theirs(*split, monkeypatch))
     assert written['files'] == dict(annotations=4, predictions=4, instances=4)
     assert written['version'] == scores.version and 'scoring: 4 in ' in shown.err
@@ -479,9 +479,9 @@ def imported_again(monkeypatch):
     package = 'cityscapesscripts.evaluation'
     monkeypatch.delitem(sys.modules, f'{package}.evalPixelLevelSemanticLabeling')
     monkeypatch.delattr(sys.modules[package], 'evalPixelLevelSemanticLabeling')
-    cityscapes._official.cache_clear()
+    cityscapes._cityscapesscripts.cache_clear()
     yield
-    cityscapes._official.cache_clear()
+    cityscapes._cityscapesscripts.cache_clear()
 
 
 def test_says_what_to_install(imported_again, split, monkeypatch):

@@ -11,7 +11,7 @@ from mmattn.evaluation.coco_metric import CocoMetric
 @pytest.mark.parametrize('kinds', [['bbox'], ['bbox', 'segm']])
 def test_a_network_that_finds_nothing_has_ap_0_and_it_is_said(kinds, street, monkeypatch):
     said = []
-    monkeypatch.setattr(coco_metric, 'print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(coco_metric, 'warn', said.append)
     file = str(street / 'annotations' / 'instancesonly_filtered_gtFine_val.json')
     data = CocoDataset(ann_file=file, data_prefix=dict(img=''), lazy_init=True)
     metric = CocoMetric(ann_file=file, metric=kinds)

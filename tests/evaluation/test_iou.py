@@ -150,7 +150,7 @@ def said():
     def keep(text, logger=None, level=logging.INFO):
         texts.append((level, text))
 
-    with patch.object(iou_metric, 'print_log', keep):
+    with patch.object(iou_metric, 'print_log', keep), patch('mmattn.log.print_log', keep):
         yield texts
 
 

@@ -8,7 +8,7 @@ import torch
 
 from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError, WriteError
-from mmattn.evaluation.coco import evaluate_coco, report
+from mmattn.evaluation.coco import evaluate_coco, report_coco
 from mmattn.inference.infer import infer
 from tests.squares import CLASSES, average_precision, by_heart, config, recite, save, squares
 
@@ -162,9 +162,13 @@ def test_scores_are_not_written_over_what_is_scored(case):
     before = {name: (root / name).read_bytes() for name in files}
     for name in files:
         with pytest.raises(UsageError, match=f'--json .*{name} is .*{name}, which is read'):
-            report(root / 'val.json', root / 'out/results.json', json_path=root / name)
+            report_coco(root / 'val.json', root / 'out/results.json', json_path=root / name)
     assert {name: (root / name).read_bytes() for name in files} == before
     with pytest.raises(WriteError, match='cannot write to .*val.json/new.json'):
-        report(root / 'none.json', root / 'none.json', json_path=root / 'val.json' / 'new.json')
-    report(root / 'val.json', root / 'out/results.json', json_path=root / 'new' / 'scores.json')
+        report_coco(
+            root / 'none.json', root / 'none.json', json_path=root / 'val.json' / 'new.json'
+        )
+    report_coco(
+        root / 'val.json', root / 'out/results.json', json_path=root / 'new' / 'scores.json'
+    )
     assert json.loads((root / 'new' / 'scores.json').read_text())['numbers']['AP'] > 0

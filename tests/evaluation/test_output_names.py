@@ -136,7 +136,7 @@ def test_photographs_are_never_written_over(detector, tmp_path):
         with pytest.raises(UsageError, match='cam0/0000.png would replace .*/cam0/0000.png, which'):
             run(show_dir=place)
     assert digests(root) == before
-    with pytest.raises(UsageError, match='would lie beside .*/val.json') as info:
+    with pytest.raises(UsageError, match='would be next to .*/val.json') as info:
         run('test_dataloader["dataset"]["indices"] = 1\n', show_dir=root)
     assert 'Choose another folder with --show-dir' in str(info.value)
     assert digests(root) == before
@@ -154,7 +154,7 @@ def test_a_picture_of_another_suffix_is_not_put_among_photographs(detector, tmp_
     save(root / 'val.json', data)
     with pytest.MonkeyPatch.context() as patch:
         recite(patch, by_heart(data))
-        with pytest.raises(UsageError, match='0.png would lie beside .*/images/'):
+        with pytest.raises(UsageError, match='0.png would be next to .*/images/'):
             run(show_dir=root / 'images')
     assert not (root / 'images' / '0.png').exists()
 
@@ -165,7 +165,7 @@ def test_label_maps_are_never_written_over_or_read_next_time(segmentor, tmp_path
     for flag in 'out', 'show_dir':
         with pytest.raises(UsageError, match=r'day0/0001_leftImg8bit.png would replace'):
             run(**{flag: root / 'leftImg8bit' / 'test'})
-        with pytest.raises(UsageError, match=r'day0/0001_leftImg8bit.png would lie beside'):
+        with pytest.raises(UsageError, match=r'day0/0001_leftImg8bit.png would be next to'):
             run(**{flag: root / 'gtFine' / 'test'})
         inside = root / 'leftImg8bit' / 'test' / f'new_{flag}'
         with pytest.raises(UsageError, match='is inside .*/leftImg8bit/test, all images of which'):

@@ -13,7 +13,7 @@ from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
 from mmattn.errors import DataError, UsageError
 from mmattn.evaluation.coco_metric import CocoMetric
-from mmattn.evaluation.scored_images import score_what_is_tested
+from mmattn.evaluation.scored_images import score_tested_images
 from tests.squares import average_precision, by_heart, config, recite, save, squares
 
 CONCAT = """
@@ -358,9 +358,9 @@ def test_metrics_that_score_all_images_of_their_file(root, sets):
         metric._coco_api, metric.outfile_prefix, evaluator.metrics = index, prefix, [metric]
         if refused:
             with pytest.raises(UsageError, match=f'yields 2 of the 6 images that {name} scores'):
-                score_what_is_tested(cut, evaluator, 'test')
+                score_tested_images(cut, evaluator, 'test')
         else:
-            score_what_is_tested(cut, evaluator, 'test')
+            score_tested_images(cut, evaluator, 'test')
 
 
 def test_a_large_set_is_compared_in_a_moment(tmp_path):
@@ -381,7 +381,7 @@ def test_a_large_set_is_compared_in_a_moment(tmp_path):
     evaluator = type('E', (), dict(metrics=[metric]))
     whole, cut = CocoDataset(**options), CocoDataset(indices=15000, **options)
     start = time.process_time()
-    score_what_is_tested(whole, evaluator, 'val')
+    score_tested_images(whole, evaluator, 'val')
     assert metric.img_ids is None
-    score_what_is_tested(cut, evaluator, 'val')
+    score_tested_images(cut, evaluator, 'val')
     assert time.process_time() - start < 2 and metric.img_ids == list(range(1, 15001))

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmattn.datasets.image_io import read_image
 from mmattn.datasets.loading import ImageReader, to_display
-from mmattn.evaluation.output_names import check_outputs, image_paths, leaves, picture_names
+from mmattn.evaluation.output_names import check_outputs, image_paths, leaf_datasets, picture_names
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, compare_objects, save_picture
 from mmattn.visualization.objects import Objects, palette_of
@@ -60,7 +60,7 @@ class ComparisonHook(Hook):
         dataset = runner.test_dataloader.dataset
         if not self.names:
             self.prepare(dataset)
-        for leaf in leaves(dataset):
+        for leaf in leaf_datasets(dataset):
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
             reader, meta = ImageReader(steps) if steps else None, leaf.metainfo
             source = _Source(reader, meta['classes'], palette_of(meta))
