@@ -1,11 +1,11 @@
-"""Which packages are installed, and what to do when one is missing."""
+"""Installed OpenMMLab packages, and what to do when one is missing."""
 
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-# import name: (distribution of the maintained line, distribution of the original line)
-LINES = {
+# import name: (distribution of the maintained OneDL fork, distribution of the original project)
+DISTRIBUTIONS = {
     'mmengine': ('onedl-mmengine', 'mmengine'),
     'mmcv': ('onedl-mmcv', 'mmcv'),
     'mmdet': ('onedl-mmdetection', 'mmdet'),
@@ -13,28 +13,28 @@ LINES = {
 }
 
 
-def installed() -> dict[str, str]:
-    """Distribution name -> version of every OpenMMLab package found, of either line."""
-    found = {}
-    for names in LINES.values():
+def installed_versions() -> dict[str, str]:
+    """Version of every installed distribution of an OpenMMLab package, by name."""
+    versions = {}
+    for names in DISTRIBUTIONS.values():
         for name in names:
             try:
-                found[name] = version(name)
+                versions[name] = version(name)
             except PackageNotFoundError:
                 continue
-    return found
+    return versions
 
 
-def problem() -> str | None:
-    """What is wrong with the installation and what to do, in one sentence; None if nothing is."""
-    found = installed()
-    for module, (onedl, original) in LINES.items():
-        if onedl in found and original in found:
+def installation_problem() -> str | None:
+    """A problem of the installation with its remedy, in one sentence; None if there is none."""
+    versions = installed_versions()
+    for module, (onedl, original) in DISTRIBUTIONS.items():
+        if onedl in versions and original in versions:
             return (
                 f'{onedl} and {original} are both installed and overwrite each other. '
-                f'Run: pip uninstall -y {onedl} {original}, then install one line again.'
+                f'Run: pip uninstall -y {onedl} {original}, then install one of them again.'
             )
-        if onedl not in found and original not in found and find_spec(module) is None:
+        if onedl not in versions and original not in versions and find_spec(module) is None:
             return f'{module} is not installed. Run make setup, or: pip install "mmattn[onedl]"'
     mmcv = Path(find_spec('mmcv').origin).parent
     if not list(mmcv.glob('_ext.*')):
@@ -46,8 +46,8 @@ def problem() -> str | None:
 
 
 def is_installed(*modules: str) -> bool:
-    """Whether all of some top-level modules can be found; imports none of them."""
+    """Whether all these top-level modules can be imported; imports none of them."""
     try:
         return all(find_spec(module) is not None for module in modules)
-    except ImportError:  # a finder that refuses the name
+    except ImportError:  # raised by an import hook
         return False

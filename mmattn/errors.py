@@ -1,7 +1,7 @@
-"""Every way a tool can end: exit codes, the exceptions that carry them, and what a user reads.
+"""Exit codes of the tools, the exceptions that carry them, and how a tool reports them.
 
-Message form: `<what> in <where>: <why>. <what to do>`; the tool puts `error: ` in front. A user's
-error shows no traceback unless the tool was called with -v.
+Messages have the form `<what> in <where>: <why>. <what to do>`; the tool prints `error: ` before
+it. An expected error shows a traceback only with -v.
 """
 
 import errno
@@ -25,18 +25,18 @@ class Exit(IntEnum):
     NONFINITE = 5  # loss, gradient or weight is nan or inf
     MEMORY = 6  # out of memory, device or host
     IO = 7  # disk full, permission, input or output, shared memory
-    DISTRIBUTED = 8  # a process of several failed or did not answer
-    STOPPED = 75  # by a signal, with a checkpoint saved: run it again
+    DISTRIBUTED = 8  # a process of a distributed run failed or did not answer
+    STOPPED = 75  # by a signal, with a checkpoint saved: resume it
     INTERRUPTED = 130  # by SIGINT, nothing new to save
     TERMINATED = 143  # by SIGTERM, nothing new to save
 
 
 class MmattnError(Exception):
-    """An error that is explained to the user in its message; subclasses set the exit code.
+    """An error whose message is written for the user; subclasses set the exit code.
 
     Args:
-        message: a sentence.
-        lines: what it is about, one to a line below the sentence.
+        message: one or more sentences, in one line.
+        lines: details, printed below the message.
     """
 
     code = Exit.BUG
@@ -68,7 +68,7 @@ class CheckpointError(MmattnError):
 
 
 class WriteError(MmattnError):
-    """Something cannot be written."""
+    """A file or folder cannot be written."""
 
     code = Exit.IO
 
@@ -80,13 +80,13 @@ class NonFiniteError(MmattnError):
 
 
 class MemoryShortage(MmattnError):
-    """Device or host have not enough memory for a step."""
+    """The device or the host has too little memory for a step."""
 
     code = Exit.MEMORY
 
 
 class DistributedError(MmattnError):
-    """A process of several failed or did not answer; a code of its own if it is known."""
+    """A process of a distributed run failed or did not answer; `code` is its own if known."""
 
     code = Exit.DISTRIBUTED
 
@@ -107,37 +107,48 @@ _IO = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EF
 
 
 def explain(error: BaseException) -> tuple[Exit, str] | None:
-    """Exit code and sentence of a known failure; None for a bug."""
+    """Exit code and message of an expected error; None for a bug."""
     if isinstance(error, MmattnError):
         return error.code, str(error.args[0])
-    if isinstance(error, ImportError) and compat.problem():
-        return Exit.USAGE, compat.problem()
+    if isinstance(error, ImportError) and compat.installation_problem():
+        return Exit.USAGE, compat.installation_problem()
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, 'interrupted'
     if isinstance(error, OSError) and error.errno in _IO:
-        what = error.strerror.lower() if error.strerror else 'failed'
-        return Exit.IO, f'cannot access {error.filename or "a file"}: {what}.'
+        reason = error.strerror.lower() if error.strerror else 'failed'
+        return Exit.IO, f'cannot access {error.filename or "a file"}: {reason}.'
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == 'OutOfMemoryError'
         or "can't allocate memory" in str(error)
     ):
-        why = f': {error}' if isinstance(error, MemoryError) and str(error) else ''
-        return Exit.MEMORY, f'out of memory{why}. Lower the batch size or the size of the images.'
+        reason = f': {error}' if isinstance(error, MemoryError) and str(error) else ''
+        return (
+            Exit.MEMORY,
+            f'out of memory{reason}. Lower the batch size or the size of the images.',
+        )
     return None
 
 
 def printable(text: str) -> str:
-    """A text as one line that does nothing to a terminal: line breaks and the like as escapes."""
+    """Escape line breaks and control characters, so that a text is one line on a terminal."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
-    """Run a tool's work; returns its exit code and prints its error, if any, as one sentence."""
+    """Run the task of a tool; print its error, if any, on stderr.
+
+    Args:
+        task: the function to run.
+        verbose: print a traceback for expected errors as well.
+
+    Returns:
+        the exit code.
+    """
     try:
         task()
     except BaseException as error:
-        if isinstance(error, BrokenPipeError):  # `tool | head`: who reads has enough
+        if isinstance(error, BrokenPipeError):  # the reader closed the pipe, e.g. `tool | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return Exit.OK
         known = explain(error)
@@ -153,8 +164,8 @@ def run_tool(task: Callable[[], None], *, verbose: bool = False) -> int:
             return Exit.BUG
         if verbose:
             traceback.print_exc()
-        code, sentence = known
-        text = '\n'.join(map(printable, [f'error: {sentence}', *getattr(error, 'lines', ())]))
+        code, message = known
+        text = '\n'.join(map(printable, [f'error: {message}', *getattr(error, 'lines', ())]))
         print(text, file=sys.stderr, flush=True)
         return code
     return Exit.OK

@@ -1,4 +1,4 @@
-"""Files and folders that commands write: whole or not at all, and refused before the work."""
+"""Files that commands write: atomic writes, hashes, and checks of a folder before the work."""
 
 import errno
 import hashlib
@@ -10,10 +10,14 @@ from mmattn.errors import UsageError, WriteError
 
 
 def check_writable(folder: Path, flag: str = '--work-dir') -> None:
-    """Make a folder and see that it can be written to; `flag` is what chose it.
+    """Make a folder and check that files can be written into it.
+
+    Args:
+        folder: the folder.
+        flag: command line flag or config key that names the folder, for the message.
 
     Raises:
-        WriteError: it cannot.
+        WriteError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +31,12 @@ def check_writable(folder: Path, flag: str = '--work-dir') -> None:
 
 
 def check_empty(folder: Path) -> None:
-    """Refuse what an earlier run left: it would be taken for this one's."""
+    """Make a folder of `--out-dir` and refuse files of an earlier run, which could be mixed up.
+
+    Raises:
+        UsageError: the folder is not empty.
+        WriteError: see `check_writable`.
+    """
     check_writable(folder, '--out-dir')
     if any(folder.iterdir()):
         raise UsageError(f'--out-dir {folder} is not empty. Choose a new folder, or empty it.')
@@ -37,7 +46,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def sha256(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """sha256 of a file, in hexadecimal."""
     digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))
     with open(path, 'rb', buffering=0) as file:
         while count := file.readinto(block):
@@ -45,8 +54,8 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that at any moment the old or the new one is whole."""
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file atomically: at any time, `path` is the complete old or new file."""
     part = path.with_name(f'{path.name}.part')
     with open(part, 'w', encoding='utf-8') as file:
         file.write(text)
@@ -57,11 +66,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the file system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         if error.errno in (*_CANNOT_SYNC, errno.EACCES, errno.EISDIR):
-            return  # a folder that cannot be opened, as on Windows
+            return  # folders cannot be opened, as on Windows
         raise
     try:
         sync_file(descriptor)
@@ -70,7 +80,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(descriptor: int) -> None:
-    """Have the system write to the disk, where the file system knows how: FUSE and SMB may not."""
+    """Flush a file to the disk, where the file system supports it: FUSE and SMB may not."""
     try:
         os.fsync(descriptor)
     except OSError as error:

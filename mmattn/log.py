@@ -6,4 +6,5 @@ from mmengine.logging import print_log
 
 
 def warn(text: str) -> None:
+    """Log a warning with the current logger of mmengine."""
     print_log(text, logger='current', level=logging.WARNING)

@@ -1,4 +1,4 @@
-"""A progress bar with time left for loops of the tools; lines where there is no terminal."""
+"""Progress of the tools: a bar with the time left on a terminal, lines of text elsewhere."""
 
 import contextlib
 import sys
@@ -11,9 +11,12 @@ T = TypeVar('T')
 
 
 def track(items: Iterable[T], *, total: int | None, title: str) -> Iterator[T]:
-    """Yield the items, showing on stderr how many of `total` are done and how long it will take.
+    """Yield the items, showing progress and the time left on stderr.
 
-    `total` is None where nobody knows.
+    Args:
+        items: items to iterate over.
+        total: number of items; None if unknown.
+        title: text in front of the bar.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -37,14 +40,14 @@ def track(items: Iterable[T], *, total: int | None, title: str) -> Iterator[T]:
 
 @contextlib.contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows on stderr what is being done now; '' when it is done.
+    """Yield a function that shows the current step on stderr; call it with '' to clear the line.
 
-    Nothing runs beside what is being done, which may be a measurement. Where there is no terminal,
-    a line is written about what takes longer than five seconds.
+    There is no animation, as the step may be a measurement. Without a terminal, a step is printed
+    once it has taken five seconds.
     """
     timer = threading.Timer(0, lambda: None)
 
-    def say(text: str) -> None:
+    def show(text: str) -> None:
         nonlocal timer
         if sys.stderr.isatty():
             print(f'\r\x1b[2K{text}', end='', file=sys.stderr, flush=True)
@@ -56,6 +59,6 @@ def stages() -> Iterator[Callable[[str], None]]:
             timer.start()
 
     try:
-        yield say
+        yield show
     finally:
-        say('')
+        show('')

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 
 def some(items: Iterable, limit: int = 5, unit: str = '') -> str:
-    """The first `limit` items of a list: 'a, b, c and 7 more'.
+    """The first items of a list and the number of others: 'a, b, c and 7 more'.
 
     Args:
-        items: names, or anything that `str` shows well.
-        limit: how many are shown.
-        unit: noun after 'more', such as ' files' for 'a, b and 7 more files'.
+        items: names, or other objects to be shown by `str`.
+        limit: number of items to show.
+        unit: text after 'more', such as ' files' for 'a, b and 7 more files'.
     """
     names = [str(item) for item in items]
     more = f' and {len(names) - limit} more{unit}' if len(names) > limit else ''
@@ -18,8 +18,13 @@ def some(items: Iterable, limit: int = 5, unit: str = '') -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: what may have been meant."""
+    """A hint for an unknown name: ' Did you mean X?', or '' if none is similar.
+
+    Args:
+        name: the unknown name.
+        known: names that exist.
+    """
     known = list(known)
     same = [k for k in known if k.casefold() == name.casefold()]
-    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f' Did you mean {near[0]}?' if near else ''
+    similar = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f' Did you mean {similar[0]}?' if similar else ''

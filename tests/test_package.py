@@ -138,13 +138,15 @@ def test_every_public_name_exists():
 
 
 def test_compat_is_content_here_and_names_what_is_missing(monkeypatch):
-    assert compat.problem() is None
+    assert compat.installation_problem() is None
     monkeypatch.setattr(
-        compat, 'installed', lambda: {'onedl-mmcv': '2.3.6', 'mmcv': '2.1.0', 'onedl-mmengine': '1'}
+        compat,
+        'installed_versions',
+        lambda: {'onedl-mmcv': '2.3.6', 'mmcv': '2.1.0', 'onedl-mmengine': '1'},
     )
-    assert 'onedl-mmcv and mmcv are both installed' in compat.problem()
-    monkeypatch.setattr(compat, 'LINES', {'mm_nowhere': ('a', 'b')})
-    assert compat.problem().startswith('mm_nowhere is not installed. Run make setup')
+    assert 'onedl-mmcv and mmcv are both installed' in compat.installation_problem()
+    monkeypatch.setattr(compat, 'DISTRIBUTIONS', {'mm_nowhere': ('a', 'b')})
+    assert compat.installation_problem().startswith('mm_nowhere is not installed. Run make setup')
 
 
 @pytest.mark.parametrize(

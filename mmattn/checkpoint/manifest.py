@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mmattn.errors import CheckpointError
-from mmattn.files import replace_text, sha256
+from mmattn.files import sha256, write_text_atomic
 
 _verified: set[tuple] = set()  # path, size and times of files that were hashed in this process
 
@@ -17,7 +17,7 @@ def note(path: Path, **facts) -> None:
     """Add facts to a manifest."""
     found = read_manifest(manifest_of(path))
     if found:
-        replace_text(manifest_of(path), json.dumps({**found, **facts}, indent=1))
+        write_text_atomic(manifest_of(path), json.dumps({**found, **facts}, indent=1))
 
 
 def facts_of(path: str | Path) -> dict:

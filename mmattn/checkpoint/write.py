@@ -36,7 +36,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmattn.errors import CheckpointError, NonFiniteError, WriteError
-from mmattn.files import replace_text, sync_file, sync_folder
+from mmattn.files import sync_file, sync_folder, write_text_atomic
 from mmattn.log import warn
 
 from .find import POINTER, last_good
@@ -110,10 +110,12 @@ def _write(path: Path, content: dict, facts: dict) -> None:
     new['saved'] = time.time_ns()
     old = read_manifest(manifest_of(path)) if path.exists() else None
     if old:  # the same step again: until the file has changed, either content is right
-        replace_text(manifest_of(path), json.dumps(dict(old, next=[new['size'], new['sha256']])))
+        write_text_atomic(
+            manifest_of(path), json.dumps(dict(old, next=[new['size'], new['sha256']]))
+        )
     os.replace(part, path)
     sync_folder(path.parent)
-    replace_text(manifest_of(path), json.dumps(new, indent=1))
+    write_text_atomic(manifest_of(path), json.dumps(new, indent=1))
 
 
 def _check_readable(part: Path, path: Path) -> None:
@@ -127,9 +129,9 @@ def _check_readable(part: Path, path: Path) -> None:
 
 def point_to(path: Path, folder: Path | None = None) -> None:
     """Have the pointer of its folder name a checkpoint, and that of another folder, too."""
-    replace_text(path.parent / POINTER, path.name)
+    write_text_atomic(path.parent / POINTER, path.name)
     if folder is not None and folder.resolve() != path.parent.resolve():
-        replace_text(folder / POINTER, str(path.resolve()))
+        write_text_atomic(folder / POINTER, str(path.resolve()))
 
 
 def name_best(path: Path) -> None:
@@ -152,7 +154,7 @@ def name_best(path: Path) -> None:
         os.replace(part, link)
         sync_folder(link.parent)
         if copied:
-            replace_text(manifest_of(link), json.dumps(copied, indent=1))
+            write_text_atomic(manifest_of(link), json.dumps(copied, indent=1))
     except OSError as error:
         warn(f'best.pth does not name {path.name}: {_reason(error)}. Use {path.name} itself.')
         with contextlib.suppress(OSError):

@@ -325,7 +325,7 @@ class Runner(EngineRunner):
         Raises:
             NotPlain: a hook puts it there.
         """
-        if self.rank or getattr(self, 'real', None):  # a stand-in has said nothing of its own
+        if self.rank or getattr(self, 'original', None):  # the original of a scratch runner warns
             return
         left: list[str] = []
         content = self._content(dict(epoch=self.epoch, iter=self.iter), left=left)

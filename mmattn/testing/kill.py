@@ -1,4 +1,9 @@
-"""Killing trainings and saves at random moments, to see that nothing is lost and all is exact."""
+"""Kill tests: kill trainings or saves at random times and check that nothing is lost.
+
+`kill_test` trains a config of yours without interruption, then kills (SIGKILL) and resumes it until
+the given number of kills is reached; losses of every step and the final state must be equal bit for
+bit. `kill_test_saves` does the same to a loop of saves. The command is `tools/torture.py`.
+"""
 
 import contextlib
 import hashlib
@@ -26,18 +31,20 @@ from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, MmattnError
 from mmattn.files import check_empty
 
-_WIDTH = 200_000  # values of the tensor that the save loop writes
+_TENSOR_SIZE = 200_000  # values of the tensor that the save loop writes
 
 
 class ResumeMismatch(MmattnError):
-    """A resumed training differs from the one never killed, or a checkpoint was lost."""
+    """A resumed training differs from the uninterrupted one, or a checkpoint was lost."""
 
 
 class StepRecorder(Hook):
-    """Appends a line for every step, the bits of its losses, and one for what remains at the end.
+    """Appends losses and learning rates of every step to a file, and the final state's digest.
+
+    The numbers are written in hexadecimal, so that nothing is lost by rounding.
 
     Args:
-        path: of the file.
+        path: file to append to, a JSON list [step, values] per line.
     """
 
     priority = 'LOW'
@@ -46,9 +53,9 @@ class StepRecorder(Hook):
         self.path = Path(path)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        bits = {k: float(v).hex() for k, v in outputs.items()}
-        lr = {k: [x.hex() for x in v] for k, v in runner.optim_wrapper.get_lr().items()}
-        self._write(str(runner.iter + 1), [bits, lr])
+        losses = {k: float(v).hex() for k, v in outputs.items()}
+        rates = {k: [x.hex() for x in v] for k, v in runner.optim_wrapper.get_lr().items()}
+        self._write(str(runner.iter + 1), [losses, rates])
 
     def after_train(self, runner) -> None:
         self._write('end', state_digest(runner))
@@ -59,18 +66,18 @@ class StepRecorder(Hook):
 
 
 def state_digest(runner) -> str:
-    """sha256 of all parameters, buffers, averages, states of the optimizer and the generators.
+    """sha256 of all parameters, buffers, averages, optimizer states and random number generators.
 
-    Buffers of the first process alone: those of the others reach no checkpoint and no validation.
+    Buffers count for rank 0 only: those of other ranks reach neither a checkpoint nor a validation.
     """
     networks = [runner.model, *(h.ema_model for h in runner.hooks if hasattr(h, 'ema_model'))]
-    held = [n.state_dict() if runner.rank == 0 else dict(n.named_parameters()) for n in networks]
-    state = [held, runner.optim_wrapper.state_dict(), get_rng_state()]
-    found = hashlib.sha256()
+    weights = [n.state_dict() if runner.rank == 0 else dict(n.named_parameters()) for n in networks]
+    state = [weights, runner.optim_wrapper.state_dict(), get_rng_state()]
+    digest = hashlib.sha256()
     for name, value in tensors(state):
-        found.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
-        found.update(_bytes(value))
-    return found.hexdigest()
+        digest.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
 
 
 def _bytes(value: Tensor) -> bytes:
@@ -78,31 +85,36 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def read_record(path: str | Path) -> dict:
-    """What a recorder wrote, by step.
+    """The values that a `StepRecorder` wrote, by step; 'end' has the digest of the final state.
 
     Raises:
-        ResumeMismatch: a step that was made again gave something else.
+        ResumeMismatch: a step that was repeated after a kill gave different values.
     """
-    found: dict = {}
+    record: dict = {}
     for line in Path(path).read_text(encoding='utf-8').splitlines():
         try:
-            name, value = json.loads(line)
+            step, values = json.loads(line)
         except ValueError:
             continue  # cut off by a kill
-        if found.setdefault(name, value) != value:
-            raise ResumeMismatch(
-                f'{path}: step {name} made again gives {value}, before {found[name]}.'
-            )
-    return found
+        first = record.setdefault(step, values)
+        if first != values:
+            raise ResumeMismatch(f'{path}: step {step} repeated gives {values}, before {first}.')
+    return record
 
 
 def compare_records(record: dict, reference: dict, where: str | Path) -> None:
-    """Raise `ResumeMismatch` unless two records are of the same steps, bit for bit."""
-    for name in reference:
-        if record.get(name) != reference[name]:
+    """Raise `ResumeMismatch` unless two records are equal bit for bit.
+
+    Args:
+        record: record of a run that was killed, see `read_record`.
+        reference: record of the uninterrupted run.
+        where: name of the run, for the message.
+    """
+    for step in reference:
+        if record.get(step) != reference[step]:
             raise ResumeMismatch(
-                f'{where}: step {name} gives {record.get(name, "nothing")}, the run never killed '
-                f'{reference[name]}.'
+                f'{where}: step {step} gives {record.get(step, "nothing")}, the uninterrupted run '
+                f'{reference[step]}.'
             )
 
 
@@ -111,64 +123,68 @@ def kill_test(
     kills: int,
     seed: int,
     out_dir: str | Path,
-    options: dict | list[str] | None = None,
-    say: Callable[[str], None] = print,
+    cfg_options: dict | list[str] | None = None,
+    print_fn: Callable[[str], None] = print,
 ) -> None:
-    """Train a config, kill it at random moments, resume, and compare with the run never killed.
+    """Train a config, kill it at random times, resume, and compare with an uninterrupted run.
 
     Args:
-        config: its path; short, as it is trained once for every two kills or so.
-        kills: how many.
-        seed: of the moments.
-        out_dir: an empty folder for the runs.
-        options: changes to the config, dotted keys.
-        say: called with a sentence about every kill and every comparison.
+        config: path of the config. Keep it short: it is trained about once per two kills.
+        kills: number of kills.
+        seed: seed for the times of the kills.
+        out_dir: empty folder for the runs; `never_killed` in it is the uninterrupted one.
+        cfg_options: config values to override, by dotted key.
+        print_fn: called with a sentence about every kill and every comparison.
 
     Raises:
-        ResumeMismatch: a step, or what remains at the end, differs.
+        ResumeMismatch: a step or the final state differs, or a run failed.
         UsageError: the folder is not empty.
     """
     check_empty(Path(out_dir))
-    draw = random.Random(seed)
-    whole = Path(out_dir) / 'never_killed'
+    rng = random.Random(seed)
+    folder = Path(out_dir) / 'never_killed'
     start = time.monotonic()
-    if _wait(_start(config, whole, options), None) != 0:
-        raise ResumeMismatch(f'the run never killed failed: see {whole}/output.txt.')
-    length = time.monotonic() - start
-    reference = read_record(whole / 'record.jsonl')
-    say(f'never killed: {len(reference) - 1} steps in {length:.0f} s, end {reference["end"][:12]}')
-    done, number = 0, 0
-    while done < kills:
-        folder, ended = Path(out_dir) / f'run{number}', False
-        while not ended:
-            moment = draw.uniform(0, length) if done < kills else None
-            child = _start(config, folder, options)
-            status = _wait(child, moment)
-            ended = status == 0
+    if _wait(_start_training(config, folder, cfg_options), None) != 0:
+        raise ResumeMismatch(f'the uninterrupted run failed: see {folder}/output.txt.')
+    seconds = time.monotonic() - start
+    reference = read_record(folder / 'record.jsonl')
+    print_fn(
+        f'never killed: {len(reference) - 1} steps in {seconds:.0f} s, end {reference["end"][:12]}'
+    )
+    killed, number = 0, 0
+    while killed < kills:
+        folder, finished = Path(out_dir) / f'run{number}', False
+        while not finished:
+            delay = rng.uniform(0, seconds) if killed < kills else None
+            status = _wait(_start_training(config, folder, cfg_options), delay)
+            finished = status == 0
             if status not in (0, -signal.SIGKILL):
                 raise ResumeMismatch(f'{folder} ended with {status}: see {folder}/output.txt.')
-            if not ended:
-                done += 1
+            if not finished:
+                killed += 1
                 good = last_good(folder)
-                last = good.stem if good else 'nothing yet'
-                say(f'kill {done} of {kills}: {folder.name} after {moment:.1f} s; has {last}')
+                print_fn(
+                    f'kill {killed} of {kills}: {folder.name} after {delay:.1f} s; has '
+                    f'{good.stem if good else "no checkpoint yet"}'
+                )
         compare_records(read_record(folder / 'record.jsonl'), reference, folder)
-        say(f'{folder.name}: every step and the end equal')
+        print_fn(f'{folder.name}: every step and the final state are equal')
         number += 1
 
 
-def _start(config: str | Path, folder: Path, options) -> int:
-    """A process, forked so that nothing is imported again, that trains or goes on training."""
+def _start_training(config: str | Path, folder: Path, cfg_options) -> int:
+    """Train or resume in a forked process, which imports nothing again; returns its id."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def job() -> None:
         hook = StepRecorder(folder / 'record.jsonl')
-        train(config, work_dir=folder, resume='auto', cfg_options=options, hooks=[hook])
+        train(config, work_dir=folder, resume='auto', cfg_options=cfg_options, hooks=[hook])
 
     return _fork(job, folder / 'output.txt')
 
 
 def _fork(job: Callable[[], None], output: Path) -> int:
+    """Run a function in a forked process with its output appended to a file; returns its id."""
     child = os.fork()
     if child:
         return child
@@ -189,7 +205,12 @@ def _fork(job: Callable[[], None], output: Path) -> int:
 
 
 def _wait(child: int, seconds: float | None) -> int:
-    """The exit status of a child, which is killed with its workers after so many seconds."""
+    """Wait for a child process, killing it and its workers after a time; returns its exit status.
+
+    Args:
+        child: process id.
+        seconds: time until the kill; None waits for the end.
+    """
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         pid, status = os.waitpid(child, os.WNOHANG if end else 0)
@@ -205,57 +226,60 @@ def _wait(child: int, seconds: float | None) -> int:
 
 
 def kill_test_saves(
-    kills: int, seed: int, out_dir: str | Path, say: Callable[[str], None] = print
+    kills: int, seed: int, out_dir: str | Path, print_fn: Callable[[str], None] = print
 ) -> None:
-    """Kill a process that saves without pause, keeping one, and look for what is left.
+    """Kill a process that saves in a loop, keeping one checkpoint, and check what is left.
 
     Args:
-        kills: how many.
-        seed: of the moments, 50 to 200 ms after the start.
-        out_dir: an empty folder.
-        say: called with a sentence at the end.
+        kills: number of kills.
+        seed: seed for the times of the kills, 50 to 200 ms after the start of the process.
+        out_dir: empty folder for the checkpoints.
+        print_fn: called with a sentence at the end.
 
     Raises:
-        ResumeMismatch: after a kill there is no checkpoint, or an older one than was acknowledged.
+        ResumeMismatch: after a kill the last acknowledged checkpoint is missing or damaged.
+        CheckpointError: no save was finished before its process was killed.
         UsageError: the folder is not empty.
     """
     folder = Path(out_dir)
     check_empty(folder)
     torch.set_num_threads(1)
-    draw, saves = random.Random(seed), 0
+    rng, saves = random.Random(seed), 0
     for number in range(kills):
-        _wait(_fork(lambda: _save_forever(folder), folder / 'output.txt'), draw.uniform(0.05, 0.2))
-        good, told = last_good(folder), 0
+        _wait(_fork(lambda: _save_forever(folder), folder / 'output.txt'), rng.uniform(0.05, 0.2))
+        good, acknowledged = last_good(folder), 0
         step = int(good.stem.split('_')[1]) if good else 0
         if (folder / 'acknowledged').exists():
-            told = int((folder / 'acknowledged').read_text())
-        if step < told or (good and not _whole(good, step)):
+            acknowledged = int((folder / 'acknowledged').read_text())
+        if step < acknowledged or (good and not _is_intact(good, step)):
             raise ResumeMismatch(
-                f'kill {number + 1}: step {told} was saved, {step} is left in {folder}.'
+                f'kill {number + 1}: step {acknowledged} was saved, {step} is left in {folder}.'
             )
         saves = step
     if not saves:
         raise CheckpointError(f'no save ended before its process was killed: {folder}.')
-    say(f'{kills} kills in a loop of {saves} saves, keeping one: none unrecoverable')
+    print_fn(f'{kills} kills in a loop of {saves} saves, keeping one: none unrecoverable')
 
 
 def _save_forever(folder: Path) -> None:
+    """Save a checkpoint, acknowledge it, remove older ones; again and again."""
     good = last_good(folder)
     step = int(good.stem.split('_')[1]) if good else 0
     while True:
         step += 1
         path = folder / f'iter_{step}.pth'
-        weights = dict(weight=torch.full((_WIDTH,), float(step)))
+        weights = dict(weight=torch.full((_TENSOR_SIZE,), float(step)))
         write_checkpoint(path, dict(state_dict=weights, meta=dict(iter=step)), dict(iter=step))
         point_to(path)
         part = folder / 'acknowledged.new'
         part.write_text(str(step))
         os.replace(part, folder / 'acknowledged')
-        for old in folder.glob('iter_*.pth'):
-            if old != path:
-                remove(old)
+        for other in folder.glob('iter_*.pth'):
+            if other != path:
+                remove(other)
 
 
-def _whole(path: Path, step: int) -> bool:
+def _is_intact(path: Path, step: int) -> bool:
+    """Whether a checkpoint has the values that `_save_forever` wrote at a step."""
     weight = torch.load(path, weights_only=True)['state_dict']['weight']
     return bool(np.all(weight.numpy() == step))

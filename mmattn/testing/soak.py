@@ -1,4 +1,4 @@
-"""A long training, to see that memory, open files, threads and checkpoints do not grow with it."""
+"""Soak test: check that memory, open files, threads and checkpoints do not grow in a training."""
 
 import contextlib
 import ctypes
@@ -16,10 +16,10 @@ from mmattn.engine.train import train
 from mmattn.errors import MmattnError, UsageError
 from mmattn.files import check_empty
 
-_ALLOWED = 1.0  # MB that a process may grow by in a thousand iterations
-_WARM_UP = 0.5  # of the training: caches and allocators fill, workers of validations begin
-_SIZE = 0.01  # by which the last checkpoint may differ from the first
-_FEWEST = 10  # measurements that tell of a slope
+_MAX_SLOPE = 1.0  # MB that a process may grow by in 1000 iterations
+_WARM_UP = 0.5  # share of the training: caches and allocators fill, workers of validations start
+_MAX_SIZE_CHANGE = 0.01  # relative difference between the first and the last checkpoint
+_MIN_MEASUREMENTS = 10  # to fit a slope
 _PAGE = os.sysconf('SC_PAGE_SIZE')
 
 
@@ -28,14 +28,14 @@ class ResourceGrowth(MmattnError):
 
 
 class ResourceRecorder(Hook):
-    """Appends a line of what this process and its data workers hold.
+    """Appends the resources of this process and its data workers to a file.
 
     Args:
-        path: of the file.
+        path: file to append to, a JSON object per line.
         interval: iterations between two lines.
     """
 
-    priority = 'LOWEST'  # behind what saves and validates
+    priority = 'LOWEST'  # after saving and validating
 
     def __init__(self, path: Path, interval: int) -> None:
         self.path, self.interval = path, interval
@@ -43,7 +43,7 @@ class ResourceRecorder(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
-        _give_back()
+        _release_memory()
         good = last_good(Path(runner.work_dir))
         line = dict(
             iteration=runner.iter + 1,
@@ -58,80 +58,96 @@ class ResourceRecorder(Hook):
             file.write(json.dumps(line) + '\n')
 
 
-def _give_back() -> None:
-    """Have garbage collected and free memory returned: what is left is held by somebody."""
+def _release_memory() -> None:
+    """Collect garbage and return free memory to the system: what remains is in use."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another libc keeps what it keeps
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _memory(process: int) -> float:
-    """MB that a process has in memory."""
-    with open(f'/proc/{process}/statm', encoding='utf-8') as file:
+def _memory(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    with open(f'/proc/{pid}/statm', encoding='utf-8') as file:
         return int(file.read().split()[1]) * _PAGE / 1e6
 
 
 def _children() -> list[int]:
-    own = Path(f'/proc/self/task/{os.getpid()}/children')
-    return [int(child) for child in own.read_text(encoding='utf-8').split()]
+    """Process ids of the children of this process."""
+    path = Path(f'/proc/self/task/{os.getpid()}/children')
+    return [int(pid) for pid in path.read_text(encoding='utf-8').split()]
 
 
 def soak_test(
     config: str | Path,
     out_dir: str | Path,
-    options: dict | list[str] | None = None,
+    cfg_options: dict | list[str] | None = None,
     interval: int = 20,
-    say: Callable[[str], None] = print,
+    print_fn: Callable[[str], None] = print,
 ) -> None:
-    """Train a config, and see that nothing grows in its second half.
+    """Train a config, and check that nothing grows in the second half of the training.
 
     Args:
-        config: its path.
-        out_dir: an empty folder; `footprint.jsonl` in it has all that was measured.
-        options: changes to the config, dotted keys.
+        config: path of the config.
+        out_dir: empty folder for the run; all measurements are in its `footprint.jsonl`.
+        cfg_options: config values to override, by dotted key.
         interval: iterations between two measurements.
-        say: called with a sentence about each quantity.
+        print_fn: called with a sentence about each quantity.
 
     Raises:
-        ResourceGrowth: a process grows by more than 1 MB in a thousand iterations, or there are
-            more open files, threads or shared memory segments, or the size of the checkpoint
-            changes by more than 1 %.
-        UsageError: the folder is not empty; too few iterations; no Linux.
+        ResourceGrowth: a process grows by more than 1 MB in 1000 iterations, or there are more
+            open files, threads or shared memory segments, or the size of the checkpoint changes by
+            more than 1 %.
+        UsageError: the folder is not empty; too few iterations; the system is not Linux.
     """
     if not Path('/proc/self/statm').exists():
         raise UsageError('--soak reads /proc, which this system does not have.')
     folder = Path(out_dir)
     check_empty(folder)
     path = folder / 'footprint.jsonl'
-    train(config, work_dir=folder, cfg_options=options, hooks=[ResourceRecorder(path, interval)])
+    hooks = [ResourceRecorder(path, interval)]
+    train(config, work_dir=folder, cfg_options=cfg_options, hooks=hooks)
     text = path.read_text(encoding='utf-8') if path.exists() else ''
-    check_growth([json.loads(line) for line in text.splitlines()], say)
+    check_growth([json.loads(line) for line in text.splitlines()], print_fn)
 
 
-def check_growth(lines: list[dict], say: Callable[[str], None] = print) -> None:
-    """Say how each quantity of `ResourceRecorder` went, and raise what grows."""
-    kept = [line for line in lines if line['iteration'] > _WARM_UP * lines[-1]['iteration']]
-    if len(kept) < _FEWEST:
+def check_growth(measurements: list[dict], print_fn: Callable[[str], None] = print) -> None:
+    """Print the range of each quantity in the second half, and raise if one grows.
+
+    Args:
+        measurements: lines of a `ResourceRecorder`, in order.
+        print_fn: called with a sentence about each quantity.
+
+    Raises:
+        ResourceGrowth: see `soak_test`.
+        UsageError: too few measurements.
+    """
+    start = _WARM_UP * measurements[-1]['iteration'] if measurements else 0
+    measured = [m for m in measurements if m['iteration'] > start]
+    if len(measured) < _MIN_MEASUREMENTS:
         raise UsageError(
-            f'{len(kept)} measurements in the second half, allowed are {_FEWEST} and more: train '
-            'longer, with train_cfg.max_iters or max_epochs.'
+            f'{len(measured)} measurements in the second half, allowed are {_MIN_MEASUREMENTS} and '
+            'more: train longer, with train_cfg.max_iters or max_epochs.'
         )
-    steps = np.array([line['iteration'] for line in kept]) / 1000
-    say(f'iterations {kept[0]["iteration"]} to {kept[-1]["iteration"]}, {len(kept)} measurements')
-    grown = []
+    first, last = measured[0]['iteration'], measured[-1]['iteration']
+    print_fn(f'iterations {first} to {last}, {len(measured)} measurements')
+    thousands = np.array([m['iteration'] for m in measured]) / 1000
+    growing = []
     for name in 'memory', 'workers':
-        values = np.array([line[name] for line in kept])
-        slope = np.polyfit(steps, values, 1)[0]
-        say(f'{name}: {values.min():.1f} to {values.max():.1f} MB, {slope:+.2f} MB in a thousand')
-        grown += [name] if slope > _ALLOWED else []
-    third = len(kept) // 3
+        values = np.array([m[name] for m in measured])
+        slope = np.polyfit(thousands, values, 1)[0]
+        print_fn(
+            f'{name}: {values.min():.1f} to {values.max():.1f} MB, {slope:+.2f} MB per 1000 '
+            'iterations'
+        )
+        growing += [name] if slope > _MAX_SLOPE else []
+    third = len(measured) // 3
     for name in 'files', 'threads', 'shared':
-        values = [line[name] for line in kept]
-        say(f'{name}: {min(values)} to {max(values)}')
-        grown += [name] if max(values[-third:]) > max(values[:third]) else []
-    sizes = [line['checkpoint'] for line in kept if line['checkpoint']]
+        values = [m[name] for m in measured]
+        print_fn(f'{name}: {min(values)} to {max(values)}')
+        growing += [name] if max(values[-third:]) > max(values[:third]) else []
+    sizes = [m['checkpoint'] for m in measured if m['checkpoint']]
     if sizes:
-        say(f'checkpoint: {min(sizes):.3f} to {max(sizes):.3f} MB')
-        grown += ['checkpoint'] if abs(sizes[-1] / sizes[0] - 1) > _SIZE else []
-    if grown:
-        raise ResourceGrowth(f'{", ".join(grown)} grew with the training.')
+        print_fn(f'checkpoint: {min(sizes):.3f} to {max(sizes):.3f} MB')
+        growing += ['checkpoint'] if abs(sizes[-1] / sizes[0] - 1) > _MAX_SIZE_CHANGE else []
+    if growing:
+        raise ResourceGrowth(f'{", ".join(growing)} grew with the training.')

@@ -91,7 +91,7 @@ def test_kills_in_a_loop_of_saves(tmp_path):
 
 def test_the_loop_of_saves_sees_a_loss(tmp_path, monkeypatch):
     """Red here means that the test above cannot fail."""
-    from mmattn.testing import kill as torture
+    from mmattn.testing import kill
     from mmattn.testing.kill import ResumeMismatch
 
     def careless(path, content, facts):  # removes first, writes in place
@@ -100,7 +100,7 @@ def test_the_loop_of_saves_sees_a_loss(tmp_path, monkeypatch):
         torch.save(content, path)
         manifest_of(path).write_text('{}')
 
-    monkeypatch.setattr(torture, 'write_checkpoint', careless)
+    monkeypatch.setattr(kill, 'write_checkpoint', careless)
     with pytest.raises(ResumeMismatch, match='was saved, 0 is left'):
         kill_test_saves(6, 0, tmp_path, lambda text: None)
 

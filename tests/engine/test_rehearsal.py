@@ -377,7 +377,7 @@ def test_no_memory_for_it_is_no_error(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, '_step', full)
     train(CONFIG, work_dir=tmp_path, cfg_options=small)
-    assert 'ran out of memory and was left' in next(tmp_path.rglob('*.log')).read_text()
+    assert 'ran out of memory and was skipped' in next(tmp_path.rglob('*.log')).read_text()
 
 
 def test_a_test_rehearses_one_image(small, tmp_path):

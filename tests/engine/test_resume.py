@@ -71,7 +71,7 @@ def test_without_the_randomness_of_the_network_it_is_not_exact(tiny, tmp_path):
     del content['rng']
     write_checkpoint(path, content, facts_of(path))
     assert once(tmp_path / 'killed', options, resume='latest')
-    with pytest.raises(ResumeMismatch, match='step 3 made again gives'):
+    with pytest.raises(ResumeMismatch, match='step 3 repeated gives'):
         compare_records(record(tmp_path / 'killed'), record(tmp_path / 'whole'), 'killed')
 
 
@@ -187,7 +187,9 @@ def test_a_real_kill_by_the_command(tiny, tmp_path):
     short = {'train_cfg.max_iters': 4, 'train_dataloader.num_workers': 1}
     said = []
     kill_test(CONFIG, 1, 0, tmp_path, SMALL | tiny | short, said.append)
-    assert 'kill 1 of 1' in ' '.join(said) and said[-1].endswith('every step and the end equal')
+    assert 'kill 1 of 1' in ' '.join(said) and said[-1].endswith(
+        'every step and the final state are equal'
+    )
 
 
 TWO = """

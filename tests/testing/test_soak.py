@@ -25,7 +25,7 @@ def test_what_does_not_grow_passes():
     check_growth(lines(memory=lambda i: (700 if i > 900 else i) + 0.5 * i / 1000), said.append)
     assert said[:2] == [
         'iterations 1020 to 2000, 50 measurements',
-        'memory: 700.5 to 701.0 MB, +0.50 MB in a thousand',
+        'memory: 700.5 to 701.0 MB, +0.50 MB per 1000 iterations',
     ]
     check_growth(lines(files=lambda i: 30 + i % 3, checkpoint=lambda i: None), said.append)
 

@@ -1,4 +1,4 @@
-"""Where in the network and in the samples an error lies, and which key of the config that is."""
+"""Finding the module or the pipeline that an error comes from, and its key in the config."""
 
 import re
 from collections.abc import Iterator
@@ -18,54 +18,60 @@ _META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 
 
 def module_of(error: Exception, model: nn.Module) -> str:
-    """Dotted name of the innermost part of the network that an error comes from; '' if of none."""
+    """Dotted name of the innermost module that an error comes from; '' if there is none."""
     names = {id(module): name for name, module in model.named_modules()}
-    found = [names.get(id(frame.f_locals.get('self')), '') for frame in _frames(error)]
-    return next((name for name in reversed(found) if name), '')
+    called = [names.get(id(frame.f_locals.get('self')), '') for frame in _frames(error)]
+    return next((name for name in reversed(called) if name), '')
 
 
 def key_of(module: str, cfg: dict) -> tuple[str, dict]:
-    """The innermost dict of a network's config that a part is built from, with its key."""
-    key, value, found = 'model', cfg, ('model', cfg)
+    """Key and value of the innermost dict of a network's config that a module is built from.
+
+    Args:
+        module: dotted name of the module.
+        cfg: config of the network.
+    """
+    key, value, innermost = 'model', cfg, ('model', cfg)
     for name in module.split('.'):
-        inside = isinstance(value, dict) and name in value
-        listed = isinstance(value, list | tuple) and name.isdigit() and int(name) < len(value)
-        if not inside and not listed:
+        in_dict = isinstance(value, dict) and name in value
+        in_list = isinstance(value, list | tuple) and name.isdigit() and int(name) < len(value)
+        if not in_dict and not in_list:
             break
-        value = value[name] if inside else value[int(name)]
-        key += f'.{name}' if inside else f'[{name}]'
+        value = value[name] if in_dict else value[int(name)]
+        key += f'.{name}' if in_dict else f'[{name}]'
         if isinstance(value, dict):
-            found = key, value
-    return found
+            innermost = key, value
+    return innermost
 
 
 def channels_remedy(error: Exception, model: nn.Module, cfg: dict) -> str:
-    """What `in_channels` should be, where a part says another number than the maps have."""
+    """The right `in_channels` if a module got another number of channels; else ''."""
     counts = _CHANNELS.search(str(error))
-    key, part = key_of(module_of(error, model), cfg)
-    said = part.get('in_channels')
-    if not counts or said is None:
+    key, module_cfg = key_of(module_of(error, model), cfg)
+    in_channels = module_cfg.get('in_channels')
+    if not counts or in_channels is None:
         return ''
-    wanted, got = map(int, counts.groups())
-    names = dict(model.named_modules())
-    owner = names.get(re.sub(r'\[(\d+)\]', r'.\1', key).removeprefix('model.'))
-    given = next(_maps(error, owner), [])
-    if isinstance(said, int) and said == wanted and got in given:
-        return f' Set {key}.in_channels={got}, as its input has.'
-    if isinstance(said, list | tuple) and wanted in said:
-        if isinstance(part.get('in_index'), list | tuple):
-            given = [given[i] for i in part['in_index'] if -len(given) <= i < len(given)]
-        if len(given) == len(said):
-            return f' Set {key}.in_channels={given}, as its input has.'
+    expected, actual = map(int, counts.groups())
+    modules = dict(model.named_modules())
+    module = modules.get(re.sub(r'\[(\d+)\]', r'.\1', key).removeprefix('model.'))
+    channels = next(_input_channels(error, module), [])
+    if isinstance(in_channels, int) and in_channels == expected and actual in channels:
+        return f' Set {key}.in_channels={actual}, as its input has.'
+    if isinstance(in_channels, list | tuple) and expected in in_channels:
+        if isinstance(module_cfg.get('in_index'), list | tuple):
+            indices, count = module_cfg['in_index'], len(channels)
+            channels = [channels[i] for i in indices if -count <= i < count]
+        if len(channels) == len(in_channels):
+            return f' Set {key}.in_channels={channels}, as its input has.'
     return ''
 
 
 def sample_remedy(reason: str, loader: str, cfg: dict) -> str:
-    """What a pipeline should do, where a sample has not what is asked of it.
+    """What to change in a pipeline, if a sample lacks a field that is used; else ''.
 
     Args:
-        reason: the error with its text.
-        loader: key of the data loader.
+        reason: type and message of the error.
+        loader: key of the data loader, such as 'train_dataloader'.
         cfg: the whole config.
     """
     dataset = (cfg.get(loader) or {}).get('dataset')
@@ -74,39 +80,39 @@ def sample_remedy(reason: str, loader: str, cfg: dict) -> str:
     if not steps or not names:
         return ''
     seg = 'decode_head' in cfg['model']
-    kinds = {str(step['type']).split('.')[-1]: step for step in steps if isinstance(step, dict)}
-    pack = next((kind for kind in kinds if kind.startswith('Pack')), '')
-    name, end = names[-1], f' the pipeline of {loader}'
+    transforms = {str(s['type']).split('.')[-1]: s for s in steps if isinstance(s, dict)}
+    pack = next((name for name in transforms if name.startswith('Pack')), '')
+    name, pipeline = names[-1], f'the pipeline of {loader}'
     if name == 'inputs' and not pack and steps is dataset.get('pipeline'):
-        return f' Let{end} end in {"PackSegInputs" if seg else "PackDetInputs"}.'
-    if name in _FIELDS and 'LoadAnnotations' not in kinds:
-        return f' Add LoadAnnotations{"" if seg else f" with {_FIELDS[name]}"} to{end}.'
-    if name in _FIELDS and not seg and not kinds['LoadAnnotations'].get(_FIELDS[name][:-5]):
-        return f' Set {_FIELDS[name]} in LoadAnnotations of{end}.'
-    meta = kinds[pack].get('meta_keys') if pack else None
+        return f' Let {pipeline} end in {"PackSegInputs" if seg else "PackDetInputs"}.'
+    if name in _FIELDS and 'LoadAnnotations' not in transforms:
+        return f' Add LoadAnnotations{"" if seg else f" with {_FIELDS[name]}"} to {pipeline}.'
+    if name in _FIELDS and not seg and not transforms['LoadAnnotations'].get(_FIELDS[name][:-5]):
+        return f' Set {_FIELDS[name]} in LoadAnnotations of {pipeline}.'
+    meta = transforms[pack].get('meta_keys') if pack else None
     if name in _META and meta and name not in meta:
-        return f' Add {name!r} to the meta_keys of {pack} in{end}.'
+        return f' Add {name!r} to the meta_keys of {pack} in {pipeline}.'
     return ''
 
 
 def _frames(error: Exception) -> Iterator:
-    at = error.__traceback__
-    while at:
-        yield at.tb_frame
-        at = at.tb_next
+    traceback = error.__traceback__
+    while traceback:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
 
 
-def _maps(error: Exception, owner: nn.Module | None) -> Iterator[list[int]]:
-    """Channels of the maps that a part of the network was given."""
+def _input_channels(error: Exception, module: nn.Module | None) -> Iterator[list[int]]:
+    """Channels of the feature maps that a module got as an argument, of each such argument."""
     for frame in _frames(error):
-        if owner is None or frame.f_locals.get('self') is not owner:
+        if module is None or frame.f_locals.get('self') is not module:
             continue
         for name in frame.f_code.co_varnames[1 : frame.f_code.co_argcount]:
             value = frame.f_locals.get(name)
             value = [value] if isinstance(value, torch.Tensor) else value
-            if isinstance(value, list | tuple) and value and all(map(_is_map, value)):
+            if isinstance(value, list | tuple) and value and all(map(_is_feature_map, value)):
                 yield [x.shape[1] for x in value]
 
 
-def _is_map(value) -> bool:
+def _is_feature_map(value) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4

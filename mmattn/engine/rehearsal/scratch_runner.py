@@ -1,4 +1,4 @@
-"""A runner that stands in for another: over a copy of its network, writing into another folder."""
+"""A scratch runner: a copy of a runner with its own network, writing into another folder."""
 
 import contextlib
 import copy
@@ -23,16 +23,16 @@ from torch.utils.data import DataLoader
 from mmattn.engine.out_of_memory import is_out_of_memory
 from mmattn.engine.resume.rng import get_rng_state, set_rng_state
 
-from .config_errors import PACKAGES, part
+from .config_errors import PACKAGES, as_config_error
 
-_LOCAL = ('LocalVisBackend', 'TensorboardVisBackend')  # write into the work dir alone
-_LARGE = ('data_bytes', 'data_address', 'data_list')  # of a data set, and never changed
+_LOCAL_BACKENDS = ('LocalVisBackend', 'TensorboardVisBackend')  # write into the work dir only
+_SHARED = ('data_bytes', 'data_address', 'data_list')  # large attributes of a data set, read-only
 
 
 def copy_network(runner) -> nn.Module | None:
-    """A copy of the network that shares nothing with it; None if there can be none.
+    """A copy of a runner's network that shares nothing with it; None if it cannot be copied.
 
-    A test changes nothing in the network, so it is its own.
+    A test does not change the network, so it gets the network itself.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not runner.trains:
@@ -47,19 +47,19 @@ def copy_network(runner) -> nn.Module | None:
     for module in copied.modules():
         wrapped = getattr(module.__dict__.get('forward'), '__wrapped__', None)
         if getattr(wrapped, '__self__', module) is not module:
-            del module.forward  # a wrapper around the forward of the original
+            del module.forward  # it wraps the forward of the original
     if runner.cfg.get('activation_checkpointing'):
         turn_on_activation_checkpointing(copied, runner.cfg.activation_checkpointing)
     return copied
 
 
-def stand_in(runner, network: nn.Module, folder: str):
-    """A runner like another over a network of its own, with what its loops need built.
+def build_scratch_runner(runner, network: nn.Module, folder: str):
+    """A runner like another, with a network of its own; its loops and optimizer are built.
 
     Args:
-        runner: of `mmattn.engine.runner`; its loops are built.
-        network: on its device.
-        folder: for everything that is written.
+        runner: runner of `mmattn.engine.runner` whose loops are built.
+        network: network on its device, see `copy_network`.
+        folder: folder for everything that is written.
 
     Raises:
         UsageError: a part of the config cannot be built.
@@ -70,47 +70,49 @@ def stand_in(runner, network: nn.Module, folder: str):
     if cfg.get('visualizer'):
         cfg.visualizer.name = cfg.experiment_name
         backends = cfg.visualizer.get('vis_backends') or []
-        cfg.visualizer.vis_backends = [b for b in backends if _kind(b) in _LOCAL]
+        cfg.visualizer.vis_backends = [b for b in backends if _type_name(b) in _LOCAL_BACKENDS]
     keys = ['default_hooks', 'custom_hooks', 'launcher', 'env_cfg', 'log_processor', 'visualizer']
     keys += ['default_scope', 'experiment_name']
-    given = dict(log_level='WARNING')
+    arguments = dict(log_level='WARNING')
     training = runner.trains
     if training:
         keys += ['train_cfg', 'optim_wrapper', 'param_scheduler']
-        given['train_dataloader'] = _loader(runner.train_dataloader)
+        arguments['train_dataloader'] = _copy_loader(runner.train_dataloader)
     mode = 'val' if training else 'test'
     evaluating = isinstance(getattr(runner, f'_{mode}_loop'), BaseLoop)
     if evaluating:
         loop = getattr(runner, f'{mode}_loop')
         keys.append(f'{mode}_cfg')
-        given[f'{mode}_dataloader'] = _loader(loop.dataloader)
-        given[f'{mode}_evaluator'] = _evaluator(loop.evaluator, folder)
-    given |= {key: cfg[key] for key in keys if cfg.get(key) is not None}
-    kind = type('StandIn', (_StandIn, type(runner)), {})
-    with part(runner, 'the hooks, the visualizer or the log processor'):
-        double = kind(
-            model=network, work_dir=folder, randomness=dict(seed=runner.seed), cfg=cfg, **given
+        arguments[f'{mode}_dataloader'] = _copy_loader(loop.dataloader)
+        arguments[f'{mode}_evaluator'] = _copy_evaluator(loop.evaluator, folder)
+    arguments |= {key: cfg[key] for key in keys if cfg.get(key) is not None}
+    cls = type('ScratchRunner', (_ScratchRunner, type(runner)), {})
+    with as_config_error(runner, 'the hooks, the visualizer or the log processor'):
+        scratch = cls(
+            model=network, work_dir=folder, randomness=dict(seed=runner.seed), cfg=cfg, **arguments
         )
-    double.real, double.course = runner, runner.course
+    scratch.original, scratch.course = runner, runner.course
     for name in ['train'] * training + [mode] * evaluating:
-        with part(double, f'{name}_cfg'):
-            getattr(double, f'{name}_loop')
+        with as_config_error(scratch, f'{name}_cfg'):
+            getattr(scratch, f'{name}_loop')
     if training:
-        double.optim_wrapper = double.build_optim_wrapper(double.optim_wrapper)
-        if double.param_schedulers is not None:
-            double.param_schedulers = double.build_param_scheduler(double.param_schedulers)
-        double.optim_wrapper.initialize_count_status(double.model, 0, double.train_loop.max_iters)
-    return double
+        scratch.optim_wrapper = scratch.build_optim_wrapper(scratch.optim_wrapper)
+        if scratch.param_schedulers is not None:
+            scratch.param_schedulers = scratch.build_param_scheduler(scratch.param_schedulers)
+        scratch.optim_wrapper.initialize_count_status(
+            scratch.model, 0, scratch.train_loop.max_iters
+        )
+    return scratch
 
 
-class _StandIn:
-    """What differs in the class of the runner.
+class _ScratchRunner:
+    """Mixin of a scratch runner's class: what it does differently from the original runner.
 
     Attributes:
-        real: the runner that it stands in for.
+        original: the original runner.
     """
 
-    real = None
+    original = None
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -120,24 +122,26 @@ class _StandIn:
         return logger
 
     def build_train_loop(self, loop):
-        return EngineRunner.build_train_loop(self, loop)  # ours would put batches in order
+        # not ours, which makes batches resumable
+        return EngineRunner.build_train_loop(self, loop)
 
     def build_optim_wrapper(self, optim_wrapper):
-        return EngineRunner.build_optim_wrapper(self, optim_wrapper)  # ours would watch it
+        # not ours, which checks for non-finite values
+        return EngineRunner.build_optim_wrapper(self, optim_wrapper)
 
     def wrap_model(self, model_wrapper_cfg, model: nn.Module) -> nn.Module:
-        return model  # gradients stay in this process
+        return model  # no exchange of gradients
 
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
         super().register_hooks(default_hooks, custom_hooks)
-        self._hooks = [hook for hook in self._hooks if _acts_on_the_work_dir(hook)]
+        self._hooks = [hook for hook in self._hooks if _is_safe_to_rehearse(hook)]
         for hook in self._hooks:
             if isinstance(hook, LoggerHook) or getattr(hook, 'draw', False):
                 hook.interval = 1
             for name in 'out_dir', 'test_out_dir':
                 if getattr(hook, name, None):
-                    own = None if isinstance(hook, CheckpointHook) else Path(self.work_dir) / name
-                    setattr(hook, name, own)
+                    folder = Path(self.work_dir) / name
+                    setattr(hook, name, None if isinstance(hook, CheckpointHook) else folder)
 
     def load_or_resume(self) -> None:
         pass
@@ -149,29 +153,33 @@ class _StandIn:
         pass
 
     def write_checkpoint(self, path: Path, content: dict, facts: dict) -> None:
-        """Write all but the values of the tensors."""
-        super().write_checkpoint(path, _emptied(content), facts)
+        """Write a checkpoint without the values of its tensors."""
+        super().write_checkpoint(path, _empty_tensors(content), facts)
 
 
-def _acts_on_the_work_dir(hook) -> bool:
-    """Whether a hook is one of the packages'; what others do is not known."""
+def _is_safe_to_rehearse(hook) -> bool:
+    """Whether a hook is known to act on the work dir alone; third-party hooks are not."""
     package = type(hook).__module__.split('.')[0]
     return package in PACKAGES and not isinstance(hook, ProfilerHook)
 
 
-def _emptied(value):
-    """The same structure with empty tensors."""
+def _empty_tensors(value):
+    """A nested value with every tensor replaced by an empty one."""
     if isinstance(value, torch.Tensor):
         return value.new_empty(0)
     if isinstance(value, dict):
-        return type(value)((k, _emptied(v)) for k, v in value.items())
+        return type(value)((k, _empty_tensors(v)) for k, v in value.items())
     if isinstance(value, list | tuple):
-        return type(value)(_emptied(v) for v in value)
+        return type(value)(_empty_tensors(v) for v in value)
     return value
 
 
 class _Loader(DataLoader):
-    """A loader as long as another."""
+    """A data loader that reports the length of another.
+
+    Attributes:
+        length: batches per epoch of the other.
+    """
 
     length = 0
 
@@ -179,52 +187,56 @@ class _Loader(DataLoader):
         return self.length
 
 
-def _loader(real: DataLoader) -> DataLoader:
-    """A loader over a copy of a data set, whose transforms may remember what they have seen."""
+def _copy_loader(original: DataLoader) -> DataLoader:
+    """A loader over a copy of the data set, as transforms may keep a state."""
     memo = {}
-    for dataset in _data_sets(real.dataset):
-        for name in _LARGE:
+    for dataset in _nested_datasets(original.dataset):
+        for name in _SHARED:
             value = dataset.__dict__.get(name)
             memo[id(value)] = value
     loader = _Loader(
-        copy.deepcopy(real.dataset, memo),
-        batch_size=real.batch_size or getattr(real.batch_sampler, 'batch_size', 1),
-        collate_fn=real.collate_fn,
+        copy.deepcopy(original.dataset, memo),
+        batch_size=original.batch_size or getattr(original.batch_sampler, 'batch_size', 1),
+        collate_fn=original.collate_fn,
     )
-    loader.length = len(real)
+    loader.length = len(original)
     return loader
 
 
-def _data_sets(dataset) -> Iterator:
-    """A data set and those inside it."""
+def _nested_datasets(dataset) -> Iterator:
+    """A data set and those that it wraps."""
     yield dataset
     for name in 'inner', 'dataset', '_dataset':
         if hasattr(dataset.__dict__.get(name), '__dict__'):
-            yield from _data_sets(dataset.__dict__[name])
+            yield from _nested_datasets(dataset.__dict__[name])
     for inner in dataset.__dict__.get('datasets', ()):
-        yield from _data_sets(inner)
+        yield from _nested_datasets(inner)
 
 
-def _evaluator(real, folder: str):
-    """A copy of an evaluator, over the same annotations, that writes into another folder."""
-    evaluator = copy.copy(real)
-    evaluator.metrics = [copy.copy(metric) for metric in real.metrics]
+def _copy_evaluator(original, folder: str):
+    """A copy of an evaluator with the same annotations that writes into another folder."""
+    evaluator = copy.copy(original)
+    evaluator.metrics = [copy.copy(metric) for metric in original.metrics]
     for index, metric in enumerate(evaluator.metrics):
         metric.results = []
         for name in 'outfile_prefix', 'output_dir', 'out_file_path':
             if getattr(metric, name, None):
-                ending = Path(str(getattr(metric, name))).suffix
-                setattr(metric, name, str(Path(folder) / f'{name}_{index}{ending}'))
+                suffix = Path(str(getattr(metric, name))).suffix
+                setattr(metric, name, str(Path(folder) / f'{name}_{index}{suffix}'))
     return evaluator
 
 
 @contextlib.contextmanager
-def nothing_left(runner) -> Iterator[None]:
-    """Put back afterwards what a process shares: generators, current logger, what is printed."""
-    randomness = get_rng_state()
-    model, mode = runner.model, runner.model.training
+def restore_state(runner) -> Iterator[None]:
+    """Restore the global and the runner's state after the block, and suppress its output.
+
+    Restored are random number generators, the managers of loggers, message hubs and visualizers,
+    and the network's buffers, gradients and training mode.
+    """
+    rng_state = get_rng_state()
+    model, training = runner.model, runner.model.training
     buffers = [(b, b.clone()) for b in model.buffers()]
-    without = [p for p in model.parameters() if p.grad is None]
+    without_grad = [p for p in model.parameters() if p.grad is None]
     managers = {cls: cls._instance_dict.copy() for cls in _subclasses(ManagerMixin)}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -238,21 +250,21 @@ def nothing_left(runner) -> Iterator[None]:
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-        for parameter in without:
+        for parameter in without_grad:
             parameter.grad = None
-        model.train(mode)
-        set_rng_state(randomness)
+        model.train(training)
+        set_rng_state(rng_state)
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
 
-def close(double) -> None:
-    """Close the files of a stand-in."""
-    double.visualizer.close()
-    for handler in [*double.logger.handlers]:
-        double.logger.removeHandler(handler)
+def close_scratch_runner(scratch) -> None:
+    """Close the log files of a scratch runner."""
+    scratch.visualizer.close()
+    for handler in [*scratch.logger.handlers]:
+        scratch.logger.removeHandler(handler)
         handler.close()
 
 
@@ -262,7 +274,7 @@ def _subclasses(cls: type) -> Iterator[type]:
         yield from _subclasses(child)
 
 
-def _kind(cfg: dict) -> str:
-    """The bare name of a `type`."""
-    kind = cfg.get('type', '')
-    return kind.split('.')[-1] if isinstance(kind, str) else kind.__name__
+def _type_name(cfg: dict) -> str:
+    """Class name of a config, without module or scope."""
+    cls = cfg.get('type', '')
+    return cls.split('.')[-1] if isinstance(cls, str) else cls.__name__
