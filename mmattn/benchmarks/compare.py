@@ -76,15 +76,17 @@ class Comparison:
     targets: dict[str, float]
     unsupported: dict[str, str]
 
-    def ratio(self, what: str) -> float | None:
+    def ratio(self, measure: str) -> float | None:
         """The ratio that a target is for."""
-        ours = self.ours['forward' if what == 'lower_bound' else what]
-        pair = (ours, self.lower_bound) if what == 'lower_bound' else (self.theirs[what], ours)
+        ours = self.ours['forward' if measure == 'lower_bound' else measure]
+        pair = (
+            (ours, self.lower_bound) if measure == 'lower_bound' else (self.theirs[measure], ours)
+        )
         return pair[0] / pair[1] if all(pair) else None
 
-    def met(self, what: str) -> bool | None:
-        ratio, target = self.ratio(what), self.targets[what]
-        return ratio and (ratio <= target if what == 'lower_bound' else ratio >= target)
+    def met(self, measure: str) -> bool | None:
+        ratio, target = self.ratio(measure), self.targets[measure]
+        return ratio and (ratio <= target if measure == 'lower_bound' else ratio >= target)
 
 
 @dataclass
@@ -151,21 +153,21 @@ class _Contenders:
         """Gradient of the output: dense, and not constant, as batch norm removes a constant."""
         return torch.randn_like(self._forward(self.ours)[0])
 
-    def task(self, baseline: Baseline | None, what: str) -> Callable[[], Any]:
+    def task(self, baseline: Baseline | None, measure: str) -> Callable[[], Any]:
         """A measure as a function; raises `BaselineUnsupported` if the baseline cannot run it."""
         run = self.runs[baseline]
-        if what in ('step', 'peak'):
+        if measure in ('step', 'peak'):
             _ = self.gradient  # computed now, outside of the timing
             f = functools.partial(self._step, run, [t.clone() for t in self.inputs])
         else:
             f = functools.partial(self._forward, run)
-        if what == 'saved':
+        if measure == 'saved':
             f = functools.partial(saved_bytes, run, self.inputs, self.weights)
-        elif what == 'peak':
+        elif measure == 'peak':
             f = functools.partial(peak_bytes, f, self.device)
         if baseline is None:
             return f
-        reason = self.refusal(baseline, what)
+        reason = self.refusal(baseline, measure)
 
         def attempt() -> Any:
             try:
@@ -176,17 +178,17 @@ class _Contenders:
                 half = self.dtype.itemsize == 2  # some operations mix dtypes or lack this one
                 if not (half or isinstance(error, BaselineUnsupported | torch.OutOfMemoryError)):
                     raise
-                self.unsupported[baseline, what] = str(error).partition('\n')[0]
+                self.unsupported[baseline, measure] = str(error).partition('\n')[0]
                 raise BaselineUnsupported from error
 
         return attempt
 
-    def refusal(self, baseline: Baseline, what: str) -> str:
+    def refusal(self, baseline: Baseline, measure: str) -> str:
         """Why a baseline is not tried, or an empty string."""
         if not baseline.pair_values:
             return ''
         values = baseline.pair_values(self.ours, self.inputs[0]) * (
-            2 if what in ('step', 'peak') else 1
+            2 if measure in ('step', 'peak') else 1
         )
         needed = values * self.dtype.itemsize
         return f'needs {needed / 1e9:.1f} GB' if needed > memory_limit(self.device) else ''
@@ -248,8 +250,8 @@ class _Contenders:
     def _results(self, baseline: Baseline | None) -> list[Tensor]:
         results = []
         try:
-            for what in 'forward', 'step':
-                results += self.task(baseline, what)()
+            for measure in 'forward', 'step':
+                results += self.task(baseline, measure)()
         except BaselineUnsupported:
             pass
         return results
@@ -308,17 +310,17 @@ def compare_case(
         raise UsageError(f'--size {format_size(size)} does not fit: {error}.') from error
     figures = {baseline: dict.fromkeys(MEASURES) for baseline in contenders.baselines}
     counts = {}
-    for what in case.measures:
-        log(f'{case.name}: {what} at {format_size(run_size)}')
-        tasks = [contenders.task(baseline, what) for baseline in contenders.baselines]
-        if what in ('forward', 'step'):
-            values, counts[what] = time_interleaved(
+    for measure in case.measures:
+        log(f'{case.name}: {measure} at {format_size(run_size)}')
+        tasks = [contenders.task(baseline, measure) for baseline in contenders.baselines]
+        if measure in ('forward', 'step'):
+            values, counts[measure] = time_interleaved(
                 tasks, rounds, device, MAX_SECONDS, case.min_rounds
             )
         else:
             values = [_call(task)[0] for task in tasks]
         for baseline, value in zip(contenders.baselines, values, strict=True):
-            figures[baseline][what] = value
+            figures[baseline][measure] = value
     bound_ms = None
     if speed and 'forward' in case.measures:
         bound = lower_bound(contenders.ours, case.shapes(contenders.ours, run_size))
@@ -335,8 +337,8 @@ def compare_case(
             rounds=counts,
             targets=dict(case.targets) if has_targets and not index else {},
             unsupported={
-                what: reason
-                for (owner, what), reason in contenders.unsupported.items()
+                measure: reason
+                for (owner, measure), reason in contenders.unsupported.items()
                 if owner == baseline
             },
         )
@@ -373,26 +375,26 @@ def measure_curve(
         contenders = _Contenders(case, run_size, device, dtype)
         if (height, width) == CURVE[0]:
             contenders.check(case.name)
-        for what in 'step', 'saved':
+        for measure in 'step', 'saved':
             release_memory()
-            log(f'{case.name}: {what} at {format_size(run_size)}')
-            refusal = contenders.refusal(baseline, what)
+            log(f'{case.name}: {measure} at {format_size(run_size)}')
+            refusal = contenders.refusal(baseline, measure)
             if refusal:  # recorded even if the curve has ended before
-                curve.refused.setdefault(what, (pixels, refusal))
-            ended |= {(baseline, what) for what in curve.refused}
-            sides = [owner for owner in (None, baseline) if (owner, what) not in ended]
-            tasks = [contenders.task(owner, what) for owner in sides]
-            if what == 'step':
+                curve.refused.setdefault(measure, (pixels, refusal))
+            ended |= {(baseline, measure) for measure in curve.refused}
+            sides = [owner for owner in (None, baseline) if (owner, measure) not in ended]
+            tasks = [contenders.task(owner, measure) for owner in sides]
+            if measure == 'step':
                 values = times = time_interleaved(tasks, 5, device, seconds=6, min_rounds=0)[0]
             else:
                 values, times = zip(*map(_call, tasks)) if tasks else ((), ())
             for owner, value, ms in zip(sides, values, times, strict=True):
                 if value is None:
-                    curve.refused[what] = pixels, contenders.unsupported[owner, what]
+                    curve.refused[measure] = pixels, contenders.unsupported[owner, measure]
                     continue
-                (curve.theirs if owner else curve.ours)[what][pixels] = value
+                (curve.theirs if owner else curve.ours)[measure][pixels] = value
                 if ms > 1000 * MAX_POINT_SECONDS:
-                    ended.add((owner, what))
+                    ended.add((owner, measure))
     return curve
 
 

@@ -41,12 +41,12 @@ class Overhead:
     """One comparison, in ms, the shortest time of all rounds.
 
     Attributes:
-        what: task that was timed.
+        task: task that was timed.
         stock: time without plugins, or with mmdet's class.
         ours: time with plugins, or with our class.
     """
 
-    what: str
+    task: str
     stock: float
     ours: float
 
@@ -91,13 +91,13 @@ def _report(comparisons: Callable, rounds: int, json_path: str | Path | None) ->
     torch.set_num_threads(1)
     machine = describe_machine()
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, least of {rounds} rounds')
-    print(f'{"what":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
+    print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, best of {rounds} rounds')
+    print(f'{"task":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
     overheads = []
-    for what, stock, ours in comparisons():
-        overheads.append(Overhead(what, *min_times(rounds, stock, ours)))
+    for task, stock, ours in comparisons():
+        overheads.append(Overhead(task, *min_times(rounds, stock, ours)))
         stock_ms, ours_ms = overheads[-1].stock, overheads[-1].ours
-        print(f'{what:<62}{stock_ms:>10.1f}{ours_ms:>10.1f}{ours_ms / stock_ms:>8.3f}')
+        print(f'{task:<62}{stock_ms:>10.1f}{ours_ms:>10.1f}{ours_ms / stock_ms:>8.3f}')
     if json_path:
         content = dict(
             machine=machine, rounds=rounds, rows=[asdict(overhead) for overhead in overheads]
@@ -139,17 +139,17 @@ def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, C
     step()
     content = dict(state_dict=model.state_dict(), optimizer=plain.state_dict())
     return [
-        ('training step, Mask R-CNN; watched', step, guarded),
+        ('training step, Mask R-CNN; with checks', step, guarded),
         (
-            'checkpoint, torch.save and fsync; one that survives',
+            'checkpoint, torch.save with fsync; crash-safe',
             save,
             lambda: write_checkpoint(folder / 'iter_1.pth', content, dict(iter=1)),
         ),
     ]
 
 
-def _unexpected(what: str, value: float) -> None:
-    raise AssertionError(f'{what} {value}')
+def _unexpected(name: str, value: float) -> None:
+    raise AssertionError(f'{name} {value}')
 
 
 def _comparisons(config: str | Path) -> list[tuple[str, Callable, Callable]]:

@@ -41,21 +41,21 @@ def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
 
     figure = Figure(figsize=(12, 5.6), layout='constrained')
     panels = figure.subplots(1, 2)
-    for axes, (what, (label, unit)) in zip(panels, _PANELS.items(), strict=True):
+    for axes, (measure, (label, unit)) in zip(panels, _PANELS.items(), strict=True):
         for index, curve in enumerate(curves):
             # the first markers are the largest, so that later ones do not cover them
             style = dict(color=_COLOURS[index], marker=_MARKERS[index], markersize=9 - index)
             for points, kind, fill in (
-                (curve.ours[what], '-', 'full'),
-                (curve.theirs[what], '--', 'none'),
+                (curve.ours[measure], '-', 'full'),
+                (curve.theirs[measure], '--', 'none'),
             ):
                 axes.plot(
                     list(points), [y / unit for y in points.values()], kind, fillstyle=fill, **style
                 )
-            if what in curve.refused:
-                _refusal(axes, curve, what, unit, _COLOURS[index])
+            if measure in curve.refused:
+                _refusal(axes, curve, measure, unit, _COLOURS[index])
         axes.set(xscale='log', yscale='log', xlabel='pixels of the map', ylabel=label)
-        sizes = sorted({pixels for curve in curves for pixels in curve.ours[what]})
+        sizes = sorted({pixels for curve in curves for pixels in curve.ours[measure]})
         axes.set_xticks(sizes, [_square(pixels) for pixels in sizes])
         axes.set_xticks([], minor=True)
         axes.grid(which='major', alpha=0.3)
@@ -80,10 +80,10 @@ def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
         raise WriteError(f'cannot write {out}: {error.strerror}. Choose another --plot.') from error
 
 
-def _refusal(axes: 'Axes', curve: 'Curve', what: str, unit: float, colour: str) -> None:
+def _refusal(axes: 'Axes', curve: 'Curve', measure: str, unit: float, colour: str) -> None:
     """A cross at the extrapolated time or memory, with the reason next to it."""
-    pixels, reason = curve.refused[what]
-    points = [(x, y / unit) for x, y in curve.theirs[what].items()]
+    pixels, reason = curve.refused[measure]
+    points = [(x, y / unit) for x, y in curve.theirs[measure].items()]
     if len(points) < 2:  # too few to extrapolate
         return
     (x0, y0), (x1, y1) = points[-2:]

@@ -27,7 +27,7 @@ from .compare import (
 from .plot import FORMATS, MAX_CURVES, plot_benchmark
 from .timing import CPU, DTYPES, ResultsDiffer, describe_machine, find_device, release_memory
 
-# what --plot draws without a pattern
+# plotted by --plot without a pattern
 _CURVES = ('NonLocal2d embedded_gaussian', 'CrissCrossAttention 1', 'APNB', 'ContextBlock')
 _HEADINGS = dict(forward='fwd ms', step='step ms', saved='saved MB', peak='peak MB')
 _UNITS = dict(forward=1, step=1, saved=1e6, peak=1e6)
@@ -73,9 +73,7 @@ def run_benchmark(
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = describe_machine(torch_device, torch_dtype)
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    print(
-        f'{device}, {dtype}, least of {rounds} rounds, fewer where they take over {MAX_SECONDS} s'
-    )
+    print(f'{device}, {dtype}, best of {rounds} rounds, fewer if they take over {MAX_SECONDS} s')
     print('x: baseline over ours, targets below; bound: lower bound of the forward pass')
     comparisons, curves, errors, last_size = [], [], [], None
 
@@ -157,7 +155,10 @@ def _log_numbered(log: Log, number: str, text: str) -> None:
 
 def table_lines(comparison: Comparison) -> Iterator[str]:
     """A line of the table; then targets below the ratios, and why a baseline has no figure."""
-    pairs = [(comparison.ours[what], comparison.theirs[what], _UNITS[what]) for what in MEASURES]
+    pairs = [
+        (comparison.ours[measure], comparison.theirs[measure], _UNITS[measure])
+        for measure in MEASURES
+    ]
     cells = ''.join(
         cell((ours and ours / u, theirs and theirs / u), 9, 7) for ours, theirs, u in pairs
     )
@@ -170,29 +171,37 @@ def table_lines(comparison: Comparison) -> Iterator[str]:
     rounds = '/'.join(map(str, comparison.rounds.values()))
     yield f'{comparison.name:<37}{comparison.baseline:<9}{cells}{bounds}{rounds:>7}'.rstrip()
     if comparison.targets:
-        cells = ''.join(f'{_target(comparison, what):>16}' for what in (*MEASURES, 'lower_bound'))
+        cells = ''.join(
+            f'{_target(comparison, measure):>16}' for measure in (*MEASURES, 'lower_bound')
+        )
         yield f'{"  target":<46}{cells}'.rstrip()
     for reason in dict.fromkeys(comparison.unsupported.values()):
-        measures = ', '.join(what for what, why in comparison.unsupported.items() if why == reason)
+        measures = ', '.join(
+            measure for measure, why in comparison.unsupported.items() if why == reason
+        )
         yield f'  {comparison.baseline} cannot ({measures}): {reason}'
 
 
 def summary(comparisons: list[Comparison]) -> Iterator[str]:
     """How many targets were met, and which were not."""
-    targets = [(comparison, what) for comparison in comparisons for what in comparison.targets]
-    missed = [(comparison, what) for comparison, what in targets if not comparison.met(what)]
+    targets = [
+        (comparison, measure) for comparison in comparisons for measure in comparison.targets
+    ]
+    missed = [
+        (comparison, measure) for comparison, measure in targets if not comparison.met(measure)
+    ]
     if targets:
         yield f'{len(targets) - len(missed)} of {len(targets)} targets met'
-    for comparison, what in missed:
-        ratio, target = _number(comparison.ratio(what)), _target(comparison, what)
-        yield f'  missed: {comparison.name} {what} {ratio}, target {target}'
+    for comparison, measure in missed:
+        ratio, target = _number(comparison.ratio(measure)), _target(comparison, measure)
+        yield f'  missed: {comparison.name} {measure} {ratio}, target {target}'
 
 
-def _target(comparison: Comparison, what: str) -> str:
-    if what not in comparison.targets:
+def _target(comparison: Comparison, measure: str) -> str:
+    if measure not in comparison.targets:
         return ''
-    sign = '<=' if what == 'lower_bound' else '>='
-    return f'{sign}{comparison.targets[what]:.3g} {"ok" if comparison.met(what) else "no"}'
+    sign = '<=' if measure == 'lower_bound' else '>='
+    return f'{sign}{comparison.targets[measure]:.3g} {"ok" if comparison.met(measure) else "no"}'
 
 
 def curve_lines(curve: Curve) -> Iterator[str]:
@@ -201,17 +210,19 @@ def curve_lines(curve: Curve) -> Iterator[str]:
     headings = ''.join(f'{name + " step ms":>18}{"saved MB":>10}' for name in sides)
     yield f'{curve.name + " by pixels":<46}{headings}'
     for pixels in (h * w for h, w in CURVE):
-        points = (side[what].get(pixels) for side in sides.values() for what in ('step', 'saved'))
+        points = (
+            side[measure].get(pixels) for side in sides.values() for measure in ('step', 'saved')
+        )
         values = (point and point / unit for point, unit in zip(points, 2 * (1, 1e6), strict=True))
         yield f'{pixels:>46}{{:>18}}{{:>10}}{{:>18}}{{:>10}}'.format(*map(_number, values))
-    for what, (pixels, reason) in curve.refused.items():
-        yield f'  {curve.baseline} cannot ({what}) from {pixels} on: {reason}'
+    for measure, (pixels, reason) in curve.refused.items():
+        yield f'  {curve.baseline} cannot ({measure}) from {pixels} on: {reason}'
     for name, side in sides.items():
-        for what, points in side.items():
-            refused = name == curve.baseline and what in curve.refused
+        for measure, points in side.items():
+            refused = name == curve.baseline and measure in curve.refused
             if len(points) < len(CURVE) and not refused:
                 last = max(points)
-                yield f'  {name} ({what}) ends at {last}, which took over {MAX_POINT_SECONDS} s'
+                yield f'  {name} ({measure}) ends at {last}, which took over {MAX_POINT_SECONDS} s'
 
 
 def cell(pair: tuple[float | None, float | None], width: int = 12, ratio_width: int = 7) -> str:

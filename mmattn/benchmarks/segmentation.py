@@ -32,12 +32,12 @@ class SegmentationTiming:
     """One comparison: times in ms, the shortest of all rounds, and memory in bytes.
 
     Attributes:
-        what: task that was timed.
+        task: task that was timed.
         ours, mmseg: time of the task.
         peak, mmseg_peak: peak of the memory that torch allocates; None where NumPy does the work.
     """
 
-    what: str
+    task: str
     ours: float
     mmseg: float
     peak: int | None
@@ -90,16 +90,16 @@ def report_segmentation(
     machine = describe_machine()
     print(', '.join(f'{key} {value}' for key, value in machine.items()))
     height, width = _SIZE
-    print(f'{width}x{height}, least of {rounds} rounds; x: mmseg over ours')
-    print(f'{"what":<44}' + ''.join(f'{name:>12}{"x":>7}' for name in ('ms', 'peak MB')))
+    print(f'{width}x{height}, best of {rounds} rounds; x: mmseg over ours')
+    print(f'{"task":<44}' + ''.join(f'{name:>12}{"x":>7}' for name in ('ms', 'peak MB')))
     timings = []
-    for what, ours, mmseg, in_torch in _comparisons():
-        timing = _measure(what, ours, mmseg, rounds, in_torch)
+    for task, ours, mmseg, in_torch in _comparisons():
+        timing = _measure(task, ours, mmseg, rounds, in_torch)
         timings.append(timing)
         memory = f'{"-":>12}{"-":>7}'
         if in_torch:
             memory = cell((timing.peak / 1e6, timing.mmseg_peak / 1e6))
-        print(f'{what:<44}{cell((timing.ours, timing.mmseg))}{memory}')
+        print(f'{task:<44}{cell((timing.ours, timing.mmseg))}{memory}')
     if json_path:
         content = dict(machine=machine, rounds=rounds, rows=[asdict(timing) for timing in timings])
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
@@ -108,14 +108,14 @@ def report_segmentation(
 
 @torch.no_grad()
 def _measure(
-    what: str, ours: Callable, mmseg: Callable, rounds: int, in_torch: bool
+    task: str, ours: Callable, mmseg: Callable, rounds: int, in_torch: bool
 ) -> SegmentationTiming:
     for mine, other in zip(ours(), mmseg(), strict=True):
         if not torch.equal(mine, other):
-            raise ResultsDiffer(f'{what}: mmattn differs from MMSegmentation.')
+            raise ResultsDiffer(f'{task}: mmattn differs from MMSegmentation.')
     times = min_times(rounds, ours, mmseg)
     memory = [peak_bytes(f) for f in (ours, mmseg)] if in_torch else (None, None)
-    return SegmentationTiming(what, *times, *memory)
+    return SegmentationTiming(task, *times, *memory)
 
 
 def _comparisons() -> Iterator[tuple[str, Callable, Callable, bool]]:

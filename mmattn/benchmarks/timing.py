@@ -21,11 +21,11 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16, fp64=
 
 
 class BaselineUnsupported(RuntimeError):
-    """A baseline lacks a backward pass or the dtype, or needs more memory than there is."""
+    """A baseline lacks a backward pass or the dtype, or needs more memory than is available."""
 
 
 class ResultsDiffer(MmattnError):
-    """A block and its baseline compute different results, so comparing their times is void."""
+    """A block and its baseline compute different results, so their times are not comparable."""
 
 
 def find_device(name: str) -> torch.device:
@@ -128,12 +128,12 @@ def _time(f: Callable[[], Any], device: torch.device) -> float:
 def saved_bytes(run: Callable, inputs: list[Tensor], weights: Iterable[Tensor]) -> int:
     """Bytes that autograd saves for the backward pass, without inputs and weights."""
     x = [t.clone().requires_grad_() for t in inputs]
-    known = {value.untyped_storage().data_ptr() for value in (*weights, *x)}
+    excluded = {value.untyped_storage().data_ptr() for value in (*weights, *x)}
     saved = {}
 
     def pack(t: Tensor) -> None:  # storages: an output kept as a tensor would never be freed
         storage = t.untyped_storage()
-        if storage.data_ptr() not in known and not isinstance(t, nn.Parameter):
+        if storage.data_ptr() not in excluded and not isinstance(t, nn.Parameter):
             saved[storage.data_ptr()] = storage
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

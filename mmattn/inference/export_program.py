@@ -1,4 +1,4 @@
-"""The part of a network that can be exported, as a module from images to outputs of its heads."""
+"""The part of a network that can be exported, as a module images to outputs of its heads."""
 
 from functools import partial
 from pathlib import Path

@@ -20,13 +20,13 @@ def test_all_is_equal_and_measured(tmp_path, capsys):
     out = tmp_path / 'figures.json'
     assert tool.main(['--segmentation', '--rounds', '1', '--json', str(out)]) == 0
     rows = json.loads(out.read_text())['rows']
-    assert len(rows) == len({row['what'] for row in rows}) == 8
+    assert len(rows) == len({row['task'] for row in rows}) == 8
     for row in rows:
         assert row['ours'] > 0 and row['mmseg'] > 0
-        assert (row['peak'] is None) == ('intersection' in row['what'])
+        assert (row['peak'] is None) == ('intersection' in row['task'])
         assert row['peak'] is None or 0 < row['peak'] < row['mmseg_peak']
     shown = capsys.readouterr().out
-    assert '128x64, least of 1 rounds' in shown and 'slide inference, 150 classes' in shown
+    assert '128x64, best of 1 rounds' in shown and 'slide inference, 150 classes' in shown
 
 
 @pytest.mark.parametrize('name', ['slide_inference', 'postprocess_result', 'areas'])
