@@ -1,4 +1,4 @@
-"""Floor 2: the attention blocks, one system a file. This list is the table of contents."""
+"""The attention blocks, one system a file. This list is the table of contents."""
 
 from .afnb import AFNB as AFNB
 from .apnb import APNB as APNB

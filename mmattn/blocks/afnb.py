@@ -1,4 +1,4 @@
-"""Asymmetric fusion non-local block: a high-level map looks at the pooled positions of a lower one.
+"""Asymmetric fusion non-local block: a high-level map attends to pooled positions of a lower one.
 
 Source: Asymmetric Non-local Neural Networks for Semantic Segmentation, ICCV 2019,
     arXiv 1908.07678, section 3.3.
@@ -26,13 +26,14 @@ class AFNB(AsymmetricBlock):
     and state dict are those of MMSegmentation's `AFNB`.
 
     Args:
-        low_in_channels, high_in_channels: of the two maps; equal if the second is None.
-        channels: d; half of the high ones if None.
-        out_channels: the high ones if None.
+        low_in_channels: C of the lower map, which gives keys and values.
+        high_in_channels: C of the higher map, which gives queries; low_in_channels if None.
+        channels: d; high_in_channels // 2 if None.
+        out_channels: C of the result; high_in_channels if None.
         query_scales: one stage each; queries are max-pooled by it, and contexts interpolated back.
-        key_pool_scales: n of the n x n grids of pooled keys and values.
-        conv_cfg, norm_cfg, act_cfg: of the projections, see `ConvNormAct`; the bottleneck has no
-            activation.
+        key_pool_scales: n of each n x n grid of pooled keys and values.
+        conv_cfg, norm_cfg, act_cfg: configs of the projections, see `ConvNormAct`; the bottleneck
+            has no activation.
         init: 'paper' (W_o = 0) or 'identity' (W_o drawn, high + rho * block, rho learned from 0).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Asymmetric pyramid non-local block: every position looks at 110 pooled ones instead of all.
+"""Asymmetric pyramid non-local block: every position attends to 110 pooled ones, not to all.
 
 Source: Asymmetric Non-local Neural Networks for Semantic Segmentation, ICCV 2019,
     arXiv 1908.07678, section 3.2.
@@ -24,15 +24,15 @@ class APNB(AsymmetricBlock):
 
     (N, in_channels, H, W) -> (N, out_channels, H, W). Arguments and state dict are those of
     MMSegmentation's `APNB`. Query and key projection are one module, run once; the running
-    statistics of its norm are those of the two runs a training step there.
+    statistics of its norm are updated as by the two runs of MMSegmentation.
 
     Args:
         in_channels: C.
         channels: d; C // 2 if None.
-        out_channels: C if None.
+        out_channels: channels of the result; C if None.
         query_scales: one stage each; queries are max-pooled by it, and contexts interpolated back.
-        key_pool_scales: n of the n x n grids of pooled keys and values.
-        conv_cfg, norm_cfg, act_cfg: of the projections and the bottleneck, see `ConvNormAct`.
+        key_pool_scales: n of each n x n grid of pooled keys and values.
+        conv_cfg, norm_cfg, act_cfg: configs of projections and bottleneck, see `ConvNormAct`.
         init: 'paper' (W_o = 0) or 'identity' (W_o drawn, x + rho * block(x), rho learned from 0).
 
     Raises:

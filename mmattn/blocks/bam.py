@@ -3,7 +3,7 @@
 Source: BAM: Bottleneck Attention Module, BMVC 2018, arXiv 1807.06514, eq. 1-4.
 Reference code: Jongchan/attention-module, MODELS/bam.py. Differs from it in: the mean is over the
     whole map (the code pools a square of the height of the map); the paper's sum of the logits is
-    the default beside the code's product.
+    the default; the code's product is an option.
 """
 
 from torch import Tensor, nn
@@ -24,13 +24,13 @@ class BAM(AttentionBlock):
     M_c = W2 relu(BN(W1 mean_hw(x) + b1)) + b2, (N, C, 1, 1). M_s: 1x1 to C / reduction, dilated 3x3
     convolutions, each with BN and ReLU, and 1x1 to (N, 1, H, W); all with biases.
 
-    (N, C, H, W) -> same shape and dtype. Recorded are the logits M_c and M_s.
+    (N, C, H, W) -> same shape and dtype. Recordings hold the logits M_c and M_s.
 
     Args:
         in_channels: C.
         reduction: C over the width of both branches, in 1..C.
         num_convs: number of dilated 3x3 convolutions, from 1.
-        dilation: of these, in pixels.
+        dilation: their dilation, in pixels.
         fusion: 'add' (the paper) or 'mul' (the authors' code).
         init: 'paper' (y near 1.5 x) or 'identity' (last layers 0 and 0.5 in place of 1; with 'mul'
             only the last spatial layer, as two zeros would never learn).
@@ -73,10 +73,10 @@ class BAM(AttentionBlock):
         self.spatial.reduce = ConvNormAct(
             in_channels, width, 1, norm_cfg=_NORM, act_cfg=_ACT, bias=True
         )
-        around = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=True)
+        options = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=True)
         self.spatial.convs = nn.Sequential(
             *(
-                ConvNormAct(width, width, norm_cfg=_NORM, act_cfg=_ACT, **around)
+                ConvNormAct(width, width, norm_cfg=_NORM, act_cfg=_ACT, **options)
                 for _ in range(num_convs)
             )
         )
@@ -106,8 +106,8 @@ class BAM(AttentionBlock):
 
     def gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), in (0, 1)."""
-        by_channel, by_place = self.channel_logits(x)[:, :, None, None], self.spatial_logits(x)
-        return (by_channel + by_place if self.fusion == 'add' else by_channel * by_place).sigmoid_()
+        channel, spatial = self.channel_logits(x)[:, :, None, None], self.spatial_logits(x)
+        return (channel + spatial if self.fusion == 'add' else channel * spatial).sigmoid_()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

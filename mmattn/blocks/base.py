@@ -1,4 +1,4 @@
-"""What every attention block has: checks, two starts that last, declared limits, recording."""
+"""Base classes of blocks: argument checks, initialisation, declared limits, recording."""
 
 import contextlib
 import functools
@@ -29,11 +29,11 @@ def recorded(name: str, by: str | None = None, view: str | None = None) -> Calla
     """Mark the method that computes an attention map, so that `visualization.record` can watch it.
 
     Args:
-        name: what the map is called in a recording.
-        by: a method that gives the map for chosen queries; called with their positions and the
-            arguments of the marked one, the first of which has the grid of the queries in its last
-            two axes. If None, what the marked method returns is the map.
-        view: a method that brings the map into the shape in which it is recorded.
+        name: name of the map in a recording.
+        by: name of a method that returns the map for given queries. It is called with their
+            positions and the arguments of the marked method, the first of which has the grid of
+            the queries in its last two axes. If None, the marked method returns the map itself.
+        view: name of a method that brings the map into the shape in which it is recorded.
     """
 
     def decorate(method: Callable) -> Callable:
@@ -53,29 +53,29 @@ def recorded(name: str, by: str | None = None, view: str | None = None) -> Calla
 class AttentionBlock(BaseModule):
     """Base of all blocks.
 
-    A block checks its arguments, builds its layers, and ends `__init__` with `self.start()`, where
-    it sets what differs from PyTorch's initialisation. `self.arguments` has all constructor
+    A block checks its arguments, builds its layers, and ends `__init__` with `self.start()`, which
+    applies what differs from PyTorch's initialisation. `self.arguments` has all constructor
     arguments, defaults included.
 
     Args:
         in_channels: C of the (first) input.
-        init: 'paper', the authors' start, or 'identity'.
+        init: 'paper', the authors' initialisation, or 'identity'.
     """
 
-    _abbr_: ClassVar[str]  # the attribute name as a plugin, so part of checkpoint keys
-    kind: ClassVar[str]  # what the weights run over: channel, spatial, pairwise, ...
-    limits: ClassVar[dict[str, str]] = {}  # promise that cannot be kept: why
-    typical: ClassVar[dict[str, Any]] = {}  # the authors' arguments where there is no default
-    examples: ClassVar[tuple[dict[str, Any], ...]] = (dict(in_channels=64),)  # what tests build
-    gated: ClassVar[bool] = False  # whether init changes the function, see `form`
-    dynamic_from: ClassVar[int] = 2  # the least H and W of a program exported with dynamic ones
-    without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by the maths
+    _abbr_: ClassVar[str]  # attribute name as a plugin, so part of checkpoint keys
+    kind: ClassVar[str]  # axes of the attention: channel, spatial, pairwise, ...
+    limits: ClassVar[dict[str, str]] = {}  # promise in PROMISES that does not hold -> why
+    typical: ClassVar[dict[str, Any]] = {}  # the authors' values of arguments without a default
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (dict(in_channels=64),)  # arguments in tests
+    gated: ClassVar[bool] = False  # whether `init` changes the function, see `form`
+    dynamic_from: ClassVar[int] = 2  # least H and W of a program exported with dynamic sizes
+    without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by definition
     _recorder: Callable | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'AttentionBlock':
         block = super().__new__(cls)
-        # partial, as copying and unpickling call this without arguments; what does not fit at all
-        # is left to __init__, whose message names the class
+        # partial, as copying and unpickling call this without arguments; invalid arguments are left
+        # to __init__, whose message names the class
         with contextlib.suppress(TypeError):
             bound = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
             bound.apply_defaults()
@@ -90,35 +90,36 @@ class AttentionBlock(BaseModule):
 
     @classmethod
     def build(cls, in_channels: int = 256, **arguments: Any) -> 'AttentionBlock':
-        """The block with the authors' arguments where none are given."""
+        """Build a block with the authors' values for arguments without a default."""
         return cls(in_channels, **(cls.typical | arguments))
 
     @property
     def form(self) -> str:
-        """What the weights do not tell of the function: of gated blocks, 'paper' or 'identity'.
+        """Init variant that changes the function but not the state dict; '' if it does not.
 
-        The gate is sigmoid or 2 sigmoid, the offset 1 or 0.5, channels are shuffled or not. It
-        stands beside published weights, and weights of one form are not loaded into the other.
+        With 'identity' gates are 2 sigmoid rather than sigmoid, the offset is 0.5 rather than 1, or
+        channels are not shuffled. Published weights carry it, and weights of one form are not
+        loaded into the other.
         """
         return self.init if self.gated else ''
 
     def start(self) -> None:
-        """Set what differs from PyTorch's initialisation; draws nothing where nothing does."""
+        """Apply what differs from PyTorch's initialisation; draws no random numbers otherwise."""
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, as a fresh block has them."""
+        """Initialise all parameters as in a new block."""
         _reset(self)
         self.start()
 
     def init_weights(self) -> None:
-        """Restore the start, once: the initialisation of the parent has just run over it."""
-        first = not self.is_init
+        """Initialise the block again, once, after its parent has overwritten its weights."""
+        is_first_call = not self.is_init
         super().init_weights()
-        if first:
+        if is_first_call:
             self.reset_parameters()
 
     def identity(self, *inputs: Tensor) -> Tensor:
-        """What a fresh block with init='identity' returns for these inputs."""
+        """Output of a new block with init='identity' for these inputs."""
         return inputs[0]
 
     def input_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
@@ -129,7 +130,7 @@ class AttentionBlock(BaseModule):
         return ', '.join(f'{name}={value!r}' for name, value in self.arguments.items())
 
     def _sigmoid(self, z: Tensor) -> Tensor:
-        """The gate of blocks that only scale: 1 at z = 0 where the start is the identity."""
+        """The gate of blocks that only scale; 1 at z = 0 with init='identity'."""
         return 2 * z.sigmoid() if self.init == 'identity' else z.sigmoid()
 
     def _check(self, ok: bool, message: str) -> None:
@@ -138,8 +139,8 @@ class AttentionBlock(BaseModule):
 
     def _check_whole(self, **values: Any) -> None:
         for name, value in values.items():
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            self._check(whole, f'{name}={value!r}, allowed whole numbers from 1')
+            is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            self._check(is_whole, f'{name}={value!r}, allowed whole numbers from 1')
 
     def _check_reduction(self, reduction: int, in_channels: int) -> None:
         self._check_whole(reduction=reduction)
@@ -147,13 +148,13 @@ class AttentionBlock(BaseModule):
 
     def _check_groups(self, groups: int, times: int = 1, **channels: int) -> None:
         self._check_whole(groups=groups)
-        what = 'groups' if times == 1 else f'{times} * groups'
+        divisor = 'groups' if times == 1 else f'{times} * groups'
         for name, count in channels.items():
             if count % (times * groups):
                 allowed = [n for n in range(1, count + 1) if count % (times * n) == 0]
-                some = ', '.join(map(str, allowed[-6:])) or 'none: the channels are odd'
+                shown = ', '.join(map(str, allowed[-6:])) or 'none: the channels are odd'
                 self._check(
-                    False, f'{groups=}, but {what} must divide {name}={count}; allowed {some}'
+                    False, f'{groups=}, but {divisor} must divide {name}={count}; allowed {shown}'
                 )
 
     def _check_choice(self, name: str, value: Any, allowed: tuple) -> None:
@@ -167,8 +168,8 @@ class AttentionBlock(BaseModule):
 
     def _check_batch(self, norm: nn.Module, x: Tensor, name: str) -> None:
         """A batch norm in training needs two values per channel; SyncBN counts all processes."""
-        alone = isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.training
-        if alone and x.shape[0] * x.shape[2:].numel() == 1:
+        is_local = isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.training
+        if is_local and x.shape[0] * x.shape[2:].numel() == 1:
             self._check(
                 False,
                 f'{name} sees batch size {x.shape[0]} with one value per channel in training, '
@@ -177,14 +178,14 @@ class AttentionBlock(BaseModule):
 
 
 class PairwiseBlock(AttentionBlock):
-    """Base of blocks in which positions look at positions."""
+    """Base of blocks in which positions attend to positions."""
 
     def pairs(self, *args: Any) -> Pairs:
-        """What is compared, of the arguments of the recorded method."""
+        """Queries and keys, from the arguments of the recorded method."""
         raise NotImplementedError
 
     def attention_map(self, queries: Tensor, *args: Any) -> Tensor:
-        """The weights of all keys for chosen queries, see `Pairs.weights`."""
+        """The weights of all keys for given queries, see `Pairs.weights`."""
         return self.pairs(*args).weights(queries)
 
 
@@ -203,6 +204,6 @@ def _reset(module: nn.Module) -> None:
 
 
 def registered_blocks() -> dict[str, type[AttentionBlock]]:
-    """Name -> class of every block, those of mmattn and any that was registered beside them."""
-    found = {k: v for k, v in MODELS.module_dict.items() if issubclass(v, AttentionBlock)}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    """Name -> class of all blocks, those of mmattn and those that users registered."""
+    blocks = {k: v for k, v in MODELS.module_dict.items() if issubclass(v, AttentionBlock)}
+    return dict(sorted(blocks.items(), key=lambda item: item[0].lower()))

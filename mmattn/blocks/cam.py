@@ -23,7 +23,7 @@ class CAM(AttentionBlock):
     is that of MMSegmentation's `CAM`.
 
     Args:
-        in_channels: C, for the check of the input alone; any number if None.
+        in_channels: C, only to check the input; any number if None.
         init: 'paper' or 'identity'; the authors start as the identity, so they are the same.
 
     Raises:
@@ -45,7 +45,7 @@ class CAM(AttentionBlock):
         return channel_attention(x)[0]
 
     def attention_map(self, queries: Tensor, x: Tensor) -> Tensor:
-        """The weights of all channels for each, (N, C, C), whatever the queries."""
+        """The weights of all channels for each channel, (N, C, C), whatever the queries."""
         return channel_attention(x)[1]
 
     def context(self, x: Tensor) -> Tensor:

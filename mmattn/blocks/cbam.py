@@ -16,7 +16,7 @@ from .base import AttentionBlock, recorded, zero
 from .layers.channel_mlp import ChannelMLP
 from .layers.conv_norm_act import ConvNormAct, kaiming_normal
 
-_MOMENTUM = 0.01  # of the batch norm in the spatial gate, in the authors' code
+_MOMENTUM = 0.01  # momentum of the batch norm in the spatial gate, in the authors' code
 
 
 @MODELS.register_module()
@@ -28,9 +28,9 @@ class CBAM(AttentionBlock):
     Args:
         in_channels: C.
         reduction: C over the hidden width of the MLP, in 1..C.
-        kernel_size: of the spatial convolution, odd.
+        kernel_size: side of the spatial kernel, odd.
         spatial: whether there is a spatial gate.
-        pool_types: which pools feed the MLP: 'avg', 'max', 'lp' (root of the sum of squares),
+        pool_types: poolings that feed the MLP: 'avg', 'max', 'lp' (root of the sum of squares),
             'lse' (log of the sum of exponentials).
         init: 'paper' (as in the authors' ResNet: biases 0, the norm's weight 0, so the spatial gate
             is 0.5 everywhere) or 'identity' (last layers 0, gates 2 sigmoid).

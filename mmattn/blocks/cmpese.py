@@ -1,4 +1,4 @@
-"""Competitive inner-imaging squeeze and excitation: the gate sees residual and identity together.
+"""Competitive inner-imaging squeeze and excitation: one gate from residual and identity.
 
 Source: Competitive Inner-Imaging Squeeze and Excitation for Residual Network, 2018,
     arXiv 1807.08920, section 3.
@@ -23,17 +23,17 @@ _KERNELS = {'pair1x1': (1, 1), 'pair2x1': (1, 2), 'fold3x3': (3, 3)}  # height, 
 class CMPESE(AttentionBlock):
     """y = u * s + x of a residual branch u and its identity x; s comes from the means of both.
 
-    'double_fc': s = sigmoid(W [relu(W_u mean(u)) ; relu(W_x mean(x))]). The others lay the two rows
-    of means out as an image, convolve it to C // reduction maps, normalise them, take their mean
-    over the maps as a vector f, and s = sigmoid(W2 relu(W1 f)).
+    'double_fc': s = sigmoid(W [relu(W_u mean(u)) ; relu(W_x mean(x))]). The other views arrange the
+    two rows of means as an image, convolve it to C // reduction maps, normalise them, and average
+    the maps to a vector f; s = sigmoid(W2 relu(W1 f)).
 
-    (N, C, H, W) twice -> same shape and dtype. It stands where the residual addition stood.
+    (N, C, H, W) twice -> same shape and dtype. It replaces the residual addition.
 
     Args:
-        in_channels: C of both.
+        in_channels: C of both inputs.
         reduction: C over the hidden width and over the number of maps, in 1..C.
         view: 'double_fc', 'pair1x1', 'pair2x1' or 'fold3x3'.
-        fold_height: of 'fold3x3': the image has 2 fold_height rows and C / fold_height columns.
+        fold_height: the image of 'fold3x3' has 2 fold_height rows and C / fold_height columns.
         init: 'paper' (gates near 0.5) or 'identity' (last layer 0, gate 2 sigmoid: y = u + x).
 
     Raises:

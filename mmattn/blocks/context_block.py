@@ -1,10 +1,10 @@
-"""Global context: one context vector of the whole map, transformed, is added or scales.
+"""Global context: a transformed context vector of the whole map is added to it or scales it.
 
 Source: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, ICCV workshops 2019,
     arXiv 1904.11492, eq. 5.
 Reference code: xvjiarui/GCNet, mmdet/ops/gcb/context_block.py; open-mmlab/mmcv,
-    mmcv/cnn/bricks/context_block.py. Differs from both in: its start survives the initialisation of
-    the host; a ratio that leaves no channel is refused.
+    mmcv/cnn/bricks/context_block.py. Differs from both in: the initialisation of the
+    network does not overwrite its own; a ratio that leaves no channel is refused.
 """
 
 import warnings
@@ -31,7 +31,7 @@ class ContextBlock(AttentionBlock):
         in_channels: C.
         ratio: hidden width over C (a factor, not a divisor); int(C * ratio) must be at least 1.
         pooling_type: 'att' or 'avg'.
-        fusion_types: one or both of 'channel_add', 'channel_mul'; mul acts first.
+        fusion_types: one or both of 'channel_add', 'channel_mul'; the latter acts first.
         init: 'paper' (last layers 0: add is the identity, mul halves) or 'identity' (the gate of
             mul is 2 sigmoid).
 

@@ -4,7 +4,7 @@ Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019, arXiv
     eq. 1-2 and section 3.3 (recurrence).
 Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
     mmcv/ops/cc_attention.py. Differs from both in: the recurrence is inside the module; half
-    precision; at least 8 channels are demanded instead of failing in forward.
+    precision works; fewer than 8 channels are refused in the constructor, not in forward.
 """
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .base import PairwiseBlock, recorded
 from .layers.conv_norm_act import pointwise
 from .layers.scale import Scale
 
-_REDUCTION = 8  # channels of query and key: C // 8, section 4.1 of the paper
+_REDUCTION = 8  # query and key have C // 8 channels, section 4.1 of the paper
 
 
 @MODELS.register_module()
@@ -28,7 +28,7 @@ class CrissCrossAttention(PairwiseBlock):
 
     Args:
         in_channels: C, at least 8.
-        recurrence: how often the block is applied; 1 reaches row and column, 2 (RCCA) every pixel.
+        recurrence: number of applications; 1 reaches row and column, 2 (RCCA) every pixel.
         init: 'paper' or 'identity'; the authors start as the identity, so they are the same.
 
     Raises:

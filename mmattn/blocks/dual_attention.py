@@ -22,7 +22,7 @@ class DualAttention(AttentionBlock):
 
     Args:
         in_channels: C.
-        channels: of query and key of the position attention; C // 8 if None.
+        channels: channels of query and key of the position attention; C // 8 if None.
         init: 'paper' or 'identity'; the authors start as the identity, so they are the same.
 
     Raises:

@@ -3,7 +3,7 @@
 Source: Non-local Neural Networks, CVPR 2018, arXiv 1711.07971, eq. 1-6 and section 3.3.
 Reference code: open-mmlab/mmcv, mmcv/cnn/bricks/non_local.py; AlexHex7/Non-local_pytorch, lib/.
     Differs from both in: 'concatenation' can be trained, and 'dot_product' needs no map over pairs;
-    the start survives the initialisation of the host, with `sub_sample` and `zeros_init=False` too.
+    the initialisation of the network does not overwrite its own.
 """
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from mmattn.registry import MODELS
 from .base import PairwiseBlock, recorded, zero
 from .layers.conv_norm_act import ConvNormAct, foldable, pointwise
 
-_STD = 0.01  # of the start of g, theta and phi, section 4.1 of the paper
+_STD = 0.01  # of the initial weights of g, theta and phi, section 4.1 of the paper
 _MODES = ('gaussian', 'embedded_gaussian', 'dot_product', 'concatenation')
 
 
@@ -41,12 +41,12 @@ class NonLocal2d(PairwiseBlock):
     Args:
         in_channels: C.
         sub_sample: max-pool phi and g by 2 after their convolutions, a quarter of the keys.
-        conv_cfg: of the convolutions, see `ConvNormAct`.
+        conv_cfg: config of the convolutions, see `ConvNormAct`.
         reduction: C over d.
-        use_scale: see above.
-        norm_cfg: of conv_out, which has no bias then; see `ConvNormAct`.
-        mode: see above.
-        zeros_init: start as the identity: conv_out, or its norm, is 0. Otherwise it is drawn.
+        use_scale: whether 'embedded_gaussian' divides by sqrt(d).
+        norm_cfg: config of the norm of conv_out, which then has no bias; see `ConvNormAct`.
+        mode: the pairwise function f, see above.
+        zeros_init: start as the identity: conv_out, or its norm, is 0. Otherwise it is random.
         init: 'paper' or 'identity', the same but for `zeros_init=False`, which 'identity' refuses.
 
     Raises:
@@ -118,7 +118,7 @@ class NonLocal2d(PairwiseBlock):
     def without_effect(self) -> tuple[str, ...]:
         """The bias of phi adds the same to all logits of a query, which softmax removes."""
         softmax = self.mode == 'embedded_gaussian'
-        # max-pooling takes the maximum of phi + bias: the same as the maximum, plus bias
+        # max-pooling of phi + bias is max-pooling of phi, plus bias
         return ('phi.conv.bias', 'phi.0.conv.bias') if softmax else ()
 
     def start(self) -> None:
@@ -143,13 +143,13 @@ class NonLocal2d(PairwiseBlock):
             return x, self.phi(x) if self.sub_sample else x, self.g(x)
         if self.mode == 'concatenation':
             w = upcast(self.concat_project.conv.weight.flatten())  # (2 d)
-            of_theta, of_phi = w[: self.inter_channels], w[self.inter_channels :]
-            logits = self._logits(self.theta, of_theta, x), self._logits(self.phi, of_phi, x)
+            w_theta, w_phi = w[: self.inter_channels], w[self.inter_channels :]
+            logits = self._logits(self.theta, w_theta, x), self._logits(self.phi, w_phi, x)
             return *logits, self.g(x)
         return tuple(pointwise(x, [self.theta, self.phi, self.g]))
 
     def _logits(self, layer: nn.Module, w: Tensor, x: Tensor) -> Tensor:
-        """w . layer(x), (N, 1, h, w) in fp32 or wider; one channel where w and layer fold."""
+        """w . layer(x), (N, 1, h, w) in fp32 or wider; w is folded into the layer if possible."""
         if not foldable(layer):
             return (upcast(layer(x)) * w[:, None, None]).sum(1, keepdim=True)
         with disable_autocast(x):
@@ -160,8 +160,8 @@ class NonLocal2d(PairwiseBlock):
     @property
     def scale(self) -> float:
         """Factor of the logits."""
-        scaled = self.mode == 'embedded_gaussian' and self.use_scale
-        return self.inter_channels**-0.5 if scaled else 1.0
+        is_scaled = self.mode == 'embedded_gaussian' and self.use_scale
+        return self.inter_channels**-0.5 if is_scaled else 1.0
 
     @recorded('pairwise', by='attention_map')
     def attend(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

@@ -14,21 +14,21 @@ from .base import PairwiseBlock, recorded
 from .layers.conv_norm_act import pointwise
 from .layers.scale import Scale
 
-_REDUCTION = 8  # channels of query and key: C // 8, in the authors' code
+_REDUCTION = 8  # query and key have C // 8 channels, in the authors' code
 
 
 @MODELS.register_module()
 class PAM(PairwiseBlock):
     """y = gamma * sum_s softmax_s(q[p] . k[s]) v[s] + x; the logits are not scaled.
 
-    The values are projected after they are summed, which is the same, as the weights sum to 1.
+    The values are projected after the sum, which is equivalent, as the weights sum to 1.
 
     (N, C, H, W) -> same shape and dtype. `gamma` starts at 0. Arguments and state dict are those of
     MMSegmentation's `PAM`.
 
     Args:
         in_channels: C.
-        channels: of query and key; C // 8 if None, for which C must be 8 and more.
+        channels: channels of query and key; C // 8 if None, for which C must be 8 and more.
         init: 'paper' or 'identity'; the authors start as the identity, so they are the same.
 
     Raises:
@@ -58,7 +58,7 @@ class PAM(PairwiseBlock):
 
     @recorded('pairwise', by='attention_map')
     def attend(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
-        """The mean of x that each pixel sees, before the projection of the values."""
+        """The weighted mean of x for each pixel, before the projection of the values."""
         return softmax_attention(q.flatten(2), k.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
 
     def pairs(self, q: Tensor, k: Tensor, x: Tensor) -> Pairs:
@@ -67,8 +67,8 @@ class PAM(PairwiseBlock):
     def context(self, x: Tensor) -> Tensor:
         """gamma times the context, (N, C, H, W)."""
         q, k = self.query_project(x), self.key_project(x)
-        seen = self.attend(q, k, x.to(q.dtype))
-        (context,) = pointwise(seen, [self.value_project], self.gamma.scale)
+        mean = self.attend(q, k, x.to(q.dtype))
+        (context,) = pointwise(mean, [self.value_project], self.gamma.scale)
         return match_memory_format(context, x).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Residual attention module: a trunk, and a mask branch that sees it from far away.
+"""Residual attention module: a trunk, scaled by an hourglass mask branch.
 
 Source: Residual Attention Network for Image Classification, CVPR 2017, arXiv 1704.06904, eq. 3 and
     fig. 2.
-Reference code: fwang91/residual-attention-network (Caffe prototxts), whose data flow this is;
+Reference code: fwang91/residual-attention-network (Caffe prototxts), for the data flow;
     tengshaofeng/ResidualAttentionNetwork-pytorch, Residual-Attention-Network/model/
     attention_module.py, class AttentionModule_pre. Differs from the second in: any map size; the
     shortcut convolution exists only where it is used; its other modules add the trunk once more.
@@ -17,7 +17,7 @@ from mmattn.registry import MODELS
 from .base import AttentionBlock, recorded, zero
 from .layers.scale import Scale
 
-_BOTTLENECK = 4  # channels of a unit over its inner width
+_BOTTLENECK = 4  # ratio of the channels of a unit to its inner width
 
 
 class ResidualUnit(nn.Module):
@@ -27,7 +27,7 @@ class ResidualUnit(nn.Module):
     or size change, the shortcut is a 1x1 convolution of the activated input, else the input.
 
     Raises:
-        ValueError: out_channels that 4 does not divide.
+        ValueError: out_channels is no multiple of 4.
     """
 
     def __init__(self, in_channels: int, out_channels: int | None = None, stride: int = 1) -> None:
@@ -68,19 +68,19 @@ class _Gate(nn.Sequential):
 class ResidualAttention(AttentionBlock):
     """y = post((1 + M) * T), T = trunk(pre(x)), M = sigmoid(gate(mask branch of pre(x))).
 
-    The mask branch pools `depth` times by 2, with residual units between, and comes back by
-    bilinear interpolation to the sizes it had, adding a unit's view of each size on the way.
+    The mask branch pools `depth` times by 2, with residual units between, and returns through
+    bilinear interpolation to each size, where the output of a skip unit is added.
 
     (N, C, H, W) -> same shape and dtype.
 
     Args:
         in_channels: C, a multiple of 4.
-        depth: how often the mask branch is pooled, from 1; the authors' stages have 3, 2, 1.
-        p: units before and after, from 1.
-        t: units of the trunk, from 1.
-        r: units between two poolings, from 1; 2 r at the bottom.
-        init: 'paper' or 'identity' (last convolutions of pre, trunk and post 0; the mask counts
-            rho, learned from 0).
+        depth: number of poolings of the mask branch, from 1; the authors' stages have 3, 2, 1.
+        p: number of units before and after, from 1.
+        t: number of units of the trunk, from 1.
+        r: number of units between two poolings, from 1; 2 r at the bottom.
+        init: 'paper' or 'identity' (last convolutions of pre, trunk and post 0; the mask is scaled
+            by rho, learned from 0).
 
     Raises:
         ValueError: an argument out of range; an input other than (N, in_channels, H, W); training
@@ -140,7 +140,7 @@ class ResidualAttention(AttentionBlock):
     @recorded('mask')
     def mask(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> same shape, in (0, 1)."""
-        levels, e = [x], x  # the maps whose sizes the way back takes
+        levels, e = [x], x  # maps of the way down, for their sizes on the way up
         for down in self.down:
             e = down(_pool(e))
             levels.append(e)
@@ -151,7 +151,7 @@ class ResidualAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        step = 2**self.depth  # before anything is updated
+        step = 2**self.depth  # checked before running statistics are updated
         self._check_batch(self.gate.bn1, x[:, :, ::step, ::step], 'a batch norm of the pooled map')
         start = self.pre(x)
         mask = self.mask(start)

@@ -3,7 +3,7 @@
 Source: Concurrent Spatial and Channel Squeeze & Excitation in Fully Convolutional Networks,
     MICCAI 2018, arXiv 1803.02579, section 2.
 Reference code: ai-med/squeeze_and_excitation, squeeze_and_excitation/squeeze_and_excitation.py.
-    Differs from it in: the paper's sum can be chosen beside the code's maximum; any memory layout.
+    Differs from it in: the paper's sum is an option, too; any memory format.
 """
 
 import torch
@@ -84,9 +84,9 @@ class SCSE(AttentionBlock):
         self._check_input(x)
         if self.fusion == 'spatial':
             return x * self.spatial_gate(x)
-        by_channel = x * self.channel_gate(x)[:, :, None, None]
+        recalibrated = x * self.channel_gate(x)[:, :, None, None]
         if self.fusion == 'channel':
-            return by_channel
+            return recalibrated
         if self.fusion == 'add':
-            return torch.addcmul(by_channel, x, self.spatial_gate(x))
-        return torch.max(by_channel, x * self.spatial_gate(x))
+            return torch.addcmul(recalibrated, x, self.spatial_gate(x))
+        return torch.max(recalibrated, x * self.spatial_gate(x))

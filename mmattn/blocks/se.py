@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation: scale each channel by what the means of all channels say.
+"""Squeeze-and-Excitation: scale each channel by a gate computed from the means of all channels.
 
 Source: Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507, eq. 2-4.
 Reference code: hujie-frank/SENet, models/*.prototxt (with biases); moskomule/senet.pytorch,

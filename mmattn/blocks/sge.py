@@ -1,4 +1,4 @@
-"""Spatial group-wise enhance: each channel group stresses the places that resemble its mean.
+"""Spatial group-wise enhance: each channel group weighs positions by similarity to its mean.
 
 Source: Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional Networks,
     2019, arXiv 1905.09646, eq. 1-5.
@@ -20,13 +20,13 @@ _EPS = 1e-5  # added to the deviation, units of x squared
 
 @MODELS.register_module()
 class SGE(AttentionBlock):
-    """y = x * sigmoid(w_g t + b_g), t the standardised similarity of a place to its group's mean.
+    """y = x * sigmoid(w_g t + b_g), t the standardised similarity to the mean of the group.
 
     (N, C, H, W) -> same shape and dtype.
 
     Args:
         in_channels: C, a multiple of groups.
-        groups: G, contiguous groups of channels; w and b have one value a group.
+        groups: G, number of contiguous groups of channels; w and b have one value per group.
         init: 'paper' (w = 0, b = 1: gate 0.731) or 'identity' (w = b = 0, gate 2 sigmoid).
 
     Raises:
@@ -52,7 +52,7 @@ class SGE(AttentionBlock):
 
     @recorded('group')
     def gate(self, parts: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, G, C / G, P) of maps of a size -> (N, G, H, W)."""
+        """(N, G, C / G, P), P = H W of size (H, W) -> (N, G, H, W)."""
         t = group_similarity(parts, _EPS).unflatten(2, size)
         return self._sigmoid(t * self.weight + self.bias).to(parts.dtype)
 

@@ -22,15 +22,15 @@ class ShuffleAttention(AttentionBlock):
     """y = shuffle([x0 * sigmoid(cw mean_hw(x0) + cb) ; x1 * sigmoid(sw GN(x1) + sb)]).
 
     x0 and x1 are the halves of each of G contiguous channel groups, k = C / 2G channels each; GN
-    standardises each channel. All groups share the parameters. The shuffle deals the two halves of
-    the C channels out in turn.
+    standardises each channel. All groups share the parameters. The shuffle interleaves the two
+    halves of the C channels.
 
-    (N, C, H, W) -> same shape and dtype. Recorded are the gates of both halves, (N, C / 2)
+    (N, C, H, W) -> same shape and dtype. Recordings hold the gates of both halves, (N, C / 2)
     and (N, C / 2, H, W).
 
     Args:
         in_channels: C, a multiple of 2 groups.
-        groups: G; None is the authors' 64, or as many as divide half of the channels.
+        groups: G; if None, the authors' 64, or the largest power of 2 that divides C / 2.
         init: 'paper' (cw = sw = 0, cb = sb = 1: gates 0.731) or 'identity' (all four 0, gates 2
             sigmoid, no shuffle).
 
@@ -67,13 +67,13 @@ class ShuffleAttention(AttentionBlock):
     @recorded('spatial', view='by_image')
     def spatial_gate(self, x1: Tensor) -> Tensor:
         """(N G, k, H, W) -> same shape."""
-        gn = self.gn  # called below its module, which refuses a single value; with what follows
+        gn = self.gn  # as a function: the module refuses a single value; sweight and sbias fold in
         weight, bias = self.sweight.flatten(), self.sbias.flatten()
         weight, bias = weight * gn.weight, weight * gn.bias + bias
         return self._sigmoid(torch.group_norm(x1, gn.num_groups, weight, bias, gn.eps))
 
     def by_image(self, gate: Tensor) -> Tensor:
-        """(N G, k, ...) -> (N, C / 2), or (N, C / 2, H, W) of a map."""
+        """(N G, k, 1, 1) -> (N, C / 2); (N G, k, H, W) -> (N, C / 2, H, W)."""
         gate = gate.unflatten(0, (-1, self.groups)).flatten(1, 2)
         return gate.flatten(1) if gate.shape[2:].numel() == 1 else gate
 

@@ -13,7 +13,7 @@ from mmattn.registry import MODELS
 from .base import AttentionBlock, recorded, zero
 from .layers.conv_norm_act import kaiming_normal
 
-_STD = 0.01  # of the paper start of W_v, that of the non-local block
+_STD = 0.01  # of the initial W_v with init='paper', as in the non-local block
 
 
 @MODELS.register_module()

@@ -1,8 +1,8 @@
-"""Selective kernel convolution: branches of different reach, mixed channel by channel.
+"""Selective kernel convolution: branches of different receptive fields, mixed per channel.
 
 Source: Selective Kernel Networks, CVPR 2019, arXiv 1903.06586, eq. 1-6.
 Reference code: implus/SKNet, models/sknet50.prototxt. Differs from it in: any kernel, stride,
-    padding and dilation that a convolution has, so that it can stand where one stood.
+    padding and dilation that a convolution has, so that it can replace one.
 """
 
 from torch import Tensor, nn
@@ -13,27 +13,28 @@ from .base import AttentionBlock, recorded
 from .layers.conv_norm_act import kaiming_normal, pair
 from .layers.scale import Scale
 
-_STD = 0.01  # of the start of both 1x1 layers of the selection, in the prototxt
+_STD = 0.01  # of the initial weights of both 1x1 layers of the selection, in the prototxt
 
 
 @MODELS.register_module()
 class SKConv2d(AttentionBlock):
     """y = sum_i a_i * u_i, u_i = relu(BN(conv_i(x))), a = softmax_i(W2 relu(BN(W1 mean(sum u)))).
 
-    Branch i has dilation (1 + i) * dilation, and padding such that all have the size that one
-    convolution would have. W1 leads to d = max(out_channels // reduction, min_channels) values.
+    Branch i has dilation (1 + i) * dilation, and padding such that all outputs have the size that
+    the convolution would give. W1 leads to d = max(out_channels // reduction, min_channels) values.
 
     (N, in_channels, H, W) -> (N, out_channels, H', W'), as `nn.Conv2d`.
 
     Args:
-        in_channels, out_channels: of the convolution; equal if the second is None.
+        in_channels: C of the input.
+        out_channels: C of the output; in_channels if None.
         kernel_size: odd, one number or (height, width).
         stride, padding, dilation: one number or (height, width); padding None keeps the size at
             stride 1.
-        groups: of the branches, divides both channels.
-        bias: of the branches.
-        branches: from 2.
-        reduction, min_channels: see above.
+        groups: groups of each branch; divides both numbers of channels.
+        bias: whether the branches have a bias.
+        branches: number of branches, from 2.
+        reduction, min_channels: set d, see above.
         init: 'paper', or 'identity': y = c0 + rho (y - c0) with c0 the plain convolution of the
             first branch and rho learned from 0, so that the block starts as the convolution that
             `mmattn.insert` replaces by it.
@@ -44,7 +45,7 @@ class SKConv2d(AttentionBlock):
     """
 
     _abbr_ = 'sk_conv2d'
-    plain = 'convs.0.0'  # what starts from the weights of the convolution that it replaces
+    plain = 'convs.0.0'  # module that starts from the weights of the replaced convolution
     kind = 'channel, over branches'
     limits = dict(
         training_on_one_image='the norm of the selection sees one value per channel',
@@ -84,8 +85,8 @@ class SKConv2d(AttentionBlock):
         kernel, step = pair(kernel_size), pair(dilation)
         self._check(all(k % 2 for k in kernel), f'{kernel_size=}, allowed odd numbers')
         same = tuple(d * (k - 1) // 2 for k, d in zip(kernel, step, strict=True))
-        around = same if padding is None else pair(padding)
-        self._check(min(around) >= 0, f'{padding=}, allowed whole numbers from 0')
+        pads = same if padding is None else pair(padding)
+        self._check(min(pads) >= 0, f'{padding=}, allowed whole numbers from 0')
         self.out_channels, self.branches = out_channels, branches
         self.convs = nn.ModuleList(
             nn.Sequential(
@@ -94,7 +95,7 @@ class SKConv2d(AttentionBlock):
                     out_channels,
                     kernel,
                     stride=pair(stride),
-                    padding=tuple(p + i * s for p, s in zip(around, same, strict=True)),
+                    padding=tuple(p + i * s for p, s in zip(pads, same, strict=True)),
                     dilation=tuple((1 + i) * d for d in step),
                     groups=groups,
                     bias=bias,

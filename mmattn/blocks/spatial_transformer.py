@@ -1,9 +1,9 @@
-"""Spatial transformer: the map is resampled by an affine transform that it chooses itself.
+"""Spatial transformer: the map is resampled by an affine transform that is predicted from it.
 
 Source: Spatial Transformer Networks, NIPS 2015, arXiv 1506.02025, eq. 1 and 5.
 Reference code: pytorch/tutorials, intermediate_source/spatial_transformer_tutorial.py. Differs from
-    it in: any number of channels and any size; outside the map its border continues; the identity
-    transform returns its input exactly.
+    it in: any number of channels and any size; border padding by default; the identity transform
+    returns its input exactly.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
 
-_WIDTH, _GRID = 32, 4  # of the default localization: channels and hidden width, pooled grid
+_WIDTH, _GRID = 32, 4  # default localization: channels and hidden width, side of the pooled grid
 
 
 class GridPool(nn.Module):
@@ -31,14 +31,14 @@ class GridPool(nn.Module):
 class SpatialTransformer(AttentionBlock):
     """y[i, j] = x at theta (x_t, y_t, 1), bilinear; theta (N, 2, 3) = localization(x).
 
-    (N, C, H, W) -> same shape and dtype. What goes with the map, such as boxes, is not moved.
+    (N, C, H, W) -> same shape and dtype. Boxes and masks that belong to the map are not moved.
 
     Args:
         in_channels: C.
-        localization: a module, or its config, from (N, C, H, W) to 6 values an image, whose last
-            `nn.Linear` gives them. None: 1x1 convolution to 32, mean over a 4x4 grid, two linear
+        localization: a module, or its config, from (N, C, H, W) to 6 values an image, computed by
+            its last `nn.Linear`. None: 1x1 convolution to 32, mean over a 4x4 grid, two linear
             layers.
-        padding_mode: outside the map, 'border' or 'zeros'.
+        padding_mode: 'border' or 'zeros', the values outside the map.
         align_corners: whether -1 and 1 are the centres of the outermost pixels or their edges.
         init: 'paper' or 'identity'; both start with the identity transform.
 
@@ -95,7 +95,7 @@ class SpatialTransformer(AttentionBlock):
     @recorded('theta')
     def theta(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2, 3)."""
-        with disable_autocast(x):  # bf16 cannot tell neighbouring pixels apart
+        with disable_autocast(x):  # bf16 does not resolve neighbouring pixels
             weight = next(self.localization.parameters())
             return self.localization(x.to(weight.dtype)).reshape(-1, 2, 3)
 

@@ -17,7 +17,7 @@ from mmattn.files import check_writable
 from mmattn.log import warn
 from mmattn.visualization.comparison import save_picture
 from mmattn.visualization.html_page import write_page
-from mmattn.visualization.panels import Collector, Seen, map_view
+from mmattn.visualization.panels import BlockViews, Collector, map_view
 from mmattn.visualization.recording import watching
 
 from .grad_cam import grad_cam
@@ -36,7 +36,7 @@ class AttentionView:
 
     page: Path
     pictures: list[Path]
-    seen: list[Seen]
+    seen: list[BlockViews]
 
 
 def view_attention(
@@ -107,7 +107,7 @@ def attention_views(
     image: np.ndarray | str | Path | Loaded,
     query: tuple[float, float] = (0.5, 0.5),
     required: bool = True,
-) -> tuple[list[Seen], np.ndarray]:
+) -> tuple[list[BlockViews], np.ndarray]:
     """Views of all attention blocks on an image, and the image as the network gets it, (H, W, 3).
 
     Raises:
@@ -126,14 +126,14 @@ def attention_views(
     collector = Collector(query)
     with watching(model, collector):
         predictor(image)
-    if required and not collector.kept:
+    if required and not collector.records:
         raise UsageError('none of the attention blocks of the network ran on the image.')
-    return collector.seen(shown), shown
+    return collector.block_views(shown), shown
 
 
 def _grad_cam_view(
     predictor: Predictor, image: Loaded, shown: np.ndarray, layer: str, category: str | None
-) -> Seen:
+) -> BlockViews:
     index = None if category is None else predictor.classes.index(category)
     x, boxes = _network_input(predictor, image)[None], None
     if hasattr(predictor.model, 'roi_head'):
@@ -150,7 +150,7 @@ def _grad_cam_view(
             f'--grad-cam {layer}: no position supports {predictor.classes[index]}, the map is 0 '
             'everywhere. In a pyramid the score may come from another level.'
         )
-    return Seen(layer, 'Grad-CAM', [map_view(name, values, shown)])
+    return BlockViews(layer, 'Grad-CAM', [map_view(name, values, shown)])
 
 
 def _network_input(predictor: Predictor, image: np.ndarray | str | Path | Loaded) -> Tensor:

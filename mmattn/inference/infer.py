@@ -287,8 +287,8 @@ class _DetectionWriter(_ResultWriter):
         height, width = frame.shown.shape[:2]
         number = len(self.images) + 1
         self.images.append(dict(id=number, file_name=frame.source, height=height, width=width))
-        self.results += coco_results(Objects.of(instances), number, self.category_ids)
-        shown = Objects.of(instances, self.score)
+        self.results += coco_results(Objects.from_instances(instances), number, self.category_ids)
+        shown = Objects.from_instances(instances, self.score)
         picture = draw_objects(frame.shown, shown, self.predictor.palette)
         self.show(frame, picture, np.unique(shown.labels))
 

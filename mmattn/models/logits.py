@@ -1,7 +1,7 @@
 """The logits that a segmentor predicts with, whether its head returns one map or several.
 
-DANet's head returns three maps, EncNet's a map and classes, a cascade has several heads: which of
-it becomes the prediction is what the head's own `predict` knows.
+DANet's head returns three maps, EncNet's a map and classes, a cascade has several heads: only the
+`predict` of the head knows which of them is the prediction.
 """
 
 from mmseg.models import EncoderDecoder
@@ -10,18 +10,21 @@ from torch import Tensor, nn
 
 
 def predicted_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Normalised images (N, C, H, W) -> (N, classes, h, w), of the head's size where it has one.
+    """Normalised images (N, C, H, W) -> (N, classes, h, w).
+
+    (h, w) is the size of the head's output if there is one head whose output is only resized, else
+    (H, W).
 
     Raises:
-        TypeError: the head predicts with something else than one map.
+        TypeError: the prediction is not one map.
     """
     size = tuple(x.shape[2:])
     meta = dict(img_shape=size, pad_shape=size, ori_shape=size)
-    if not _plain(model):
+    if not _has_plain_head(model):
         logits = model.encode_decode(x, [meta] * len(x))
     else:
         maps, head = model.extract_feat(x), model.decode_head
-        head.predict_by_feat = _as_it_is
+        head.predict_by_feat = _identity
         try:
             logits = head.predict(maps, [meta], model.test_cfg)
         finally:
@@ -31,8 +34,8 @@ def predicted_logits(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _plain(model: nn.Module) -> bool:
-    """Whether one head of its own makes a map, which is then only resized."""
+def _has_plain_head(model: nn.Module) -> bool:
+    """Whether the prediction is the output of one head, only resized."""
     head = model.decode_head
     return (
         isinstance(head, BaseDecodeHead)
@@ -41,5 +44,5 @@ def _plain(model: nn.Module) -> bool:
     )
 
 
-def _as_it_is(logits: Tensor, *_, **__) -> Tensor:
+def _identity(logits: Tensor, *_, **__) -> Tensor:
     return logits

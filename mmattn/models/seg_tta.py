@@ -1,8 +1,8 @@
-"""Testing over scales and flips: the mean of the class probabilities, and the data for it.
+"""Test-time augmentation over scales and flips: the mean of class probabilities, and its pipeline.
 
 Reference code: open-mmlab/mmsegmentation, mmseg/models/segmentors/seg_tta.py. Differs from it in:
-one augmentation is kept at a time, not all; a network of one class gives probabilities already,
-which get no second sigmoid; the result has no logits or sizes of one of the augmentations.
+one augmentation is in memory at a time, not all; a network of one class returns probabilities,
+which get no second sigmoid; the result has no logits or sizes of a single augmentation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +16,11 @@ from mmattn.registry import MODELS
 
 from .slide_inference import class_map
 
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of MMSegmentation's `tta_pipeline`
-_NEEDED, _OPTIONAL = {'LoadImageFromFile', 'PackSegInputs'}, {'Resize', 'LoadAnnotations'}
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # as in MMSegmentation's `tta_pipeline`
+_REQUIRED, _OPTIONAL = {'LoadImageFromFile', 'PackSegInputs'}, {'Resize', 'LoadAnnotations'}
 _PREDICTED = {'seg_logits', 'pred_sem_seg'}
 _SIZES = {'img_shape', 'pad_shape', 'img_padding_size', 'padding_size', 'scale_factor'}
-_OF_ONE = _SIZES | {'flip', 'flip_direction'}  # metas that hold for one augmentation only
+_AUGMENTATION_META = _SIZES | {'flip', 'flip_direction'}  # true of one augmentation only
 
 
 @MODELS.register_module()
@@ -31,26 +31,26 @@ class SegTTAModel(BaseTTAModel):
 
     Args:
         module: the segmentor or its config.
-        data_preprocessor: of the segmentor, where its config has none.
+        data_preprocessor: preprocessor of the segmentor, if its config has none.
     """
 
     def test_step(self, data: dict | tuple | list) -> list[SegDataSample]:
-        """Merged predictions of a batch, whose entries are lists with an item an augmentation."""
+        """Merged predictions of a batch, whose entries are lists with one item per augmentation."""
         return self._mean(map(self.module.test_step, _augmentations(data)))
 
     def merge_preds(self, data_samples_list: Sequence[Sequence]) -> list[SegDataSample]:
-        """Merged predictions from all of each image."""
+        """Merge the predictions of all augmentations of each image."""
         return self._mean(zip(*data_samples_list, strict=True))
 
     def _mean(self, predictions: Iterable[Sequence[SegDataSample]]) -> list[SegDataSample]:
-        """Merge what comes augmentation by augmentation, each a sample an image."""
+        """Merge predictions augmentation by augmentation, each with one sample per image."""
         merged, sums, count = [], [], 0
         for samples in predictions:
             if not count:
                 merged = [_common(sample) for sample in samples]
             self._add(sums, samples)
             count += 1
-            del samples  # their logits, before the network runs again
+            del samples  # free their logits before the network runs again
         for sample, total in zip(merged, sums, strict=True):
             total /= count
             sample.seg_probs = PixelData(data=total)
@@ -58,7 +58,7 @@ class SegTTAModel(BaseTTAModel):
         return merged
 
     def _add(self, sums: list[Tensor], samples: Sequence[SegDataSample]) -> None:
-        """Add the probabilities of each image to its sum, which is new at first."""
+        """Add the probabilities of each image to its sum; `sums` is empty at first."""
         if not sums:
             sums += [self._probabilities(sample) for sample in samples]
             return
@@ -76,7 +76,7 @@ class SegTTAModel(BaseTTAModel):
 
 
 def _augmentations(data: dict | tuple | list) -> Iterator[dict | list]:
-    """The batch of each augmentation, from one with a list of them in every entry."""
+    """The batch of each augmentation, from a batch with a list of them in every entry."""
     if isinstance(data, dict):
         for values in zip(*data.values(), strict=True):
             yield dict(zip(data, values, strict=True))
@@ -85,24 +85,24 @@ def _augmentations(data: dict | tuple | list) -> Iterator[dict | list]:
 
 
 def _common(sample: SegDataSample) -> SegDataSample:
-    """What a sample shares with those of the other augmentations: its truth and its origin."""
-    meta = {key: value for key, value in sample.metainfo_items() if key not in _OF_ONE}
+    """A sample with what all augmentations share: ground truth and origin."""
+    meta = {key: value for key, value in sample.metainfo_items() if key not in _AUGMENTATION_META}
     data = {key: value for key, value in sample.items() if key not in _PREDICTED}
     return SegDataSample(metainfo=meta, **data)
 
 
 def tta_pipeline(test_pipeline: Sequence[dict]) -> list[dict]:
-    """The pipeline that reads an image as a test pipeline does, at `SCALES`, as it is and flipped.
+    """The pipeline for test-time augmentation: a test pipeline at all `SCALES`, plain and flipped.
 
-    Scales are relative to the image as the test pipeline has it, after its Resize if there is one.
+    Scales are relative to the image in the test pipeline, after its Resize if there is one.
 
     Raises:
-        ValueError: it has other steps than LoadImageFromFile, Resize, LoadAnnotations and
-            PackSegInputs, has one twice, or lacks the first or the last.
+        ValueError: the test pipeline has other steps than LoadImageFromFile, Resize,
+            LoadAnnotations and PackSegInputs, has one twice, or lacks the first or the last.
     """
     names = [step['type'].split('.')[-1] for step in test_pipeline]
     steps = dict(zip(names, test_pipeline))
-    if len(steps) < len(names) or set(steps) - _OPTIONAL != _NEEDED:
+    if len(steps) < len(names) or set(steps) - _OPTIONAL != _REQUIRED:
         raise ValueError(
             f'no scales and flips for a test pipeline of {", ".join(names)}: known are '
             'LoadImageFromFile, Resize, LoadAnnotations, PackSegInputs, each once. '
@@ -122,7 +122,7 @@ def tta_pipeline(test_pipeline: Sequence[dict]) -> list[dict]:
 
 
 def _scaled(resize: dict | None, scale: float) -> dict:
-    """A Resize to so much more than another one; a second one would blur what the first gives."""
+    """A Resize to `scale` times the size of another; two in a row would blur."""
     if resize is None:
         return dict(type='Resize', scale_factor=scale, keep_ratio=True)
     size, factor = resize.get('scale'), resize.get('scale_factor')

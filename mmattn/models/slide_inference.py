@@ -1,4 +1,4 @@
-"""From windows to the map of an image: MMSegmentation's numbers in less time and memory.
+"""Sliding-window inference: MMSegmentation's results in less time and memory.
 
 Reference code: open-mmlab/mmsegmentation, mmseg/models/segmentors/encoder_decoder.py and base.py.
 Differs from it in: a window is added where it lies, not as a map of the whole image; the count of
@@ -17,18 +17,18 @@ from torch import Tensor
 
 _MODES = ('whole', 'slide')
 _FLIPS = dict(horizontal=(2,), vertical=(1,), diagonal=(1, 2))  # dimensions of (C, H, W)
-_BLOCK = 1 << 17  # pixels whose classes are found at once, so that they stay in the cache
+_BLOCK = 1 << 17  # pixels that are classified at a time, which fit into the cache
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """How windows lie over an image: at every stride, the last ones moved back to the edge.
+    """Placement of windows over an image: at every stride, the last ones moved back to the edge.
 
     Attributes:
-        crop_size, stride: (height, width) in pixels; a side of the image below that of the window
-            is taken whole.
-        window_batch: windows that go through the network at once. Convolutions may sum in another
-            order then, so the last bits of logits can change.
+        crop_size, stride: (height, width) in pixels; a side of the image that is shorter than the
+            window is taken whole.
+        window_batch: number of windows per batch of the network. Convolutions may then sum in
+            another order, which can change the last bits of logits.
     """
 
     crop_size: tuple[int, int]
@@ -37,16 +37,16 @@ class Sliding:
 
     @classmethod
     def of(cls, test_cfg: dict) -> 'Sliding':
-        """What a segmentor's `test_cfg` says.
+        """Read a segmentor's `test_cfg`.
 
         Raises:
-            ValueError: a value is missing or no whole number from 1; a stride is above crop_size.
+            ValueError: a value is missing or no whole number from 1; a stride exceeds crop_size.
         """
         for name in 'crop_size', 'stride':
             value = test_cfg.get(name)
             if value is None:
                 raise ValueError(f"test_cfg: no {name}, which mode='slide' needs: (height, width)")
-            if not (isinstance(value, Sequence) and len(value) == 2 and all(map(_counts, value))):
+            if not (isinstance(value, Sequence) and len(value) == 2 and all(map(_is_count, value))):
                 raise ValueError(f'test_cfg: {name}={value!r}, allowed are two numbers from 1')
         crop_size, stride = tuple(test_cfg['crop_size']), tuple(test_cfg['stride'])
         if any(step > side for step, side in zip(stride, crop_size)):
@@ -58,7 +58,7 @@ class Sliding:
 
 
 def check_test_cfg(test_cfg: dict | None) -> None:
-    """Refuse what inference could not do.
+    """Check a `test_cfg`.
 
     Raises:
         ValueError: an unknown mode, or what `Sliding.of` refuses.
@@ -74,26 +74,26 @@ def check_test_cfg(test_cfg: dict | None) -> None:
 
 def _window_batch(test_cfg: dict) -> int:
     batch = test_cfg.get('window_batch', 1)
-    if not _counts(batch):
+    if not _is_count(batch):
         raise ValueError(f'test_cfg: window_batch={batch!r}, allowed are whole numbers from 1')
     return batch
 
 
-def _counts(value: object) -> bool:
-    """Whether a value is a whole number from 1; True is none."""
+def _is_count(value: object) -> bool:
+    """Whether a value is a whole number from 1; a bool is not."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def slide(
     images: Tensor, network: Callable[[Tensor], Tensor], channels: int, sliding: Sliding
 ) -> Tensor:
-    """The mean, pixel by pixel, of what a network gives for the windows over images.
+    """The mean over windows of the outputs of a network, for each pixel of images.
 
     Args:
         images: (N, C, H, W).
-        network: (M, C, h, w) -> (M, channels, h, w), M a multiple of N: window after window.
-        channels: of the result.
-        sliding: the windows.
+        network: (M, C, h, w) -> (M, channels, h, w), M a multiple of N, window by window.
+        channels: channels of the result.
+        sliding: placement of the windows.
 
     Returns:
         (N, channels, H, W) of the images' dtype.
@@ -104,21 +104,21 @@ def slide(
     windows = list(product(rows, columns))
     total = images.new_zeros(len(images), channels, height, width)
     for start in range(0, len(windows), sliding.window_batch):
-        some = windows[start : start + sliding.window_batch]
-        crops = [images[:, :, y, x] for y, x in some]
-        _add(total, some, network(torch.cat(crops) if len(crops) > 1 else crops[0]))
+        batch = windows[start : start + sliding.window_batch]
+        crops = [images[:, :, y, x] for y, x in batch]
+        _add(total, batch, network(torch.cat(crops) if len(crops) > 1 else crops[0]))
     down, across = _cover(rows, height).to(total), _cover(columns, width).to(total)
-    return total.div_(down[:, None] * across)  # no product with an inverse: that changes bits
+    return total.div_(down[:, None] * across)  # a product with the inverse would change bits
 
 
 def _spans(length: int, side: int, step: int) -> list[slice]:
-    """Where windows lie along one side of an image."""
+    """Extents of windows along one side of an image."""
     ends = [min(i * step + side, length) for i in range(-(-max(length - side, 0) // step) + 1)]
     return [slice(max(end - side, 0), end) for end in ends]
 
 
 def _cover(spans: list[slice], length: int) -> Tensor:
-    """How many windows lie over each row or column."""
+    """Number of windows over each row or column."""
     count = torch.zeros(length, dtype=torch.int64)
     for span in spans:
         count[span] += 1
@@ -126,8 +126,8 @@ def _cover(spans: list[slice], length: int) -> Tensor:
 
 
 def _add(total: Tensor, windows: list[tuple[slice, slice]], logits: Tensor) -> None:
-    for (y, x), found in zip(windows, logits.split(len(total)), strict=True):
-        total[:, :, y, x].add_(found)
+    for (y, x), window_logits in zip(windows, logits.split(len(total)), strict=True):
+        total[:, :, y, x].add_(window_logits)
 
 
 def class_map(scores: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def class_map(scores: Tensor) -> Tensor:
     classes, height, width = scores.shape
     if not scores.is_cpu or classes > 256 or not scores.numel():
         return scores.argmax(0, keepdim=True)
-    found = torch.empty(1, height, width, dtype=torch.int64)
+    classes_map = torch.empty(1, height, width, dtype=torch.int64)
     step = max(1, _BLOCK // width)
     for start in range(0, height, step):
         block = scores.detach()[:, start : start + step]
@@ -146,20 +146,20 @@ def class_map(scores: Tensor) -> Tensor:
             torch.gt(block[i], best, out=better)
             torch.maximum(index, better.view(torch.uint8) * i, out=index)
             torch.maximum(best, block[i], out=best)
-        nan = best.isnan().any()  # which is above all to argmax and above nothing to gt
-        found[0, start : start + step] = block.argmax(0) if nan else index
-    return found
+        has_nan = best.isnan().any()  # NaN is the largest value to argmax, and to gt never larger
+        classes_map[0, start : start + step] = block.argmax(0) if has_nan else index
+    return classes_map
 
 
 class SegmentorInference:
-    """Inference for a segmentor of MMSegmentation, which comes after it among the bases.
+    """Mixin: faster inference for a segmentor of MMSegmentation; comes before it in the bases.
 
-    Results from finite logits are those of MMSegmentation to the bit, where `window_batch` is 1.
+    With `window_batch` 1, results from finite logits equal those of MMSegmentation bit by bit.
 
     Args:
         test_cfg: `mode`, 'whole' or 'slide'; for the latter `crop_size` and `stride`, each (height,
             width), and `window_batch`, see `Sliding`.
-        **kwargs: of the segmentor.
+        **kwargs: arguments of the segmentor.
 
     Raises:
         ValueError: a value of test_cfg that is not allowed or missing.
@@ -173,7 +173,7 @@ class SegmentorInference:
         """The logits of images, (N, C, H, W) -> (N, out_channels, H, W)."""
 
         def network(crops: Tensor) -> Tensor:
-            # heads resize to a torch.Size; it is that of the window, in metas of their own
+            # heads resize to `img_shape`, here a torch.Size, that of the window
             metas = [dict(meta, img_shape=crops.shape[2:]) for meta in batch_img_metas]
             return self.encode_decode(crops, metas * (len(crops) // len(inputs)))
 
@@ -182,7 +182,7 @@ class SegmentorInference:
     def postprocess_result(
         self, seg_logits: Tensor, data_samples: list[SegDataSample] | None = None
     ) -> list[SegDataSample]:
-        """Put the logits of images, at their first size, and their classes into samples."""
+        """Put logits, in the original size of images, and classes into samples."""
         if data_samples is None:
             data_samples = [SegDataSample() for _ in seg_logits]
         for logits, sample in zip(seg_logits, data_samples, strict=True):
@@ -192,8 +192,8 @@ class SegmentorInference:
             else:
                 logits = logits.sigmoid()
                 classes = (logits > self.decode_head.threshold).to(logits)
-            found = dict(seg_logits=PixelData(data=logits), pred_sem_seg=PixelData(data=classes))
-            sample.set_data(found)
+            data = dict(seg_logits=PixelData(data=logits), pred_sem_seg=PixelData(data=classes))
+            sample.set_data(data)
         return data_samples
 
     def _restore(self, logits: Tensor, meta: dict) -> Tensor:
@@ -206,8 +206,8 @@ class SegmentorInference:
             logits = logits.flip(_FLIPS[meta['flip_direction']])
         size = tuple(meta.get('ori_shape', logits.shape[1:]))
         if size != tuple(logits.shape[1:]):
-            how = dict(mode='bilinear', align_corners=self.align_corners, warning=False)
-            return resize(logits[None], size=size, **how)[0]
+            options = dict(mode='bilinear', align_corners=self.align_corners, warning=False)
+            return resize(logits[None], size=size, **options)[0]
         if logits.untyped_storage().nbytes() > logits.numel() * logits.element_size():
-            return logits.clone()  # a part of a batch would keep all of it
+            return logits.clone()  # a view would keep the whole batch alive
         return logits

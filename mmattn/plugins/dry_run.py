@@ -32,7 +32,7 @@ _NEEDS_VALUES = (
     _NeedsValues,
 )
 TESTING = (1000, 100)  # boxes per image that box heads and mask heads see in testing
-_TRAINING = (512, 128)  # the same in training, where the config does not say
+_TRAINING = (512, 128)  # the same in training, by default
 
 
 @dataclass

@@ -17,7 +17,7 @@ class RunPlugins:
         place: where they act, in words.
 
     Attributes:
-        names: of the plugins among the host's children.
+        names: names of the plugins among the host's children.
     """
 
     def __init__(self, host: nn.Module, place: str) -> None:

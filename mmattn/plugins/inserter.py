@@ -29,7 +29,7 @@ class PluginInserter:
     Args:
         model: the network.
         plugin: the dict, see `insert`.
-        index: of the dict in its list, for messages.
+        index: position of the dict in its list, for messages.
 
     Attributes:
         place: the key that names the place: 'position', 'at' or 'replace'.
@@ -254,7 +254,7 @@ class PluginInserter:
                     'in_channels in its cfg'
                 )
             cfg['in_channels'] = channels
-        limits = getattr(self.cls, 'limits', {})  # in some classes a property of the instance
+        limits = getattr(self.cls, 'limits', {})  # a property in some classes
         reason = limits.get('plugin') if isinstance(limits, dict) else None
         if reason and self.place != 'replace':
             self.fail(f'cannot be inserted after {path}: {reason}')

@@ -17,7 +17,7 @@ def abbreviation(cls: type[nn.Module]) -> str:
 def free_attribute(owner: nn.Module, name: str) -> str:
     """`name`, or else `name_2`, `name_3`, ...: the first that is no attribute other than a module.
 
-    A module of that name is not passed over: two plugins of one name are the user's to tell apart.
+    The name of a module is returned as it is: two plugins of one name need a `postfix`.
     """
     candidates = chain([name], (f'{name}_{number}' for number in count(2)))
     return next(
@@ -32,7 +32,7 @@ def last_conv(block: nn.Module) -> int:
 
 
 def out_channels(module: nn.Module) -> int | None:
-    """Channels of the map that a module returns; None where its class does not tell."""
+    """Channels of the map that a module returns; None if its class does not tell."""
     for name in 'out_channels', 'num_features', 'num_channels':  # convolutions, norms
         if isinstance(getattr(module, name, None), int):
             return getattr(module, name)

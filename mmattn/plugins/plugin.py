@@ -11,7 +11,7 @@ class Plugin:
     """A block in its place; an attribute of the block, `block.plugin`.
 
     Attributes:
-        index: of the plugin dict in the list that was given to `insert`.
+        index: position of its plugin dict in the list that was given to `insert`.
         place: where it acts, in words, e.g. 'after backbone.layer1.0.bn3'.
         trainable: whether it learns in a frozen stage and its norms update under `norm_eval`; the
             key `learn` of the dict.

@@ -25,10 +25,10 @@ class BlockRow:
     """One block in its place.
 
     Attributes:
-        path: of the block; its state-dict keys start with it.
+        path: path of the block; its state-dict keys start with it.
         type: name of its class.
         place: where it acts, e.g. 'after backbone.layer1.0.bn3'; '' if `insert` did not put it.
-        channels: of its input; None if it has no `in_channels`.
+        channels: channels of its input; None if it has no `in_channels`.
         parameters: number of its weights, frozen ones included.
         frozen: whether none of its parameters takes a gradient in training.
         norm_eval: whether it has batch norms that do not update in training.
@@ -60,9 +60,9 @@ class BlockReport:
     Attributes:
         rows: one per block, in the order of the network's modules.
         size: height and width of the image, in pixels, that maps and MACs are given for.
-        parameters: of the whole network.
-        macs: of the whole network, with 1000 proposals and 100 detections in the heads; None if
-            the dry run failed.
+        parameters: number of weights of the whole network.
+        macs: MACs of the whole network, with 1000 proposals and 100 detections in the heads; None
+            if the dry run failed.
         warnings: sentences, each with its remedy.
     """
 

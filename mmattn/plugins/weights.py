@@ -14,7 +14,8 @@ _WEIGHT_FACTORS = {'ModulatedDeformConv2dPack': 2.0}
 def adapt_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of the plain network under the keys of the network with replacements.
 
-    Every loader does the same through a hook of the replacement; this tells the result beforehand.
+    Every loader does the same through a hook of the replacement; this returns the result without
+    loading it.
 
     Args:
         model: a network that may have plugins with `replace`.

@@ -1,4 +1,4 @@
-"""Image, truth and prediction side by side, above a legend."""
+"""Pictures that compare image, ground truth and prediction, with a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from .text import draw_text, legible, text_width
 
 _GAP = 6  # pixels between panels
 _LINE = 22  # pixels per line of text
-_MIN_WIDTH = 320  # pixels a panel is enlarged to, so that the words fit
-_MAX_SIDE = 2000  # pixels; a picture of a few columns would become a tower
-_NARROW = 64  # pixels; what is narrower gets a margin, so that the legend can be seen
+_MIN_WIDTH = 320  # pixels; narrower panels are enlarged, so that the titles fit
+_MAX_SIDE = 2000  # pixels; panels are not enlarged beyond it, however narrow they are
+_MIN_LEGEND = 64  # pixels; narrower pictures get a margin, so that the legend is visible
 
 
 def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """(H, W) class indices -> (H, W, 3) uint8 BGR; what is no class, such as 255, is black."""
+    """(H, W) class indices -> (H, W, 3) uint8 BGR; other values, such as 255, are black."""
     count = len(palette)
     table = np.zeros((max(256, count + 1), 3), np.uint8)
     table[:count] = np.asarray(palette, np.uint8)[:, ::-1]
@@ -83,17 +83,17 @@ def compare_objects(
 
     Args:
         image: (H, W, 3) uint8 BGR.
-        truth, prediction: objects in it.
+        truth, prediction: objects in the image.
         classes, palette: names and RGB colours of the class indices.
 
     Returns:
         (H', W', 3) uint8 BGR.
     """
-    found = {'prediction': prediction}
+    shown = {'prediction': prediction}
     if truth is not None:
-        found = {'truth': truth} | found
-    panels = {name: draw_objects(image, objects, palette) for name, objects in found.items()}
-    present = np.unique(np.concatenate([objects.labels for objects in found.values()]))
+        shown = {'truth': truth} | shown
+    panels = {name: draw_objects(image, objects, palette) for name, objects in shown.items()}
+    present = np.unique(np.concatenate([objects.labels for objects in shown.values()]))
     return side_by_side(panels, present, classes, palette)
 
 
@@ -107,7 +107,7 @@ def side_by_side(
 
     Args:
         panels: (H, W, 3) uint8 BGR each; '' for no title.
-        present: class indices; one that is no class is named 'ignored'.
+        present: class indices for the legend; one that is no class is named 'ignored'.
         classes, palette: names and RGB colours of the class indices.
 
     Returns:
@@ -121,14 +121,14 @@ def side_by_side(
         gap = np.full((top + panel.shape[0], _GAP, 3), 255, np.uint8)
         columns += [np.vstack([title, panel]), gap]
     body = np.hstack(columns[:-1])
-    margin = _NARROW - body.shape[1]
+    margin = _MIN_LEGEND - body.shape[1]
     if margin > 0:
         body = np.pad(body, ((0, 0), (0, margin), (0, 0)), constant_values=255)
     return np.vstack([body, _legend(body.shape[1], present, classes, palette)])
 
 
 def _legend(width: int, present: np.ndarray, classes, palette) -> np.ndarray:
-    """Swatch and name of each class that occurs, in as many lines as it takes."""
+    """Swatch and name of each class that is present, in as many lines as needed."""
     known = [int(i) for i in present if 0 <= i < len(classes)]
     entries = [(legible(classes[i], i), palette[i][::-1]) for i in known]
     if len(known) < len(present):
@@ -156,7 +156,7 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise WriteError(f'cannot write {path}: {why}.') from error
+        reason = (error.strerror or str(error)).lower()
+        raise WriteError(f'cannot write {path}: {reason}.') from error
     if not cv2.imwrite(str(path), picture):
         raise WriteError(f'cannot write {path}. Check the folder and the free space.')

@@ -1,11 +1,11 @@
-"""The course of a training run as one picture: losses and validation metric by iteration."""
+"""Training curves: losses and validation metric by iteration."""
 
 import json
 from pathlib import Path
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
-    """name -> {iteration: value} from the logs of a run, resumed ones included; the latest wins."""
+    """name -> {iteration: value} from all logs of a run; later logs override earlier ones."""
     scalars: dict[str, dict[int, float]] = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():
@@ -18,7 +18,7 @@ def read_scalars(work_dir: str | Path) -> dict[str, dict[int, float]]:
 
 
 def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
-    """Draw `curves.png` into `work_dir`; None if nothing was logged yet."""
+    """Draw `curves.png` into `work_dir` and return its path; None if nothing was logged yet."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     scalars = read_scalars(work_dir)
@@ -33,7 +33,7 @@ def plot_curves(work_dir: str | Path, metric: str = 'mIoU') -> Path | None:
     if losses:
         top.legend()
     if metric in scalars:
-        unit = 100 if metric.startswith('coco/') else 1  # COCO's figures are fractions
+        unit = 100 if metric.startswith('coco/') else 1  # COCO metrics are fractions
         values = {step: unit * value for step, value in scalars[metric].items()}
         bottom.plot(list(values), list(values.values()), marker='o', color='tab:green')
         for step, value in values.items():

@@ -1,4 +1,4 @@
-"""One self-contained page that shows where the attention of a network looks on an image."""
+"""One self-contained HTML page with the attention maps of a network on an image."""
 
 import json
 from pathlib import Path
@@ -8,39 +8,39 @@ from matplotlib import colormaps
 
 from mmattn.errors import WriteError
 
-from .panels import _HEAT, _SIGNED, Seen, jpeg
+from .panels import HEAT_COLOURS, SIGNED_COLOURS, BlockViews, jpeg
 
 _TEMPLATE = Path(__file__).with_name('html_page.html')
 
 
 def write_page(
     path: str | Path,
-    seen: list[Seen],
+    blocks: list[BlockViews],
     image: np.ndarray,
     *,
     title: str,
     about: str,
     query: tuple[float, float] = (0.5, 0.5),
 ) -> None:
-    """Write the page: HTML with all pictures and numbers inside, which needs no network.
+    """Write the page: HTML with all pictures and numbers inside, which needs no server.
 
     Args:
-        path: of the file.
-        seen: the blocks and their views.
+        path: path of the HTML file.
+        blocks: the blocks and their views.
         image: (H, W, 3) uint8 BGR that the network saw.
         title, about: the heading and the line below it.
-        query: row and column as fractions, where the cross is at first.
+        query: initial position of the cross, row and column as fractions.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: the file cannot be written.
     """
-    blocks = [
+    block_data = [
         dict(
             path=block.path,
             type=block.type,
             views=[dict(view.data, name=view.name, kind=view.kind) for view in block.views],
         )
-        for block in seen
+        for block in blocks
     ]
     height, width = image.shape[:2]
     content = dict(
@@ -50,11 +50,11 @@ def write_page(
         width=width,
         height=height,
         image=jpeg(image),
-        heat=_table(_HEAT),
-        signed=_table(_SIGNED),
-        blocks=blocks,
+        heat=_table(HEAT_COLOURS),
+        signed=_table(SIGNED_COLOURS),
+        blocks=block_data,
     )
-    text = json.dumps(content, separators=(',', ':')).replace('<', '\\u003c')  # no end of script
+    text = json.dumps(content, separators=(',', ':')).replace('<', '\\u003c')  # no </script>
     page = _TEMPLATE.read_text(encoding='utf-8').replace('__DATA__', text)
     try:
         Path(path).write_text(page, encoding='utf-8')
@@ -65,5 +65,5 @@ def write_page(
 
 
 def _table(name: str) -> list[list[int]]:
-    """256 RGB colours."""
+    """256 RGB colours of a matplotlib colour map."""
     return colormaps[name](np.arange(256), bytes=True)[:, :3].tolist()

@@ -11,8 +11,8 @@ from .palette import palette_of as palette_of
 if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 
-LEAST = 640  # pixels that the longer side of a picture is enlarged to, so that lines stay thin
-_FILL = 0.4  # opacity of masks
+MIN_SIDE = 640  # pixels; pictures whose longer side is shorter are enlarged, for thin lines
+_MASK_OPACITY = 0.4
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -22,8 +22,8 @@ class Objects(NamedTuple):
     Attributes:
         boxes: (K, 4) x1, y1, x2, y2 in pixels.
         labels: (K,) class indices.
-        scores: (K,) from 0 to 1; None of what is true.
-        masks: (K, H, W) bool; None where there are boxes alone.
+        scores: (K,) from 0 to 1; None for ground truth.
+        masks: (K, H, W) bool; None without masks.
     """
 
     boxes: np.ndarray
@@ -32,25 +32,26 @@ class Objects(NamedTuple):
     masks: np.ndarray | None
 
     @classmethod
-    def of(cls, found: 'InstanceData', least: float = 0.0) -> 'Objects':
-        """mmdet's instances, predicted ones with a score of `least` or more, as arrays."""
-        boxes = getattr(found.bboxes, 'tensor', found.bboxes).cpu().numpy()
-        labels, scores = found.labels.cpu().numpy(), found.get('scores')
-        masks = found.get('masks')
+    def from_instances(cls, instances: 'InstanceData', min_score: float = 0.0) -> 'Objects':
+        """mmdet's instances as arrays; predicted ones from `min_score` on, the highest first."""
+        boxes = getattr(instances.bboxes, 'tensor', instances.bboxes).cpu().numpy()
+        labels, scores = instances.labels.cpu().numpy(), instances.get('scores')
+        masks = instances.get('masks')
         if masks is not None:  # a tensor, or mmdet's bitmaps or polygons
             masks = masks.cpu().numpy() if hasattr(masks, 'cpu') else masks.to_ndarray()
             masks = masks.astype(bool, copy=False)
         if scores is None:
             return cls(boxes, labels, None, masks)
         scores = scores.cpu().numpy()
-        kept = np.flatnonzero(scores >= least)
-        kept = kept[np.argsort(-scores[kept], kind='stable')]
-        return cls(boxes[kept], labels[kept], scores[kept], None if masks is None else masks[kept])
+        order = np.flatnonzero(scores >= min_score)
+        order = order[np.argsort(-scores[order], kind='stable')]
+        masks = None if masks is None else masks[order]
+        return cls(boxes[order], labels[order], scores[order], masks)
 
 
-def enlargement(image: np.ndarray, least: int = LEAST) -> float:
-    """How many times a small picture is enlarged, from 1 on, before anything is drawn on it."""
-    return max(1.0, least / max(image.shape[:2]))
+def enlargement(image: np.ndarray, min_side: int = MIN_SIDE) -> float:
+    """Factor, from 1, by which a small picture is enlarged before anything is drawn on it."""
+    return max(1.0, min_side / max(image.shape[:2]))
 
 
 def draw_objects(
@@ -58,16 +59,16 @@ def draw_objects(
 ) -> np.ndarray:
     """Draw each object in the colour of its class, with its score in percent.
 
-    Masks are filled and have an outline, by which neighbours are told apart. No class names, which
-    would cover what they name: they belong into a legend. Later objects lie below earlier ones.
+    Masks are filled and outlined. Class names belong into a legend, as they would cover objects.
+    Later objects lie below earlier ones.
 
     Args:
         image: (H, W, 3) uint8 BGR; unchanged.
-        objects: what is drawn.
+        objects: the objects.
         palette: RGB colours of the classes.
 
     Returns:
-        (s H, s W, 3) uint8 BGR, s of `enlargement`.
+        (s H, s W, 3) uint8 BGR, s = `enlargement(image)`.
     """
     boxes, labels, scores, masks = objects
     scale = enlargement(image)
@@ -94,7 +95,7 @@ def _draw_mask(picture, mask, scale, colour, thick) -> None:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return
-    (y1, y2), (x1, x2) = ((one[0], one[-1] + 1) for one in (rows, columns))
+    (y1, y2), (x1, x2) = ((index[0], index[-1] + 1) for index in (rows, columns))
     inside = mask[y1:y2, x1:x2].astype(np.uint8)
     top, left = round(y1 * scale), round(x1 * scale)
     height, width = round(y2 * scale) - top, round(x2 * scale) - left
@@ -102,13 +103,14 @@ def _draw_mask(picture, mask, scale, colour, thick) -> None:
         inside = cv2.resize(inside, (width, height), interpolation=cv2.INTER_NEAREST)
     part = picture[top : top + height, left : left + width]
     chosen = inside[: part.shape[0], : part.shape[1]] > 0
-    part[chosen] = (part[chosen] * (1 - _FILL) + np.array(colour) * _FILL).astype(np.uint8)
+    blend = part[chosen] * (1 - _MASK_OPACITY) + np.array(colour) * _MASK_OPACITY
+    part[chosen] = blend.astype(np.uint8)
     lines = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
     cv2.drawContours(picture, lines, -1, colour, thick, cv2.LINE_AA, offset=(left, top))
 
 
 def _write(picture, text, box, colour, size) -> None:
-    """Write a word on a patch of the colour, above the upper left corner where there is room."""
+    """Draw a text on a patch of the colour, above the upper left corner if there is room."""
     size = max(0.35, size)
     (width, height), below = cv2.getTextSize(text, _FONT, size, 1)
     x = min(max(0, int(box[0])), picture.shape[1] - width - 2)

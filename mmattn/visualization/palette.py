@@ -1,4 +1,4 @@
-"""Colours of classes: those that a data set names, and as many more as there are classes."""
+"""Colours of classes: the palette of a data set, extended to all its classes."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,30 +7,31 @@ import numpy as np
 
 from mmattn.errors import UsageError
 
-_TAKEN = ((0, 0, 0), (255, 255, 255))  # what is ignored, and the paper of legends
-_STEPS = np.linspace(0, 255, 16).round().astype(int)  # of each of red, green and blue
+_RESERVED = ((0, 0, 0), (255, 255, 255))  # ignored pixels, and the background of legends
+_LEVELS = np.linspace(0, 255, 16).round().astype(int)  # candidates of red, green and blue
 
 
 def palette_of(meta: dict) -> list[tuple[int, int, int]]:
     """RGB colours of the classes of a data set, one for each.
 
-    Its own palette may be lists, tuples or an array; one that is too short is filled up with
-    colours that differ most from all before, as is one that is not there.
+    Its `palette` may be lists, tuples, an array, or a name that mmdet knows. A palette that is
+    missing or too short is extended by colours that differ most from those before.
 
     Args:
-        meta: `classes`, and maybe `palette`.
+        meta: metainfo with `classes`, and optionally `palette`.
 
     Raises:
-        UsageError: the palette is something else.
+        UsageError: an invalid palette.
     """
     count, palette = len(meta['classes']), meta.get('palette')
     if isinstance(palette, str):
         palette = _named(palette, count)
-    own = [] if palette is None else _colours(palette)
-    own = own * count if np.ndim(palette) == 1 and len(own) == 1 else own  # one colour for all
-    if len(own) >= count:
-        return own
-    return [*own, *distinct_colours(count - len(own), tuple(own))]
+    colours = [] if palette is None else _colours(palette)
+    if np.ndim(palette) == 1 and len(colours) == 1:  # one colour for all
+        colours = colours * count
+    if len(colours) >= count:
+        return colours
+    return [*colours, *distinct_colours(count - len(colours), tuple(colours))]
 
 
 def _named(name: str, count: int) -> list | None:
@@ -52,10 +53,10 @@ def _colours(palette: Sequence | np.ndarray) -> list[tuple[int, int, int]]:
     try:
         values = np.asarray(palette)
         values = values[None] if values.ndim == 1 and values.size == 3 else values
-        whole = values.size == 0 or (values.dtype.kind in 'iuf' and (values % 1 == 0).all())
+        is_whole = values.size == 0 or (values.dtype.kind in 'iuf' and (values % 1 == 0).all())
     except ValueError:  # colours of different lengths
-        whole = False
-    if not whole or (values.size and (values.ndim != 2 or values.shape[1] != 3)):
+        is_whole = False
+    if not is_whole or (values.size and (values.ndim != 2 or values.shape[1] != 3)):
         raise UsageError(
             f'metainfo palette={_short(palette)}: allowed are colours of three whole numbers, red, '
             'green and blue.'
@@ -77,19 +78,19 @@ def _short(palette: Sequence | np.ndarray) -> str:
 def distinct_colours(
     count: int, taken: tuple[tuple[int, int, int], ...] = ()
 ) -> tuple[tuple[int, int, int], ...]:
-    """So many colours, each as far as can be from those before it, from black and from white.
+    """`count` colours, each as far as possible from those before it, from black and from white.
 
     Args:
-        count: how many; up to 4000 differ from each other.
-        taken: colours that there are already.
+        count: number of colours; up to 4000 differ from each other.
+        taken: colours that are in use.
     """
-    grid = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS, indexing='ij'), -1).reshape(-1, 3)
+    grid = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing='ij'), -1).reshape(-1, 3)
     nearest = np.full(len(grid), np.inf)
-    for colour in (*_TAKEN, *taken):
+    for colour in (*_RESERVED, *taken):
         nearest = np.minimum(nearest, np.square(grid - np.array(colour)).sum(1))
-    found = []
+    colours = []
     for _ in range(count):
         colour = grid[nearest.argmax()]
-        found.append(tuple(colour.tolist()))
+        colours.append(tuple(colour.tolist()))
         nearest = np.minimum(nearest, np.square(grid - colour).sum(1))
-    return tuple(found)
+    return tuple(colours)

@@ -1,4 +1,4 @@
-"""Recording the attention that blocks used, while a model runs as it always does."""
+"""Record the attention maps of blocks while a model runs unchanged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,38 +24,37 @@ def record(
         maps['backbone.layer1.0.cbam']['channel'][0]  # (N, C)
 
     Args:
-        model: any module that has blocks of mmattn below it, or is one.
-        queries: for pairwise blocks, the places whose maps are computed: row and column as
-            fractions of height and width, from 0 to below 1, so that they mean the same place in
-            maps of any size.
+        model: any module that contains blocks of mmattn, or is one.
+        queries: for pairwise blocks, the positions whose maps are computed: row and column as
+            fractions of height and width, from 0 to below 1, for maps of any size.
 
     Yields:
-        a dict that fills as the model runs: path of the block ('' for the model itself) -> name of
-        the map -> one tensor per use, detached, in the order of use. Gates: 'channel' (N, C),
+        a dict that is filled as the model runs: path of the block ('' for the model itself) -> name
+        of the map -> one tensor per use, detached, in the order of use. Gates: 'channel' (N, C),
         'spatial' (N, 1, H, W), 'group' (N, G, H, W), 'mask' (N, C, H, W); BAM, which adds before
         the sigmoid, has 'channel logits' and 'spatial logits'; `ShuffleAttention` has C / 2 of
         them in both. Weights that sum to 1: 'context' (N, 1, H, W), 'branches' (N, branches, C).
-        Factors of the values: 'pairwise' (N, Q, h, w), with pooled keys (N, Q, S), and
+        Weights of the values: 'pairwise' (N, Q, h, w), with pooled keys (N, Q, S), and
         'channel pairs' (N, C, C). 'theta' (N, 2, 3) of the spatial transformer.
 
     Raises:
-        ValueError: no block in the model; no query, or one outside of its range; the model is being
-            recorded already.
+        ValueError: no block in the model; no query, or one out of range; the model is already
+            being recorded.
     """
-    places = [(float(row), float(column)) for row, column in queries]
-    if not places or not all(0 <= value < 1 for place in places for value in place):
+    positions = [(float(row), float(column)) for row, column in queries]
+    if not positions or not all(0 <= value < 1 for pair in positions for value in pair):
         raise ValueError(f'record: queries={list(queries)}, allowed (row, column) in [0, 1), some')
     maps: dict[str, dict[str, list[Tensor]]] = {}
 
-    def keep(use: Use) -> None:
+    def store(use: Use) -> None:
         result = use.result
         if use.by is not None:
             with torch.no_grad():
-                result = use.by(_positions(places, use.args[0]), *use.args)
+                result = use.by(_indices(positions, use.args[0]), *use.args)
         uses = maps.setdefault(use.path, {}).setdefault(use.name, [])
         uses.append(result.detach().clone())
 
-    with watching(model, keep):
+    with watching(model, store):
         yield maps
 
 
@@ -63,12 +62,12 @@ class Use(NamedTuple):
     """One use of the attention of a block.
 
     Attributes:
-        path: of the block in the model.
-        block: itself.
-        name: of the map, as in `record`.
-        result: the map; of a method that has `by`, whatever it returns.
-        by: queries, *args -> the map for chosen queries; None where the result is the map.
-        args: of the method.
+        path: path of the block in the model.
+        block: the block.
+        name: name of the map, as in `record`.
+        result: the map; if there is `by`, what the recorded method returned.
+        by: (queries, *args) -> the map for given queries; None if the result is the map.
+        args: arguments of the recorded method.
     """
 
     path: str
@@ -86,27 +85,27 @@ def watching(model: nn.Module, watch: Callable[[Use], None]) -> Iterator[None]:
     Raises:
         ValueError: no block in the model; it is being watched already.
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, AttentionBlock)}
-    if not found:
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, AttentionBlock)}
+    if not blocks:
         raise ValueError(f'record: no block of mmattn in {type(model).__name__}')
-    if any(block._recorder is not None for block in found.values()):
+    if any(block._recorder is not None for block in blocks.values()):
         raise ValueError(f'record: {type(model).__name__} is being recorded already')
-    paths = {id(block): name for name, block in found.items()}
+    paths = {id(block): name for name, block in blocks.items()}
 
-    def tell(block: AttentionBlock, *use) -> None:
+    def notify(block: AttentionBlock, *use) -> None:
         watch(Use(paths[id(block)], block, *use))
 
-    for block in found.values():
-        block._recorder = tell
+    for block in blocks.values():
+        block._recorder = notify
     try:
         yield
     finally:
-        for block in found.values():
+        for block in blocks.values():
             del block._recorder
 
 
-def _positions(places: list[tuple[float, float]], like: Tensor) -> Tensor:
-    """Places as fractions -> positions row * W + column in the last two axes of a tensor."""
+def _indices(positions: list[tuple[float, float]], like: Tensor) -> Tensor:
+    """Positions as fractions -> indices row * W + column in the last two axes of a tensor."""
     height, width = like.shape[-2:]
-    at = [int(row * height) * width + int(column * width) for row, column in places]
-    return torch.tensor(at, device=like.device)
+    indices = [int(row * height) * width + int(column * width) for row, column in positions]
+    return torch.tensor(indices, device=like.device)

@@ -1,4 +1,4 @@
-"""Words on pictures in any script that a font on this machine has."""
+"""Text on pictures in any script that an installed font covers."""
 
 import logging
 import unicodedata
@@ -15,17 +15,17 @@ from PIL import Image, ImageDraw, ImageFont
 from mmattn.errors import printable
 
 SIZE = 12  # pixels
-DEJAVU = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'  # comes with it
+DEJAVU = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'
 
 _warned: set[str] = set()
 
 
 def draw_text(picture: np.ndarray, text: str, at: tuple[int, int]) -> None:
-    """Write black words into a picture.
+    """Draw black text into a picture.
 
     Args:
         picture: (H, W, 3) uint8; changed.
-        text: characters that `missing` does not have.
+        text: characters outside `missing` only.
         at: left end of the base line, x and y in pixels.
     """
     image = Image.fromarray(picture)
@@ -39,26 +39,26 @@ def draw_text(picture: np.ndarray, text: str, at: tuple[int, int]) -> None:
 
 
 def text_width(text: str) -> int:
-    """Pixels that words are wide."""
+    """Width of a text in pixels."""
     return -int(-sum(_loaded(path).getlength(part) for path, part in _runs(text)) // 1)
 
 
 def legible(name: str, index: int) -> str:
     """The name of a class in characters that can be drawn.
 
-    Where no font has them, its number and the name in escapes, such as `0 \\u7ea2`; that is said
+    If no font has them, its index and the name in escapes, such as `0 \\u7ea2`, with a warning
     once.
     """
     name = printable(unicodedata.normalize('NFC', str(name)))
-    lost = missing(name)
-    if not lost:
+    undrawable = missing(name)
+    if not undrawable:
         return name
-    shown = ''.join(c.encode('unicode_escape').decode() if c in lost else c for c in name)
+    shown = ''.join(c.encode('unicode_escape').decode() if c in undrawable else c for c in name)
     shown = f'{index} {shown}'
     if name not in _warned:
         _warned.add(name)
         print_log(
-            f'no font here has the characters {"".join(sorted(lost))} of the class {name}: '
+            f'no font here has the characters {"".join(sorted(undrawable))} of the class {name}: '
             f'pictures have {shown}. Install a font that has them.',
             logger='current',
             level=logging.WARNING,
@@ -72,7 +72,7 @@ def missing(text: str) -> set[str]:
 
 
 def _runs(text: str) -> list[tuple[str, str]]:
-    """A text in parts, each with the font that has its characters."""
+    """A text in parts, each with the path of a font that has its characters."""
     runs: list[tuple[str, str]] = []
     for c in text:
         path = _font(c) or str(DEJAVU)
@@ -85,7 +85,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=4096)
 def _font(c: str) -> str | None:
-    """The first font that has a character: DejaVu Sans, else one of the system."""
+    """Path of a font that has a character: DejaVu Sans, else one of the system, or None."""
     if _has(str(DEJAVU), c):
         return str(DEJAVU)
     return next((path for path in _system_fonts() if _has(path, c)), None)
@@ -104,7 +104,7 @@ def _has(path: str, c: str) -> bool:
 @cache
 def _face(path: str) -> FT2Font | None:
     try:
-        _loaded(path)  # some cannot be drawn at any size
+        _loaded(path)  # some fonts cannot be drawn at this size
         return FT2Font(path)
     except (OSError, RuntimeError, ValueError):
         return None

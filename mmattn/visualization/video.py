@@ -1,4 +1,4 @@
-"""Writing a video so that every frame is in it."""
+"""Write videos, checking that no frame is lost."""
 
 import math
 from pathlib import Path
@@ -8,19 +8,18 @@ import numpy as np
 
 from mmattn.errors import WriteError
 
-_RATES = (0.1, 240.0)  # frames a second that are believed; else 25
+_RATES = (0.1, 240.0)  # plausible frames per second; otherwise 25
 
 
 class VideoWriter:
-    """An MP4 of pictures, of which each must arrive: OpenCV itself drops them without a word.
+    """An MP4 file whose frames are counted on closing: OpenCV drops frames silently.
 
     Args:
-        path: of the file; its folder is made.
-        rate: frames a second.
+        path: path of the file; its folder is created.
+        rate: frames per second.
 
     Raises:
-        WriteError: the file cannot be made, on the first frame; frames are missing in it, on
-            closing.
+        WriteError: on the first frame, the file cannot be created; on closing, frames are missing.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -30,7 +29,7 @@ class VideoWriter:
         self.frames, self.size, self.writer = 0, None, None
 
     def write(self, picture: np.ndarray) -> None:
-        """Add an (H, W, 3) uint8 BGR picture; one of another size is fitted into the first's."""
+        """Add an (H, W, 3) uint8 BGR picture; another size than the first is fitted into it."""
         if self.writer is None:
             self.size = (
                 picture.shape[1] + picture.shape[1] % 2,
@@ -44,28 +43,28 @@ class VideoWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise WriteError(f'cannot write {self.path}: {why}.') from error
+            reason = (error.strerror or str(error)).lower()
+            raise WriteError(f'cannot write {self.path}: {reason}.') from error
         codec = cv2.VideoWriter.fourcc(*'mp4v')
         self.writer = cv2.VideoWriter(str(self.path), codec, self.rate, self.size)
         if not self.writer.isOpened():
             raise WriteError(f'cannot write {self.path}. Check the folder and the free space.')
 
     def close(self, check: bool = True) -> None:
-        """End the file and count what is in it."""
+        """Close the file and count its frames."""
         if self.writer is None:
             return
         self.writer.release()
         self.writer = None
-        if check and (there := count_frames(self.path)) != self.frames:
+        if check and (written := count_frames(self.path)) != self.frames:
             raise WriteError(
-                f'cannot write {self.path}: {there} of {self.frames} frames are in it. Check the '
+                f'cannot write {self.path}: {written} of {self.frames} frames are in it. Check the '
                 'free space.'
             )
 
 
 def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture in a frame of a width and height: made smaller if it must be, the rest white."""
+    """A picture fitted into a size (width, height): shrunk if it is larger, padded with white."""
     width, height = size
     scale = min(1.0, width / picture.shape[1], height / picture.shape[0])
     if scale < 1:

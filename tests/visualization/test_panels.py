@@ -48,9 +48,11 @@ def test_every_block_has_views(name):
     cls = contract.registered()[name]
     block = randomise(cls.build(**cls.examples[0])).eval()
     inputs = [torch.randn(shape) for shape in block.input_shapes(1, *SIZE)]
-    (seen,) = [one for one in collect(block, *inputs).seen(IMAGE) if one.path == ''] or [None]
+    (seen,) = [one for one in collect(block, *inputs).block_views(IMAGE) if one.path == ''] or [
+        None
+    ]
     if seen is None:  # attention of blocks inside it
-        seen = collect(block, *inputs).seen(IMAGE)[0]
+        seen = collect(block, *inputs).block_views(IMAGE)[0]
     assert seen.views
     for view in seen.views:
         assert view.picture.dtype == np.uint8 and view.picture.ndim == 3
@@ -60,7 +62,7 @@ def test_every_block_has_views(name):
 def test_rounds_compose_as_their_matrices():
     block = randomise(CrissCrossAttention(16, recurrence=2)).double().eval()
     collector = collect(block, torch.randn(1, 16, 5, 7, dtype=torch.float64))
-    one, two = [pairs for _, _, pairs in collector.kept]
+    one, two = [pairs for _, _, pairs in collector.records]
     every = torch.arange(35)
     first, second = (pairs.weights(every)[0].flatten(1) for pairs in (one, two))  # (P, P)
     found = composed([one, two], (0.5, 0.5))
@@ -82,7 +84,7 @@ def test_pooled_weights_are_spread_over_what_the_keys_are_means_of(size):
 
 def test_pairs_are_thinned_until_they_fit():
     block = PAM(16, 4).eval()
-    (_, _, pairs) = collect(block, torch.randn(1, 16, 20, 30)).kept[0]
+    (_, _, pairs) = collect(block, torch.randn(1, 16, 20, 30)).records[0]
     kept, step = thinned(pairs, 2 * 2 * 4 * 20 * 30)
     assert step == 1 and kept.q.shape == pairs.q.shape
     kept, step = thinned(pairs, 2 * 2 * 4 * 20 * 30 - 1)
@@ -93,7 +95,7 @@ def test_pairs_are_thinned_until_they_fit():
 def test_a_gaussian_keeps_its_map_once():
     block = NonLocal2d(16, mode='gaussian').eval()
     collector = collect(block, torch.randn(1, 16, 4, 4))
-    (view,) = collector.seen(IMAGE)[0].views
+    (view,) = collector.block_views(IMAGE)[0].views
     assert 'k' not in view.data['rounds'][0]
 
 
@@ -106,7 +108,7 @@ def test_heat_is_low_to_high():
 
 def test_a_transformer_shows_where_it_samples():
     block = SpatialTransformer(16).eval()
-    (view,) = collect(block, torch.randn(1, 16, 8, 8)).seen(IMAGE)[0].views
+    (view,) = collect(block, torch.randn(1, 16, 8, 8)).block_views(IMAGE)[0].views
     assert view.kind == 'outline' and view.data['points'] == [[0, 0], [1, 0], [1, 1], [0, 1]]
 
 
@@ -120,11 +122,11 @@ def page(tmp_path_factory):
     with torch.no_grad(), watching(model, collector):
         for block in model.values():
             block(x)
-    seen = collector.seen(IMAGE)
+    seen = collector.block_views(IMAGE)
     path = tmp_path_factory.mktemp('page') / 'attention.html'
     write_page(path, seen, IMAGE, title='Attention <of> a test', about='9 blocks')
     rounds: dict[str, list] = {}
-    for name, _, kept in collector.kept:
+    for name, _, kept in collector.records:
         if name in pairwise():
             rounds.setdefault(name, []).append(kept)
     expected = []

@@ -1,8 +1,8 @@
-"""One stage of asymmetric non-local attention: all positions look at pooled keys and values.
+"""Asymmetric non-local attention: all positions attend to pooled keys and values.
 
-What is linear is applied to the few pooled positions instead of to all: the projection of the
-values, that of the output, and the half of the bottleneck that reads the context. The weights of a
-query sum to 1, and so do those of pooling, so biases go along.
+Linear maps are applied to the few pooled positions rather than to all: the projections of values
+and output, and the half of the bottleneck that takes the context. Biases stay correct, as the
+weights of a query, and those of pooling, sum to 1.
 
 Source: Asymmetric Non-local Neural Networks for Semantic Segmentation, ICCV 2019,
     arXiv 1908.07678, eq. 5-8.
@@ -27,13 +27,14 @@ class AsymmetricStage(nn.Module):
     """W_o softmax(q^T pool(k) / sqrt(d)) pool(v), keys as MMSegmentation's `SelfAttentionBlock`.
 
     Args:
-        low_in_channels, high_in_channels: of the map that gives keys and values, and queries.
-        channels: d, of queries, keys and values.
-        out_channels: of the context.
+        low_in_channels: C of the map that gives keys and values.
+        high_in_channels: C of the map that gives queries.
+        channels: d, channels of queries, keys and values.
+        out_channels: channels of the context.
         share_key_query: one projection for both; it is in the state dict under both names.
-        query_scale: queries are max-pooled by it.
-        key_pool_scales: n of the n x n grids of pooled keys and values.
-        conv_cfg, norm_cfg, act_cfg: of the key and query projections.
+        query_scale: factor of the max-pooling of queries.
+        key_pool_scales: n of each n x n grid of pooled keys and values.
+        conv_cfg, norm_cfg, act_cfg: configs of the key and query projections.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class AsymmetricStage(nn.Module):
 
 
 def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
-    """layer(x), with running statistics as after two runs of it, which give the same."""
+    """layer(x), with the running statistics of the norm updated as by two equal runs."""
     norm = layer.norm
     if not isinstance(norm, nn.modules.batchnorm._NormBase):
         if not isinstance(norm, nn.GroupNorm | None):
-            layer(x)  # what it keeps is its own business
+            layer(x)  # an unknown norm may keep statistics of any kind
         return run_folded(layer, x)
     if not (norm.training and norm.track_running_stats):
         return run_folded(layer, x)
@@ -99,7 +100,7 @@ def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
 
 
 class AsymmetricBlock(PairwiseBlock):
-    """What APNB and AFNB share: stages whose contexts are summed, and the 1x1 bottleneck."""
+    """Base of APNB and AFNB: stages whose contexts are summed, and the 1x1 bottleneck."""
 
     kind = 'pairwise, pooled keys'
     share_key_query: bool
@@ -159,7 +160,7 @@ class AsymmetricBlock(PairwiseBlock):
         self.start()
 
     def start(self) -> None:
-        if self.init == 'paper':  # with rho at 0 this would only delay learning
+        if self.init == 'paper':  # with rho = 0 it would only delay learning
             for stage in self.stages:
                 zero(stage.out_project)
 
@@ -176,7 +177,7 @@ class AsymmetricBlock(PairwiseBlock):
         size, context = high.shape[2:], 0
         conv = self.bottleneck.conv
         fold = foldable(conv) and not has_hooks(self.bottleneck)
-        width = conv.in_channels - self.high_in_channels  # of the context
+        width = conv.in_channels - self.high_in_channels  # channels of the context
         for stage in self.stages:
             if min(size) < stage.query_scale:
                 self._check(
@@ -185,8 +186,8 @@ class AsymmetricBlock(PairwiseBlock):
                     f'allowed H, W from {stage.query_scale}',
                 )
             norms = [stage.query_project.norm, stage.key_project.norm, self.bottleneck.norm]
-            for norm, seen in zip(norms, (high, low, high), strict=True):
-                self._check_batch(norm, seen, 'a batch norm')
+            for norm, x in zip(norms, (high, low, high), strict=True):
+                self._check_batch(norm, x, 'a batch norm')
             q, k, v = stage.project(high, low)
             if fold:
                 v = conv.weight[:, :width].flatten(1) @ v

@@ -7,19 +7,19 @@ from mmattn.ops import disable_autocast, upcast
 
 
 def excite(z: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
-    """W2 relu(W1 z + b1) + b2, (N, C) -> (N, C'), in fp32 or wider: it is N vectors, not maps."""
+    """W2 relu(W1 z + b1) + b2, (N, C) -> (N, C'), in fp32 or wider, which is cheap for vectors."""
     with disable_autocast(z):
         return linear_fp32(linear_fp32(z, fc1).relu(), fc2)
 
 
 def linear_fp32(z: Tensor, layer: nn.Linear) -> Tensor:
-    """The layer in fp32 or wider whatever its weights are."""
+    """layer(z) in fp32 or wider, whatever the dtype of its weights."""
     bias = None if layer.bias is None else upcast(layer.bias)
     return F.linear(upcast(z), upcast(layer.weight), bias)
 
 
 class ChannelMLP(nn.Module):
-    """`excite` with its own layers: keys `fc1.*` (hidden, C) and `fc2.*` (C, hidden)."""
+    """`excite` as a module: keys `fc1.*` (hidden, C) and `fc2.*` (C, hidden)."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()

@@ -24,19 +24,20 @@ _INPLACE = ('ReLU', 'LeakyReLU', 'RReLU', 'ReLU6', 'ELU', 'SiLU', 'Hardswish')
 class ConvNormAct(nn.Sequential):
     """act(norm(conv(x))); keys `conv.*` and `bn.*`, `gn.*` or `in.*`, the activation has none.
 
-    The convolution has a bias where there is no norm. It starts as MMCV's does: Kaiming normal over
+    The convolution has a bias if there is no norm. Initialised as in MMCV: Kaiming normal over
     fan-out, biases 0, norm weight 1.
 
     Args:
-        in_channels, out_channels, kernel_size: of the convolution; others by keyword.
+        in_channels, out_channels, kernel_size: those of `nn.Conv2d`.
+        **options: further arguments of the convolution.
         conv_cfg: None or `dict(type='Conv2d')`, or any layer registered with mmengine.
         norm_cfg: None or a dict with `type` 'BN', 'SyncBN', 'GN' (with `num_groups`), 'IN', or any
             registered, and optionally `requires_grad`.
         act_cfg: None or a dict with `type` a class name of `torch.nn`, or any registered.
-        bias: None for the rule above.
+        bias: whether the convolution has a bias; if None, by the rule above.
 
     Raises:
-        ValueError: a type that is not known.
+        ValueError: an unknown type.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class ConvNormAct(nn.Sequential):
     ) -> None:
         super().__init__()
         extra = dict(conv_cfg or dict(type='Conv2d'))
-        kind = extra.pop('type')
-        conv = _CONVS.get(kind) or _find('conv_cfg', kind, _CONVS)
+        conv_type = extra.pop('type')
+        conv = _CONVS.get(conv_type) or _find('conv_cfg', conv_type, _CONVS)
         options['bias'] = norm_cfg is None if bias is None else bias
         self.add_module('conv', conv(in_channels, out_channels, kernel_size, **options, **extra))
         self.norm_name = None
@@ -63,9 +64,10 @@ class ConvNormAct(nn.Sequential):
             self.add_module(self.norm_name, norm)
         if act_cfg is not None:
             extra = dict(act_cfg)
-            kind = extra.pop('type')
-            act = getattr(nn, kind, None) or _find('act_cfg', kind, ['ReLU and others of torch.nn'])
-            if kind in _INPLACE:
+            act_type = extra.pop('type')
+            known = ['ReLU and others of torch.nn']
+            act = getattr(nn, act_type, None) or _find('act_cfg', act_type, known)
+            if act_type in _INPLACE:
                 extra.setdefault('inplace', True)
             self.add_module('activate', act(**extra))
         self.slope = act_cfg.get('negative_slope', 0.01) if _leaky(act_cfg) else 0.0
@@ -76,11 +78,11 @@ class ConvNormAct(nn.Sequential):
         return self.get_submodule(self.norm_name) if self.norm_name else None
 
     def reset_parameters(self) -> None:
-        if hasattr(self.conv, 'init_weights'):  # a registered layer with a start of its own
+        if hasattr(self.conv, 'init_weights'):  # a registered layer with its own initialisation
             self.conv.init_weights()
         else:
-            kind = 'leaky_relu' if self.slope else 'relu'
-            nn.init.kaiming_normal_(self.conv.weight, self.slope, 'fan_out', kind)
+            nonlinearity = 'leaky_relu' if self.slope else 'relu'
+            nn.init.kaiming_normal_(self.conv.weight, self.slope, 'fan_out', nonlinearity)
             if self.conv.bias is not None:
                 nn.init.zeros_(self.conv.bias)
         if self.norm is not None and hasattr(self.norm, 'reset_parameters'):
@@ -88,20 +90,20 @@ class ConvNormAct(nn.Sequential):
 
 
 def pointwise(x: Tensor, layers: Sequence[nn.Module], factor: Tensor | None = None) -> list[Tensor]:
-    """factor * layer(x) of 1x1 convolutions, in one product where all are `foldable`.
+    """factor * layer(x) for several 1x1 convolutions, in one product if all are `foldable`.
 
     Args:
         x: (N, C, H, W).
         layers: convolutions of C channels, with biases.
-        factor: of all results, (); autograd then keeps x alone for its gradient.
+        factor: scalar factor of all results, (); folded in, its gradient needs only x.
 
     Returns:
-        (N, D, H, W) each, channels adjacent.
+        (N, D, H, W) each, in channels_last.
     """
     if not all(map(foldable, layers)):
-        near = channels_last(x)
-        found = [layer(near) for layer in layers]
-        return found if factor is None else [factor * y for y in found]
+        x = channels_last(x)
+        outputs = [layer(x) for layer in layers]
+        return outputs if factor is None else [factor * y for y in outputs]
     convs = [getattr(layer, 'conv', layer) for layer in layers]
     weight = torch.cat([conv.weight for conv in convs]).flatten(1)
     bias = torch.cat([conv.bias for conv in convs])
@@ -111,28 +113,28 @@ def pointwise(x: Tensor, layers: Sequence[nn.Module], factor: Tensor | None = No
 
 
 def run_folded(layer: ConvNormAct, x: Tensor) -> Tensor:
-    """layer(x); where its convolution is `foldable`, by a product, which is faster."""
+    """layer(x); by a matrix product if its convolution is `foldable`, which is faster."""
     if has_hooks(layer) or not foldable(layer.conv):
         return layer(x)
     return apply_norm_act(layer, project(x, layer.conv.weight.flatten(1), layer.conv.bias), x)
 
 
 def apply_norm_act(layer: ConvNormAct, y: Tensor, x: Tensor) -> Tensor:
-    """What follows the convolution, norm and activation, in the layout of x.
+    """Norm and activation of a layer, on y in the memory format of x.
 
-    So a batch norm sees the layout that it would have seen behind the convolution.
+    So a batch norm gets the format that the convolution would have returned.
     """
     y = match_memory_format(y, x)
-    for part in list(layer)[1:]:
-        y = part(y)
+    for module in list(layer)[1:]:
+        y = module(y)
     return y
 
 
 def foldable(layer: nn.Module | None) -> bool:
-    """Whether a layer is a 1x1 convolution and no more, so that its weights say all about it.
+    """Whether a layer is a plain 1x1 convolution (no stride, groups, hooks) that can be fused.
 
-    Then they may be multiplied with others and applied in another order. Not a subclass or a
-    parametrised one, and not where a hook would miss the call.
+    Its weights may then be multiplied with others and applied in another order. A subclass may do
+    something else, and a hook would miss the call.
     """
     if type(layer) is ConvNormAct and len(layer) == 1 and not has_hooks(layer):
         layer = layer.conv
@@ -145,17 +147,17 @@ def foldable(layer: nn.Module | None) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook waits for the calls of a module."""
+    """Whether a module has hooks, which need it to be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """One number for both axes, or a number for each."""
+    """(height, width) of one number for both, or of a pair."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def kaiming_normal(conv: nn.Conv2d, mode: str = 'fan_out') -> None:
-    """The start of convolutions in ResNet codes: normal with variance 2 / fan, bias 0."""
+    """Initialise as ResNet codes do: normal with variance 2 / fan, bias 0."""
     nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity='relu')
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -167,23 +169,23 @@ def _leaky(act_cfg: dict | None) -> bool:
 
 def _norm(norm_cfg: dict, channels: int) -> tuple[str, nn.Module]:
     extra = dict(norm_cfg)
-    kind, learn = extra.pop('type'), extra.pop('requires_grad', True)
+    norm_type, requires_grad = extra.pop('type'), extra.pop('requires_grad', True)
     extra.setdefault('eps', 1e-5)
-    if kind in _NORMS:
-        layer, name = _NORMS[kind]
+    if norm_type in _NORMS:
+        layer, name = _NORMS[norm_type]
     else:
-        layer = _find('norm_cfg', kind, _NORMS)
+        layer = _find('norm_cfg', norm_type, _NORMS)
         name = getattr(layer, '_abbr_', None) or _norm_name(layer)
     if layer is nn.GroupNorm:
         groups = extra.get('num_groups')
         if not groups or channels % groups:
-            some = [n for n in range(1, channels + 1) if channels % n == 0][-6:]
-            raise ValueError(f'norm_cfg: GN with num_groups={groups}, allowed e.g. {some}')
+            allowed = [n for n in range(1, channels + 1) if channels % n == 0][-6:]
+            raise ValueError(f'norm_cfg: GN with num_groups={groups}, allowed e.g. {allowed}')
         norm = layer(num_channels=channels, **extra)
     else:
         norm = layer(channels, **extra)
-    for value in norm.parameters():
-        value.requires_grad = learn
+    for parameter in norm.parameters():
+        parameter.requires_grad = requires_grad
     return name, norm
 
 
@@ -198,8 +200,8 @@ def _norm_name(layer: type) -> str:
     return 'norm_layer'
 
 
-def _find(argument: str, kind: str, known: Any) -> type:
-    found = MODELS.get(kind) if isinstance(kind, str) else kind
-    if found is None:
-        raise ValueError(f'{argument}: type={kind!r}, allowed {", ".join(known)}, or a registered')
-    return found
+def _find(argument: str, name: str | type, known: Any) -> type:
+    cls = MODELS.get(name) if isinstance(name, str) else name
+    if cls is None:
+        raise ValueError(f'{argument}: type={name!r}, allowed {", ".join(known)}, or a registered')
+    return cls

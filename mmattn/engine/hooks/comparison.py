@@ -82,8 +82,8 @@ class ComparisonHook(Hook):
         style = dict(classes=source.classes, palette=source.palette)
         if 'pred_instances' in sample:
             truth = sample.get('gt_instances')
-            truth = None if truth is None else Objects.of(truth)
-            prediction = Objects.of(sample.pred_instances, self.score)
+            truth = None if truth is None else Objects.from_instances(truth)
+            prediction = Objects.from_instances(sample.pred_instances, self.score)
             return compare_objects(image, truth, prediction, **style)
         truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
         return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **style)

@@ -1,9 +1,9 @@
-"""ResNet whose residual additions are competitive: the gate sees residual and identity together.
+"""ResNet with CMPE-SE in place of residual additions: one gate from residual and identity.
 
 Source: Competitive Inner-Imaging Squeeze and Excitation for Residual Network, 2018,
     arXiv 1807.08920, section 3.
 Reference code: scut-aitcm/CompetitiveSENet, src/block/cmpese_resnetv2_block.py (MXNet). Differs
-    from it in: the hosts are the post-activation ResNets of mmdet and mmseg, whose ReLU after the
+    from it in: the ResNets are the post-activation ones of mmdet and mmseg, whose ReLU after the
     addition stays.
 """
 
@@ -16,7 +16,7 @@ from mmattn.blocks import CMPESE
 from mmattn.registry import MODELS
 
 
-class _Competing:
+class _CMPESEBlock:
     """relu(CMPESE(residual(x), identity(x))) in a basic block or bottleneck of mmdet or mmseg."""
 
     def __init__(self, inplanes: int, planes: int, *args, cmpese: dict, **kwargs) -> None:
@@ -38,27 +38,28 @@ class _Competing:
         return self.cmpese(self.residual(x), x if self.downsample is None else self.downsample(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        save = self.with_cp and x.requires_grad
-        return self.relu(checkpoint(self.add, x, use_reentrant=False) if save else self.add(x))
+        use_checkpoint = self.with_cp and x.requires_grad
+        y = checkpoint(self.add, x, use_reentrant=False) if use_checkpoint else self.add(x)
+        return self.relu(y)
 
 
-class _DetBasicBlock(_Competing, det.BasicBlock): ...
+class _DetBasicBlock(_CMPESEBlock, det.BasicBlock): ...
 
 
-class _DetBottleneck(_Competing, det.Bottleneck): ...
+class _DetBottleneck(_CMPESEBlock, det.Bottleneck): ...
 
 
-class _SegBasicBlock(_Competing, seg.BasicBlock): ...
+class _SegBasicBlock(_CMPESEBlock, seg.BasicBlock): ...
 
 
-class _SegBottleneck(_Competing, seg.Bottleneck): ...
+class _SegBottleneck(_CMPESEBlock, seg.Bottleneck): ...
 
 
-_COMPETING = {block.__bases__[1]: block for block in _Competing.__subclasses__()}
+_BLOCKS = {block.__bases__[1]: block for block in _CMPESEBlock.__subclasses__()}
 
 
-class _CompetingResNet:
-    """A ResNet of mmdet or mmseg with competing blocks in place of its own."""
+class _CMPESEResNet:
+    """A ResNet of mmdet or mmseg whose residual blocks end in `CMPESE`."""
 
     def __init__(self, depth: int, *, cmpese: dict | None = None, **kwargs) -> None:
         if depth not in self.arch_settings:
@@ -68,22 +69,23 @@ class _CompetingResNet:
         super().__init__(depth=depth, **kwargs)
 
     def make_res_layer(self, block: type[nn.Module], **kwargs) -> nn.Module:
-        return super().make_res_layer(block=_COMPETING[block], cmpese=self.cmpese, **kwargs)
+        return super().make_res_layer(block=_BLOCKS[block], cmpese=self.cmpese, **kwargs)
 
 
 @MODELS.register_module()
-class CMPESEResNet(_CompetingResNet, det.ResNet):
+class CMPESEResNet(_CMPESEResNet, det.ResNet):
     """mmdet's ResNet with `CMPESE` in place of every residual addition.
 
-    Its state dict is that of the stock one, and `layerI.J.cmpese.*`. In a frozen stage CMPESE stays
-    at its start, and under `norm_eval` its norm at mean 0 and variance 1, as all that a checkpoint
-    of the stock network lacks; there `cmpese=dict(init='identity')` leaves the network as it was.
+    Its state dict is that of the stock network plus `layerI.J.cmpese.*`, which a checkpoint of the
+    stock network lacks: in a frozen stage CMPESE then stays at its initial weights, and under
+    `norm_eval` its norm at mean 0 and variance 1. With `cmpese=dict(init='identity')` the network
+    there computes what the stock network does.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        cmpese: arguments of `CMPESE`, in_channels excepted; by default its own, reduction 16,
-            view 'pair1x1', init 'paper'.
-        **kwargs: of `mmdet.ResNet`.
+        cmpese: arguments of `CMPESE`, except in_channels; default: reduction 16, view 'pair1x1',
+            init 'paper'.
+        **kwargs: arguments of `mmdet.ResNet`.
 
     Raises:
         ValueError: an unknown depth, or what `CMPESE` refuses.
@@ -91,8 +93,8 @@ class CMPESEResNet(_CompetingResNet, det.ResNet):
 
 
 @MODELS.register_module()
-class CMPESEResNetV1c(_CompetingResNet, seg.ResNetV1c):
+class CMPESEResNetV1c(_CMPESEResNet, seg.ResNetV1c):
     """mmseg's ResNetV1c with `CMPESE` in place of every residual addition.
 
-    As `CMPESEResNet`, but for the host: **kwargs are those of `mmseg.ResNetV1c`.
+    As `CMPESEResNet`; **kwargs are arguments of `mmseg.ResNetV1c`.
     """

@@ -20,7 +20,7 @@ from mmattn.registry import MODELS
 
 
 class Checkpointed(Sequential):
-    """Keeps for the backward pass the inputs of its children, and computes the rest again."""
+    """Saves only the inputs of its children for backward, which recomputes the rest."""
 
     def forward(self, x: Tensor) -> Tensor:
         for unit in self:
@@ -35,22 +35,22 @@ class ResidualAttentionNet(ResNet):
     A stage is a residual unit that changes channels and size, then attention modules, whose masks
     are pooled 3, 2, 1 times in stages 1, 2, 3; in stage 4 two more units, batch norm and ReLU.
 
-    (N, 3, H, W) -> (N, 256, H/4, W/4), ..., (N, 2048, H/32, W/32), rounded up; the last one is not
-    negative, the others are the residual stream.
+    (N, 3, H, W) -> (N, 256, H/4, W/4), ..., (N, 2048, H/32, W/32), rounded up. The last one ends in
+    ReLU, the others do not.
 
     Args:
         depth: 56 or 92.
-        in_channels: of the image.
-        base_channels: of the stem; 4, 8, 16, 32 times as many come out of the stages.
-        norm_cfg: of the stem and behind the last unit. The units have plain batch norms;
-            `sync_bn='torch'` of a config turns all of them into SyncBN.
-        out_indices, frozen_stages, norm_eval, with_cp, init_cfg: of `mmdet.ResNet`.
+        in_channels: channels of the image.
+        base_channels: channels of the stem; the stages return 4, 8, 16, 32 times as many.
+        norm_cfg: config of the norms of the stem and after the last unit. The units have plain
+            batch norms; `sync_bn='torch'` of a config converts all of them to SyncBN.
+        out_indices, frozen_stages, norm_eval, with_cp, init_cfg: arguments of `mmdet.ResNet`.
 
     Raises:
         ValueError: an unknown depth; training on one image so small that a mask has one pixel.
     """
 
-    arch_settings: ClassVar = {  # how many modules or units follow the first unit of a stage
+    arch_settings: ClassVar = {  # number of modules or units after the first unit of each stage
         56: (Bottleneck, (1, 1, 1, 2)),
         92: (Bottleneck, (1, 2, 3, 2)),
     }
@@ -88,7 +88,7 @@ class ResidualAttentionNet(ResNet):
         self, inplanes: int, planes: int, num_blocks: int, stride: int, **_
     ) -> Sequential:
         channels = planes * Bottleneck.expansion
-        poolings = 3 - len(self.res_layers)  # which has the stages before this one
+        poolings = 3 - len(self.res_layers)  # number of stages before this one
         stage = (Checkpointed if self.with_cp else Sequential)(
             ResidualUnit(inplanes, channels, stride)
         )

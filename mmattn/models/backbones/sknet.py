@@ -3,7 +3,7 @@
 Source: Selective Kernel Networks, CVPR 2019, arXiv 1903.06586, table 1.
 Reference code: implus/SKNet, models/sknet50.prototxt and models/sknet101.prototxt. Differs from
     them in: the stem's pooling pads by 1, as in mmdet; where the width is 256 the second has 16
-    hidden channels in a unit, ours the paper's max(width // reduction, min_channels) = 32.
+    hidden channels in a unit, this one the paper's max(width // reduction, min_channels) = 32.
 """
 
 from typing import ClassVar
@@ -32,7 +32,7 @@ class SKBottleneck(Bottleneck):
             groups=groups,
             **sk,
         )
-        # the unit has its norms inside; the host's ReLU behind it meets no negative values
+        # SKConv2d has norms and ReLUs inside: the bottleneck's ReLU after it changes nothing
         setattr(self, self.norm2_name, nn.Identity())
 
 
@@ -44,11 +44,11 @@ class SKNet(ResNet):
 
     Args:
         depth: 50 or 101.
-        groups, base_width: of the 3x3 convolutions, as in ResNeXt 32x4d.
-        branches, reduction, min_channels: of `SKConv2d`.
-        **kwargs: of `mmdet.ResNet`, `dcn` excepted. `conv_cfg` and `norm_cfg` do not reach into the
-            units, whose norms are plain batch norms; `sync_bn='torch'` of a config turns those
-            into SyncBN, too.
+        groups, base_width: those of the 3x3 convolutions, as in ResNeXt 32x4d.
+        branches, reduction, min_channels: arguments of `SKConv2d`.
+        **kwargs: arguments of `mmdet.ResNet`, except `dcn`. `conv_cfg` and `norm_cfg` do not apply
+            inside the units, whose norms are plain batch norms; `sync_bn='torch'` of a config
+            converts those to SyncBN, too.
 
     Raises:
         ValueError: an unknown depth, `dcn`, or what `SKConv2d` refuses; training with batch size 1

@@ -24,10 +24,10 @@ class ANNHead(BaseDecodeHead):
     The state dict is that of MMSegmentation's `ANNHead`.
 
     Args:
-        project_channels: of queries, keys and values in both blocks.
-        query_scales, key_pool_scales: of `mmattn.APNB`, for both blocks.
-        **kwargs: of `mmseg.models.decode_heads.decode_head.BaseDecodeHead`; `in_channels` and
-            `in_index` name two maps, the lower one first, of any two sizes.
+        project_channels: channels of queries, keys and values in both blocks.
+        query_scales, key_pool_scales: arguments of both blocks, see `mmattn.APNB`.
+        **kwargs: arguments of `mmseg.models.decode_heads.decode_head.BaseDecodeHead`;
+            `in_channels` and `in_index` have two entries, the lower map first, of any two sizes.
 
     Raises:
         ValueError: not two maps, or an argument that the blocks refuse.
@@ -53,7 +53,7 @@ class ANNHead(BaseDecodeHead):
         self.context = APNB(self.channels, project_channels, **scales, **options)
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
-        """Feature maps of the backbone -> (N, channels, H, W), what the classifier sees."""
+        """Feature maps of the backbone -> (N, channels, H, W), the input of the classifier."""
         low, high = self._transform_inputs(inputs)
         fused = self.fusion(low, high)
         if self.dropout is not None:

@@ -1,4 +1,4 @@
-"""What CCHead, NLHead and GCHead share: an FCN head with attention between its convolutions."""
+"""Base of CCHead, NLHead and GCHead: an FCN head with attention between its convolutions."""
 
 import torch
 from mmseg.models.decode_heads import FCNHead
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class AttentionHead(FCNHead):
-    """conv3x3 -> attention -> conv3x3 -> [conv3x3 of the input beside it] -> classifier.
+    """conv3x3 -> attention -> conv3x3 -> [concat with input, conv3x3] -> classifier.
 
     Args:
-        **kwargs: of `mmseg.models.FCNHead`, `num_convs` excepted, which is 2.
+        **kwargs: arguments of `mmseg.models.FCNHead`, except `num_convs`, which is 2.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -20,7 +20,7 @@ class AttentionHead(FCNHead):
         raise NotImplementedError
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
-        """Feature maps of the backbone -> (N, channels, H, W), what the classifier sees."""
+        """Feature maps of the backbone -> (N, channels, H, W), the input of the classifier."""
         x = self._transform_inputs(inputs)
         feats = self.convs[1](self.attend(self.convs[0](x)))
         if self.concat_input:

@@ -2,7 +2,7 @@
 
 Source: CCNet: Criss-Cross Attention for Semantic Segmentation, ICCV 2019, arXiv 1811.11721, fig. 2.
 Reference code: open-mmlab/mmsegmentation, mmseg/models/decode_heads/cc_head.py. Differs from it in:
-    no compiled operator is needed, half precision runs.
+    no compiled operator is needed, half precision works.
 """
 
 from torch import Tensor
@@ -15,14 +15,14 @@ from .attention_head import AttentionHead
 
 @MODELS.register_module()
 class CCHead(AttentionHead):
-    """conv3x3 -> RCCA -> conv3x3 -> [conv3x3 of the input beside it] -> classifier.
+    """conv3x3 -> RCCA -> conv3x3 -> [concat with input, conv3x3] -> classifier.
 
     The state dict is that of MMSegmentation's `CCHead`.
 
     Args:
-        recurrence: how often criss-cross attention is applied, with the same weights; the paper's 2
-            lets every pixel see every other. For none, use `FCNHead`.
-        **kwargs: of `mmseg.models.FCNHead`, `num_convs` excepted, which is 2.
+        recurrence: number of applications of criss-cross attention, with the same weights; with the
+            paper's 2 every pixel attends to every other. For none, use `FCNHead`.
+        **kwargs: arguments of `mmseg.models.FCNHead`, except `num_convs`, which is 2.
 
     Raises:
         ValueError: recurrence below 1, or fewer than 8 channels.

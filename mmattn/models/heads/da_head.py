@@ -1,4 +1,4 @@
-"""DANet's decode head: position and channel attention side by side, each between 3x3 convolutions.
+"""DANet's decode head: parallel position and channel attention, each between 3x3 convolutions.
 
 Source: Dual Attention Network for Scene Segmentation, CVPR 2019, arXiv 1809.02983, fig. 2.
 Reference code: junfu1115/DANet, encoding/models/sseg/danet.py; open-mmlab/mmsegmentation,
@@ -14,13 +14,13 @@ from mmattn.registry import MODELS
 
 @MODELS.register_module()
 class DAHead(StockDAHead):
-    """Three classifications: of the sum of both branches, of position, of channel attention.
+    """Three classifiers: on the sum of both branches, on position, on channel attention.
 
     The state dict is that of MMSegmentation's `DAHead`.
 
     Args:
         pam_channels: channels of query and key of the position attention.
-        **kwargs: of `mmseg.models.DAHead`.
+        **kwargs: arguments of `mmseg.models.DAHead`.
     """
 
     def __init__(self, pam_channels: int, **kwargs) -> None:
@@ -29,5 +29,5 @@ class DAHead(StockDAHead):
         self.cam = CAM(self.channels)
 
     def forward(self, inputs: Tensor | list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature maps of the backbone, or the one map -> fused, position, channel logits."""
+        """Feature maps of the backbone, or one map -> fused, position, channel logits."""
         return super().forward([inputs] if isinstance(inputs, Tensor) else inputs)

@@ -3,7 +3,7 @@
 Source: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, ICCV workshops 2019,
     arXiv 1904.11492, eq. 5.
 Reference code: open-mmlab/mmsegmentation, mmseg/models/decode_heads/gc_head.py. Differs from it in:
-    the block is ours, so its start survives the initialisation of the head.
+    the block is ours, so the initialisation of the head does not overwrite its own.
 """
 
 from torch import Tensor
@@ -16,13 +16,13 @@ from .attention_head import AttentionHead
 
 @MODELS.register_module()
 class GCHead(AttentionHead):
-    """conv3x3 -> global context -> conv3x3 -> [conv3x3 of the input beside it] -> classifier.
+    """conv3x3 -> global context -> conv3x3 -> [concat with input, conv3x3] -> classifier.
 
     The state dict is that of MMSegmentation's `GCHead`.
 
     Args:
-        ratio, pooling_type, fusion_types: of `mmattn.ContextBlock`.
-        **kwargs: of `mmseg.models.FCNHead`, `num_convs` excepted, which is 2.
+        ratio, pooling_type, fusion_types: arguments of `mmattn.ContextBlock`.
+        **kwargs: arguments of `mmseg.models.FCNHead`, except `num_convs`, which is 2.
 
     Raises:
         ValueError: an argument that `mmattn.ContextBlock` refuses.

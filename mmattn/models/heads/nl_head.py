@@ -15,13 +15,13 @@ from .attention_head import AttentionHead
 
 @MODELS.register_module()
 class NLHead(AttentionHead):
-    """conv3x3 -> non-local -> conv3x3 -> [conv3x3 of the input beside it] -> classifier.
+    """conv3x3 -> non-local -> conv3x3 -> [concat with input, conv3x3] -> classifier.
 
     The state dict is that of MMSegmentation's `NLHead`.
 
     Args:
-        reduction, use_scale, mode: of `mmattn.NonLocal2d`.
-        **kwargs: of `mmseg.models.FCNHead`, `num_convs` excepted, which is 2.
+        reduction, use_scale, mode: arguments of `mmattn.NonLocal2d`.
+        **kwargs: arguments of `mmseg.models.FCNHead`, except `num_convs`, which is 2.
 
     Raises:
         ValueError: an argument that `mmattn.NonLocal2d` refuses.
