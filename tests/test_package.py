@@ -13,8 +13,10 @@ from tests.conftest import ROOT
 
 def test_import_loads_neither_torch_nor_any_mm_package():
     code = 'import sys, mmattn; print([m for m in sys.modules if m.startswith(("torch", "mm", "cv2", "numpy"))])'
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "['mmattn']"
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "['mmattn']"
 
 
 @pytest.mark.parametrize(
@@ -30,8 +32,10 @@ def test_help_loads_nothing_heavy(tool):
         'except SystemExit as stop:\n'
         "    print(stop.code, [m for m in sys.modules if m in ('torch', 'mmengine', 'cv2')])\n"
     )
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith('usage:') and found.stdout.rstrip().endswith('0 []')
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.startswith('usage:') and process.stdout.rstrip().endswith('0 []')
 
 
 def mmattn_command(*arguments):
@@ -46,9 +50,9 @@ def test_every_tool_is_a_command_and_listed():
     tools = {p.stem for p in (ROOT / 'tools').glob('*.py')} - {'setup_env'}
     modules = {p.stem for p in (ROOT / 'mmattn' / 'cli').glob('*.py')}
     assert tools == set(COMMANDS) == modules - {'__init__', 'common', 'main'}
-    done = mmattn_command('--help')
-    assert done.returncode == 0
-    listed = dict(re.findall(r'^  ([a-z-]+)  +([A-Z].*\.)$', done.stdout, re.MULTILINE))
+    process = mmattn_command('--help')
+    assert process.returncode == 0
+    listed = dict(re.findall(r'^  ([a-z-]+)  +([A-Z].*\.)$', process.stdout, re.MULTILINE))
     assert list(listed) == [name.replace('_', '-') for name in COMMANDS]
 
 
@@ -65,32 +69,36 @@ def test_the_command_loads_nothing_heavy(arguments):
         '    pass\n'
         "print([m for m in sys.modules if m in ('torch', 'mmengine', 'cv2', 'numpy')])\n"
     )
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert found.stdout.rstrip().endswith('[]')
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.rstrip().endswith('[]')
 
 
 @pytest.mark.parametrize('name', ['check-data', 'check_data'])
 def test_a_command_by_either_spelling_has_its_own_usage(name):
-    done = mmattn_command(name, '--help')
-    assert done.returncode == 0 and done.stdout.startswith('usage: mmattn check-data [-h]')
-    assert 'Example: mmattn check-data configs/' in done.stdout
-    assert 'tools/' not in done.stdout
+    process = mmattn_command(name, '--help')
+    assert process.returncode == 0 and process.stdout.startswith('usage: mmattn check-data [-h]')
+    assert 'Example: mmattn check-data configs/' in process.stdout
+    assert 'tools/' not in process.stdout
 
 
 def test_the_command_without_or_with_an_unknown_command_is_exit_2():
-    done = mmattn_command()
-    assert done.returncode == 2 and 'commands:\n  prepare-data ' in done.stderr
-    done = mmattn_command('chek-data', 'config.py')
-    assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr.startswith("error: mmattn has no command 'chek-data'; nearest: check-data")
+    process = mmattn_command()
+    assert process.returncode == 2 and 'commands:\n  prepare-data ' in process.stderr
+    process = mmattn_command('chek-data', 'config.py')
+    assert process.returncode == 2 and process.stdout == ''
+    assert process.stderr.startswith(
+        "error: mmattn has no command 'chek-data'; nearest: check-data"
+    )
     assert mmattn_command('--version').stdout == f'mmattn {mmattn.__version__}\n'
 
 
 def test_a_command_ends_with_the_exit_code_of_its_error(tmp_path):
-    done = mmattn_command('exit-code', str(tmp_path))
-    assert done.returncode == 8 and done.stderr.startswith('error: ')
-    done = mmattn_command('train', 'none.py')
-    assert done.returncode == 2 and 'config none.py does not exist' in done.stderr
+    process = mmattn_command('exit-code', str(tmp_path))
+    assert process.returncode == 8 and process.stderr.startswith('error: ')
+    process = mmattn_command('train', 'none.py')
+    assert process.returncode == 2 and 'config none.py does not exist' in process.stderr
 
 
 def test_the_wheel_installs_the_command(tmp_path):
@@ -107,8 +115,10 @@ def test_maths_and_blocks_need_no_mmcv():
         'import mmattn.blocks\n'
         "print([m for m in sys.modules if m.startswith(('mmcv', 'mmdet', 'mmseg'))])\n"
     )
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == '[]'
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == '[]'
 
 
 BLOCKS = """AFNB APNB BAM CAM CBAM CMPESE ContextBlock CrissCrossAttention DualAttention NonLocal2d PAM
