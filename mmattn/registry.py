@@ -37,9 +37,9 @@ class OnDemandRegistry(Registry):
     def get_registered(self, name: str) -> type | None:
         """The class registered under a name, made now if need be; None if there is none."""
         if name not in self._module_dict and self.factory is not None:
-            made = self.factory(name)
-            if made is not None:
-                self._module_dict[name] = made
+            cls = self.factory(name)
+            if cls is not None:
+                self._module_dict[name] = cls
         return self._module_dict.get(name)
 
     def names(self) -> list[str]:

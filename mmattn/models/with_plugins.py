@@ -130,8 +130,10 @@ def _lacks_plugins(cls: type | None, base: type) -> bool:
 
 def _add_plugins(name: str, stock: type, registry: Registry) -> type:
     doc = f'{stock.__module__.split(".")[0]}.{name} with `plugins=[...]`, see `PluginsMixin`.'
-    trains_on_labels = issubclass(stock, BaseSegmentor) and hasattr(stock, 'loss')
-    mixins = (PluginsMixin, IgnoredBatches) if trains_on_labels else (PluginsMixin,)
+    mixins: tuple[type, ...] = (PluginsMixin,)
+    is_segmentor = issubclass(stock, BaseSegmentor) and hasattr(stock, 'loss')
+    if is_segmentor and not issubclass(stock, IgnoredBatches):
+        mixins += (IgnoredBatches,)
     # pickle finds it as an attribute of the package, which makes it
     attributes = dict(stock_registry=registry, __module__=__package__, __doc__=doc)
     return type(name, (*mixins, stock), attributes)

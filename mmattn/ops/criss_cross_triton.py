@@ -87,9 +87,9 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             'expected (N, H, W, E), (N, H, W, E), (N, H, W, C)'
         )
     if q.dtype not in _DTYPES or {(q.dtype, q.device)} != {(t.dtype, t.device) for t in (k, v)}:
-        found = ', '.join(f'{t.dtype} on {t.device}' for t in (q, k, v))
+        given = ', '.join(f'{t.dtype} on {t.device}' for t in (q, k, v))
         allowed = ', '.join(map(str, _DTYPES))
-        raise ValueError(f'criss_cross_fused: q, k, v are {found}; allowed {allowed}, all the same')
+        raise ValueError(f'criss_cross_fused: q, k, v are {given}; allowed {allowed}, all the same')
     for name, t in dict(q=q, k=k, v=v).items():
         if t.shape[3] > 1 and t.stride(3) != 1:
             raise ValueError(
@@ -97,10 +97,10 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 'bring the map to channels_last and permute it, or call contiguous()'
             )
     if not fused_available(q):
-        have = f'Triton {triton.__version__}' if triton else 'no Triton'
+        version = f'Triton {triton.__version__}' if triton else 'no Triton'
         raise RuntimeError(
-            f'criss_cross_fused: {have}, tensors on {q.device}; needs Triton and a CUDA device of '
-            f'capability {_CAPABILITY[0]}.{_CAPABILITY[1]} or more; `criss_cross` runs anywhere'
+            f'criss_cross_fused: {version}, tensors on {q.device}; needs Triton and a CUDA device '
+            f'of capability {_CAPABILITY[0]}.{_CAPABILITY[1]} or more; `criss_cross` runs anywhere'
         )
     return _CrissCross.apply(q, k, v)
 

@@ -233,7 +233,7 @@ class _SortedRelu(torch.autograd.Function):
             grads.append(((grad1 * v_sum).sum(0), (v1 * grad_sum).sum(0), v_grad))
         if not grads:  # an empty batch
             return tuple(torch.zeros_like(t) for t in (a, b, v))
-        a_grad, b_grad, v_grad = (torch.stack(each) for each in zip(*grads, strict=True))
+        a_grad, b_grad, v_grad = (torch.stack(images) for images in zip(*grads, strict=True))
         return a_grad / b.shape[1], b_grad / b.shape[1], v_grad.to(v.dtype)
 
 
@@ -259,14 +259,14 @@ def _relu_mean(a: Tensor, b: Tensor, v: Tensor, count: int | None = None) -> tup
     margin = (a + sorted_b[(num_seen - 1).clamp(min=0)]) / count  # (P)
     margin = torch.where(num_seen > 0, margin, 0)
     steps = -sorted_b.diff() / count  # (S - 1)
-    out, seen = v.new_empty(2, len(v), len(a))
+    out, v_sum = v.new_empty(2, len(v), len(a))
     for first in range(0, len(v), _CHANNELS):
         part = slice(first, first + _CHANNELS)
         sums = F.pad(v[part, order].cumsum(1), (1, 0))  # at n: sum of the first n
         areas = F.pad(sums[:, 1:-1] * steps, (2, 0))
         # a non-finite value reaches all queries, as 0 times infinity does in the formula
         areas[:, 0] = 0 * sums[:, -1]
-        torch.index_select(sums, 1, num_seen, out=seen[part])
+        torch.index_select(sums, 1, num_seen, out=v_sum[part])
         areas = areas.cumsum(1).index_select(1, num_seen)
-        torch.addcmul(areas, seen[part], margin, out=out[part])
-    return out, seen
+        torch.addcmul(areas, v_sum[part], margin, out=out[part])
+    return out, v_sum
