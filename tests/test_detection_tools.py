@@ -114,7 +114,7 @@ def test_wrong_words(options, tmp_path, capsys, arguments, pattern):
     [
         ("cfg=dict(type='mmattn.CBMA'), at='neck'", 'CBMA.* is not registered.*CBAM'),
         ("cfg=dict(type='mmattn.SE'), at='nek.*'", r"at='nek.\*' matches no module .*neck"),
-        ("cfg=dict(type='mmattn.SE'), att='neck'", r'plugins\[0\].att is read by nobody.* at'),
+        ("cfg=dict(type='mmattn.SE'), att='neck'", r'plugins\[0\].att: .* has no att.* at'),
         ("cfg=dict(type='mmattn.SE', reducton=4), at='neck'", 'reducton.*reduction'),
         ("cfg=dict(type='mmattn.SE'), at='neck'", 'neck.* tuple, not one map'),
         ("cfg=dict(type='mmattn.SE'), position='after_conv3'", 'BasicBlock.*before_add'),

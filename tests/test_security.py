@@ -221,7 +221,7 @@ def test_a_tag_in_a_yaml_config(name, call, marker, tmp_path):
         ({'a.yaml': '_base_: evil.py'}, 'its parent evil.py is code'),
         ({'a.yaml': '_base_: [b.json]', 'b.json': '{"_base_": ["./evil.py"]}'}, 'evil.py is code'),
         ({'a.yaml': '_base_: "{{ fileDirname }}/evil.py"'}, 'is code'),
-        ({'a.yaml': '"{{ $ENV:NONE:_base_ }}": evil.py'}, 'is read by nobody'),
+        ({'a.yaml': '"{{ $ENV:NONE:_base_ }}": evil.py'}, 'nothing uses it'),
         ({'a.yaml': '_base_: evil.txt'}, 'its parent evil.txt is code'),
         ({'a.yaml': '_base_: none.yaml'}, 'none.yaml does not exist'),
         ({'a.yaml': 'custom_imports: {imports: [evil]}'}, 'custom_imports executes code'),

@@ -174,7 +174,7 @@ def test_no_data_is_exit_3(tmp_path, capsys):
             2,
             r'model.decode_head.num_classes=7 does not fit the data',
         ),
-        ('optim_wrapper.optimizer.lrr=1', 2, 'lrr is read by nobody'),
+        ('optim_wrapper.optimizer.lrr=1', 2, 'unknown config key optim_wrapper.optimizer.lrr'),
         ('train_dataloader.dataset.pipeline.3.crop_size=9,9,9', 2, 'cannot be built: .*crop_size'),
         ('optim_wrapper.optimizer.lr=-1', 2, 'cannot be built: Invalid learning rate'),
         ('model.decode_head.channels=4', 2, 'cannot be built: .*in_channels=4, allowed 8'),

@@ -1,4 +1,4 @@
-"""Attention in a config: `--attention NAME`, and what a checkpoint records of it."""
+"""Attention blocks added to a config: by `--attention NAME`, or as a checkpoint recorded them."""
 
 import inspect
 from pathlib import Path
@@ -9,60 +9,64 @@ from mmattn.errors import CheckpointError, UsageError
 from mmattn.text import nearest
 
 from .names import CONFIG_FOLDERS
+from .registered import find_class
 from .scopes import DATA_FORMATS, find_unregistered, use_scope
-from .unused_keys import find_class
 
 
 def check_recorded_attention(cfg: Config, attention: dict) -> None:
-    """Refuse what a checkpoint has of attention if a type in it is not registered.
+    """Refuse attention recorded in a checkpoint if one of its types is not registered.
 
-    The checkpoint may be a stranger's, and mmengine takes the path of any function for a type.
+    Checkpoints come from strangers, and mmengine accepts the path of any function as a type.
+
+    Raises:
+        CheckpointError: names the type and where it stands.
     """
     parts = {key: attention[key] for key in ('plugins', 'backbone')}
-    wrong = find_unregistered(parts, use_scope(cfg))
-    if wrong:
+    problem = find_unregistered(parts, use_scope(cfg))
+    if problem:
         raise CheckpointError(
-            f'the attention that the checkpoint records is refused: {wrong}. Ask its author for '
+            f'the attention that the checkpoint records is refused: {problem}. Ask its author for '
             'weights that tools/publish.py wrote.'
         )
 
 
 def add_attention(cfg: Config, names: str) -> None:
-    """Put blocks into the network of a config, each where its authors have it.
+    """Add blocks to the network of a config, each where its authors have it.
 
-    The placements are `_base_/attention/<name>.py` beside the config or in mmattn's own configs.
-    What was put stands in `cfg.attention`: the names, and the plugins as they are.
+    Placements are read from `_base_/attention/<name>.py` in the folder of the config, then in
+    mmattn's own configs. `cfg.attention` records the names and what was added.
 
     Args:
-        cfg: of a detector or segmentor; changed.
-        names: one or several, 'cbam' or 'se,gc', in the order in which they apply; 'none' for none.
+        cfg: config of a detector or segmentor; changed.
+        names: one name or several, 'cbam' or 'se,gc', in the order in which they apply; 'none'
+            for none.
 
     Raises:
-        UsageError: no such name; a network that takes no plugins.
+        UsageError: unknown name; a network that takes no plugins.
     """
     plugins, backbone = [], {}
-    own = _backbone(cfg)
+    type_name = _backbone(cfg).type.split('.')[-1]
     for name in [n for n in names.split(',') if n != 'none']:
-        placement = Config.fromfile(_placement(cfg, name))
+        placement = Config.fromfile(_placement_file(cfg, name))
         plugins += placement.get('plugins', [])
         if 'backbones' in placement:
-            kind = own.type.split('.')[-1]
-            if kind not in placement.backbones:
+            if type_name not in placement.backbones:
                 raise UsageError(
-                    f'--attention {name} is a backbone instead of '
-                    f'{" or ".join(placement.backbones)}; the config has {kind}.'
+                    f'--attention {name} replaces the backbone '
+                    f'{" or ".join(placement.backbones)}; the config has {type_name}.'
                 )
-            backbone = dict(placement.arguments, type=placement.backbones[kind])
+            backbone = dict(placement.arguments, type=placement.backbones[type_name])
     cfg.attention = dict(names=names, plugins=plugins, backbone=backbone)
     apply_attention(cfg)
 
 
 def apply_attention(cfg: Config) -> None:
-    """Put what stands in `cfg.attention` into the network."""
+    """Add the attention recorded in `cfg.attention` to the network of the config."""
     _backbone(cfg).update(cfg.attention['backbone'])
     plugins = cfg.attention['plugins']
     if not plugins:
         return
+    # needs mmdet and mmseg
     from mmattn.models.with_plugins import type_with_plugins
 
     scope = cfg.model.get('_scope_') or use_scope(cfg)
@@ -81,19 +85,21 @@ def apply_attention(cfg: Config) -> None:
 def _backbone(cfg: Config) -> ConfigDict:
     if 'backbone' not in (cfg.get('model') or {}):
         raise UsageError(
-            f'--attention: config {cfg.filename} has no model.backbone to put it into.'
+            f'--attention: config {cfg.filename} has no model.backbone for the blocks.'
         )
     return cfg.model.backbone
 
 
-def _placement(cfg: Config, name: str) -> Path:
-    own = Path(cfg.filename)
-    homes = CONFIG_FOLDERS if own.suffix in DATA_FORMATS else (own.parent, *CONFIG_FOLDERS)
-    folders = [home / '_base_' / 'attention' for home in homes]
+def _placement_file(cfg: Config, name: str) -> Path:
+    config = Path(cfg.filename)
+    parents = (config.parent, *CONFIG_FOLDERS)
+    if config.suffix in DATA_FORMATS:  # a config of data executes no code of its own folder
+        parents = CONFIG_FOLDERS
+    folders = [parent / '_base_' / 'attention' for parent in parents]
     for folder in folders:
         if name and (folder / f'{name}.py').is_file():
             return folder / f'{name}.py'
-    known = sorted({path.stem for folder in folders for path in folder.glob('*.py')})
+    names = sorted({path.stem for folder in folders for path in folder.glob('*.py')})
     raise UsageError(
-        f'--attention {name}: no such placement.{nearest(name, known)} Known: {", ".join(known)}.'
+        f'--attention {name}: no such placement.{nearest(name, names)} Known: {", ".join(names)}.'
     )

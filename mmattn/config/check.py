@@ -1,76 +1,83 @@
 """Checking a config before anything runs: reject unused keys and inconsistent settings."""
 
 import inspect
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 
 from mmattn.errors import UsageError
-from mmattn.text import nearest
+from mmattn.log import warn
+from mmattn.text import nearest, some
 
+from .registered import find_class
 from .runner_keys import RUNNER_KEYS, check_runner_keys
 from .scopes import DATA_FORMATS, find_unregistered, use_scope
-from .source_files import ConfigFile, listed, shown
+from .source_files import ConfigFile, display_path
 from .type_names import unnamed
-from .unused_keys import check_keys, find_class
+from .unused_keys import check_keys
+
+_MAX_KEYS = 6  # in one message
 
 
 def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
-    """Refuse a key that nobody reads and a type that nobody registered; drop used-up variables.
+    """Reject unused keys and unregistered types; remove variables that only the files use.
+
+    Keys that come with a file of an installed package, such as a recipe of mmdet, are reported and
+    allowed.
 
     Args:
-        cfg: a config made by `load_config`.
-        options: the top-level names given by `--cfg-options`, which no file reads any more.
+        cfg: config from `load_config`; changed.
+        options: top-level names set by `--cfg-options`, which no file uses any more.
 
     Raises:
-        UsageError: names the key, where it stands, and the nearest key that is read.
+        UsageError: an unused key or an unknown type; with the nearest known name.
     """
-    given, carried = set(options), {}
+    set_by_options, allowed = set(options), {}
     file: ConfigFile | None = cfg.__dict__.get('_file')
-    unread = set(cfg.keys()) - RUNNER_KEYS - ({'custom_imports'} - given)
+    unused = set(cfg.keys()) - RUNNER_KEYS - ({'custom_imports'} - set_by_options)
     variables = file.variables() if file else set()
-    for name in sorted(unread - variables | (given & unread)):
-        owner = file.owner(name) if file and name not in given else None
+    for name in sorted(unused - variables | (set_by_options & unused)):
+        owner = file.package_file(name) if file and name not in set_by_options else None
         if not owner:
-            raise UsageError(_unread(cfg, file, name, name in variables))
-        carried[name] = owner
-    for name in unread:  # the config that a run writes down can be read again
+            raise UsageError(_unused_message(cfg, file, name, name in variables))
+        allowed[name] = owner
+    for name in unused:  # so that the config that a run dumps can be loaded again
         cfg.pop(name)
     check_runner_keys(cfg)
     scope = use_scope(cfg)
     if Path(str(cfg.filename)).suffix in DATA_FORMATS:
-        wrong = find_unregistered(cfg.to_dict(), scope)
-        if wrong:
-            raise UsageError(f'config key {wrong}; a config of data names nothing else.')
+        problem = find_unregistered(cfg.to_dict(), scope)
+        if problem:
+            raise UsageError(
+                f'config key {problem}; in JSON and YAML only registered types are allowed.'
+            )
     if 'type' not in (cfg.get('model') or {}):
         raise UsageError(f'config {cfg.filename} has no model with a type.')
     known = set(cfg.get('unused_keys') or ())
-    unused = check_keys(cfg, scope, lambda key: key in known or bool(file and file.carries(key)))
-    if unused:
-        cfg.unused_keys = unused
-        carried |= {key: file.carries(key) or file.path for key in unused} if file else {}
-    _warn_of(cfg, carried)
-    _check_order(cfg.model, scope)
+    nested = check_keys(cfg, scope, lambda key: key in known or bool(file and file.file_with(key)))
+    if nested:
+        cfg.unused_keys = nested
+        allowed |= {key: file.file_with(key) or file.path for key in nested} if file else {}
+    _warn(cfg, allowed)
+    _check_plugin_order(cfg.model, scope)
 
 
-def _unread(cfg: Config, file: ConfigFile | None, name: str, variable: bool) -> str:
-    """What to say of a name that no part of the config takes up."""
-    start = f'config key {name} is read by nobody'
-    parent = file.reader(name) if file else None
-    if not variable and not parent:
-        return f'{start}.{nearest(name, RUNNER_KEYS)}'
-    uses = [use for use in file.uses(name) if _holds(cfg, use)]
-    remedy = f'et what uses it{": " if uses else ""}{listed(uses)}.'
-    if variable:
-        return f'{start}. It is a variable of the file, used up when that was read; s{remedy}'
-    return f'{start}: it is a variable of {shown(parent)}, used up when that was read. S{remedy}'
+def _unused_message(cfg: Config, file: ConfigFile | None, name: str, is_variable: bool) -> str:
+    """Error message for a top-level name that nothing in the config uses."""
+    parent = file.parent_using(name) if file else None
+    if not is_variable and not parent:
+        return f'unknown config key {name}: nothing uses it.{nearest(name, RUNNER_KEYS)}'
+    keys = [key for key in file.uses(name) if _has_key(cfg, key)]
+    where = 'the file' if is_variable else display_path(parent)
+    return (
+        f'config key {name} has no effect: it is a variable of {where}, used up when that was '
+        f'read. Set what uses it{": " if keys else ""}{some(keys, _MAX_KEYS)}.'
+    )
 
 
-def _holds(cfg: Config, key: str) -> bool:
-    """Whether a dotted key is one of the config that is read."""
+def _has_key(cfg: Config, key: str) -> bool:
+    """Whether a config has a value at a dotted key."""
     value = cfg if key.split('.')[0] in RUNNER_KEYS else {}
     for part in key.split('.'):
         try:
@@ -80,24 +87,22 @@ def _holds(cfg: Config, key: str) -> bool:
     return True
 
 
-def _warn_of(cfg: Config, carried: dict[str, Path]) -> None:
-    """Say which keys come with a package and change nothing, and what a file cannot hold."""
-    for path in dict.fromkeys(carried.values()):
-        keys = [key for key, owner in carried.items() if owner == path]
-        many = 'keys' if len(keys) > 1 else 'key'
-        text = f'config {many} {listed(keys)} of {shown(path)}: nothing reads'
-        print_log(f'{text} {"them" if len(keys) > 1 else "it"}', 'current', logging.WARNING)
+def _warn(cfg: Config, allowed: dict[str, Path]) -> None:
+    """Report unused keys that come with a package, and values that a dumped config cannot hold."""
+    for path in dict.fromkeys(allowed.values()):
+        keys = [key for key, owner in allowed.items() if owner == path]
+        noun, pronoun = ('keys', 'them') if len(keys) > 1 else ('key', 'it')
+        names = some(keys, _MAX_KEYS)
+        warn(f'config {noun} {names} of {display_path(path)}: nothing uses {pronoun}')
     for key in unnamed(cfg._cfg_dict):
-        print_log(
-            f'config key {key} is a class or function: the config that a run writes down has but '
-            'its name there, so use the file itself to resume or test',
-            'current',
-            logging.WARNING,
+        warn(
+            f'config key {key} is a class or function: the config that a run dumps has only its '
+            'name there, so use the file itself to resume or test'
         )
 
 
-def _check_order(model: dict, scope: str) -> None:
-    """Networks of mmdet and mmseg do not put every plugin of a backbone where it is written."""
+def _check_plugin_order(model: dict, scope: str) -> None:
+    """Reject `backbone.plugins` that a stock network would drop or run in another order."""
     backbone = model.get('backbone') or {}
     plugins = backbone.get('plugins')
     scope = model.get('_scope_') or scope
@@ -106,20 +111,20 @@ def _check_order(model: dict, scope: str) -> None:
         return
     settings = getattr(find_class(backbone['type'], scope), 'arch_settings', {})
     block = settings.get(backbone.get('depth'), [None])[0] if isinstance(settings, dict) else None
-    places = [plugin.get('position') for plugin in plugins]
-    twice = next((place for place in places if places.count(place) > 1), None)
+    positions = [plugin.get('position') for plugin in plugins]
+    repeated = next((name for name in positions if positions.count(name) > 1), None)
     if getattr(block, 'expansion', None) == 1:
-        why = f'{model["type"]} puts none into the basic blocks of a depth of {backbone["depth"]}'
-        what = 'does'
-    elif twice and model.get('decode_head'):
-        why = f'of several at {twice}, {model["type"]} runs only the last'
-        what = 'runs all, in this order'
+        depth = backbone['depth']
+        reason = f'{model["type"]} puts none into the basic blocks of a depth of {depth}'
+        ability = 'does'
+    elif repeated and model.get('decode_head'):
+        reason = f'of several at {repeated}, {model["type"]} runs only the last'
+        ability = 'runs all, in this order'
     else:
         return
+    # needs mmdet and mmseg
     from mmattn.models.with_plugins import type_with_plugins
 
-    remedy = type_with_plugins(network)
-    raise UsageError(
-        f'config key model.backbone.plugins: {why}.'
-        + (f" Write type='{remedy}', which {what}." if remedy else '')
-    )
+    name = type_with_plugins(network)
+    remedy = f" Write type='{name}', which {ability}." if name else ''
+    raise UsageError(f'config key model.backbone.plugins: {reason}.{remedy}')

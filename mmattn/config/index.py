@@ -1,4 +1,4 @@
-"""The index of models: every config by its name, with the weights that are published for it."""
+"""The index of models: every config by name, with its published weights."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ class Model:
     """A model of the index.
 
     Attributes:
-        name: of the config, without folder and suffix.
-        config: path of its file, or of a config that `names` puts together.
-        weights: their address; None if none are published.
-        sha256: of the weights; None if not known beyond the digits in their name.
+        name: name of the config, without folder and suffix.
+        config: path of its file, or of a config that has none, see `names`.
+        weights: address of the weights; None if none are published.
+        sha256: hash of the weights; None if only the digits in their name are known.
     """
 
     name: str
@@ -32,21 +32,21 @@ class Model:
 
 
 def list_models(pattern: str = '*', *, weights: bool = False) -> list[str]:
-    """Names of the models that fit a pattern, in alphabetical order.
+    """Names of the models that match a pattern, in alphabetical order.
 
     Args:
-        pattern: with stars, such as '*cbam*'.
-        weights: only those whose weights are published.
+        pattern: name with wildcards, such as '*cbam*'.
+        weights: whether to list only models with published weights.
     """
-    found = (model for name, model in model_index().items() if fnmatch(name, pattern))
-    return sorted(model.name for model in found if model.weights or not weights)
+    models = (model for name, model in model_index().items() if fnmatch(name, pattern))
+    return sorted(model.name for model in models if model.weights or not weights)
 
 
 def find_model(name: str) -> Model:
-    """The model of a name.
+    """The model of a name, which need not be listed: any config that `names` finds has one.
 
     Raises:
-        UsageError: there is none; with the nearest names.
+        UsageError: no such name; with the nearest names.
     """
     models = model_index()
     path = _folder() / f'{name}.py'
@@ -63,8 +63,8 @@ def find_config(config: str | Path) -> Path:
     """The path of a config: the one given, or that of a name of the index.
 
     Args:
-        config: path of a file or of a config that `names` puts together; or a name, which has
-            neither folder nor suffix.
+        config: path of a file, or of a config that has none, see `names`; or a name, without
+            folder and suffix.
 
     Raises:
         UsageError: no such config; with the nearest names.
@@ -80,13 +80,13 @@ def find_config(config: str | Path) -> Path:
 
 @cache
 def model_index() -> dict[str, Model]:
-    """Name -> model, of the configs and what `metafile.yml` says of their weights."""
+    """Name -> model, from the configs and the weights in `metafile.yml`."""
     folder = _folder()
     rows = yaml.safe_load((folder / 'metafile.yml').read_text(encoding='utf-8'))['Models']
     models = {name: Model(name, folder / f'{name}.py') for name in config_names(folder)}
     for row in rows:
-        found = dict(weights=row.get('Weights'), sha256=row.get('SHA256'))
-        models[row['Name']] = replace(models[row['Name']], **found)
+        weights = dict(weights=row.get('Weights'), sha256=row.get('SHA256'))
+        models[row['Name']] = replace(models[row['Name']], **weights)
     return models
 
 

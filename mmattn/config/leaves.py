@@ -1,4 +1,4 @@
-"""Parts of a config, found and replaced wherever they stand."""
+"""Nested parts of a config: data sets inside wrappers, and types at any depth."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from mmengine.config import ConfigDict
 
 
 def dataset_leaves(cfg: dict) -> Iterator[dict]:
-    """The data sets inside wrappers such as ConcatDataset and RepeatDataset."""
+    """Configs of the data sets inside wrappers such as ConcatDataset and RepeatDataset."""
     inner = cfg.get('datasets') or ([cfg['dataset']] if 'dataset' in cfg else None)
     if inner is None:
         yield cfg
@@ -16,7 +16,7 @@ def dataset_leaves(cfg: dict) -> Iterator[dict]:
 
 
 def replace_type(cfg: ConfigDict, old: str, new: str) -> int:
-    """Set `type` to `new` in every dict below `cfg` where it is `old`; returns how many."""
+    """Set `type` to `new` in every nested dict where it is `old`; returns the number of changes."""
     count = 0
     values = cfg.values() if isinstance(cfg, dict) else cfg
     for value in list(values):

@@ -1,4 +1,4 @@
-"""Reading a config and refusing what nobody would read or what cannot fit, before anything runs."""
+"""Loading a config, and merging attention and options into it."""
 
 import re
 from copy import deepcopy
@@ -16,19 +16,19 @@ from .index import find_config
 from .names import CONFIG_FOLDERS
 from .options import merge_options
 from .options import parse_options as parse_options
+from .registered import find_class
 from .runner_keys import RUNNER_KEYS
 from .scopes import DATA_FORMATS, SCOPES, use_scope
 from .source_files import read_config
 from .type_names import name_types
-from .unused_keys import find_class
 
 
 class MissingKey(UsageError, AttributeError):
-    """The config has not what a tool needs of it."""
+    """The config lacks a key that a command needs."""
 
 
 class _Config(Config):
-    """A config whose text is formatted once: mmengine asks for it eleven times in a run."""
+    """A config that caches its formatted text, which mmengine reads eleven times in a run."""
 
     def __getattr__(self, name: str):
         try:
@@ -41,18 +41,18 @@ class _Config(Config):
     @property
     def pretty_text(self) -> str:
         content = repr(self._cfg_dict)
-        if _FORMATTED.get('content') != content:
-            _FORMATTED.update(content=content, text=super().pretty_text)
-        return _FORMATTED['text']
+        if _pretty_text.get('content') != content:
+            _pretty_text.update(content=content, text=super().pretty_text)
+        return _pretty_text['text']
 
 
-_FORMATTED: dict[str, str] = {}  # the latest text, and of what
+_pretty_text: dict[str, str] = {}  # the latest text, and the content that it is of
 
 
 def load_config(
     path: str | Path, options: dict | None = None, attention: str | dict | None = None
 ) -> Config:
-    """The config of a file with `--attention` and then `--cfg-options` merged in.
+    """Load a config, and merge `--attention` and then `--cfg-options` into it.
 
     Args:
         path: the config file, see `load_config_file`.
@@ -65,12 +65,12 @@ def load_config(
 
 
 def load_config_file(path: str | Path) -> Config:
-    """The config of a file.
+    """Load a config without changes.
 
-    A file in Python is executed. One in JSON or YAML is data: nothing in it is.
+    A file in Python is executed. Nothing in a file in JSON or YAML is.
 
     Args:
-        path: a file, or the name of a model: see `find_config`.
+        path: path of a file, or name of a model: see `find_config`.
 
     Raises:
         UsageError: the file is missing or does not parse; one in JSON or YAML wants to execute
@@ -82,13 +82,13 @@ def load_config_file(path: str | Path) -> Config:
             f'config {path}: configs are not downloaded, as they are code. Name a file or a model.'
         )
     path = find_config(path)
-    code = path.suffix not in DATA_FORMATS
+    is_code = path.suffix not in DATA_FORMATS
     try:
-        if not code:
-            _check_chain(path)
-        # text that is put in while reading could become another parent
-        cfg, file = read_config(path, code, code, code)
-        object.__setattr__(cfg, '__class__', _Config)  # with all that fromfile found
+        if not is_code:
+            _check_data_files(path)
+        # without substitutions in data: `{{ ... }}` could name another parent
+        cfg, file = read_config(path, is_code, is_code, is_code)
+        object.__setattr__(cfg, '__class__', _Config)  # keeps all attributes that fromfile set
         object.__setattr__(cfg, '_file', file)
         name_types(cfg)
     except UsageError:
@@ -96,14 +96,14 @@ def load_config_file(path: str | Path) -> Config:
     except yaml.YAMLError as error:
         raise UsageError(f'config {path} cannot be read: {_yaml_problem(error)}.') from error
     except ImportError as error:
-        first: BaseException = error
-        while first.__cause__ or first.__context__:
-            first = first.__cause__ or first.__context__
-        if first is error or 'custom modules' not in str(error):
+        root_cause: BaseException = error
+        while root_cause.__cause__ or root_cause.__context__:
+            root_cause = root_cause.__cause__ or root_cause.__context__
+        if root_cause is error or 'custom modules' not in str(error):
             raise UsageError(f'config {path} cannot be read: {error}') from error
         raise UsageError(
-            f'config {path} cannot be read: custom_imports: {first}. Install what is missing, or '
-            'put its folder into PYTHONPATH.'
+            f'config {path} cannot be read: custom_imports: {root_cause}. Install what is missing, '
+            'or put its folder into PYTHONPATH.'
         ) from error
     except Exception as error:  # a config is Python: anything can be raised inside
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -128,13 +128,13 @@ def change_config(
         UsageError: the config has other attention already, or a change does not fit into it.
         CheckpointError: what the checkpoint recorded is no attention.
     """
-    own = cfg.get('attention')  # of the config that a run wrote down
-    if own and isinstance(attention, str) and attention != own['names']:
+    recorded = cfg.get('attention')  # in a config that a run dumped
+    if recorded and isinstance(attention, str) and attention != recorded['names']:
         raise UsageError(
-            f'--attention {attention}: config {cfg.filename} has {own["names"]} already. '
+            f'--attention {attention}: config {cfg.filename} has {recorded["names"]} already. '
             'Leave --attention out, or name the config without it.'
         )
-    if attention and not own:
+    if attention and not recorded:
         if isinstance(attention, str):
             add_attention(cfg, attention)
         else:
@@ -149,18 +149,18 @@ def change_config(
 
 
 def _class_of(cfg: Config, part: dict) -> type | None:
-    kind = part.get('type')
+    name = part.get('type')
     scope = part.get('_scope_') or use_scope(cfg)
-    return find_class(kind, scope) if isinstance(kind, str) and _is_name(kind) else None
+    return find_class(name, scope) if isinstance(name, str) and _is_registered(name) else None
 
 
-def _is_name(kind: str) -> bool:
-    """Whether a type can be looked up without an import of what nobody asked for."""
-    return '.' not in kind or kind.split('.')[0] in SCOPES
+def _is_registered(name: str) -> bool:
+    """Whether looking up a type imports nothing but mmattn and OpenMMLab's packages."""
+    return '.' not in name or name.split('.')[0] in SCOPES
 
 
-def _check_chain(path: Path) -> None:
-    """Refuse a config of data that executes something, itself or through a parent."""
+def _check_data_files(path: Path) -> None:
+    """Refuse a config in JSON or YAML that would execute code, itself or through a parent."""
     if not path.is_file():
         raise UsageError(f'config {path} does not exist.')
     content = load(path)
@@ -174,8 +174,8 @@ def _check_chain(path: Path) -> None:
     for parent in _parents(content):
         file = (path.parent / parent).resolve()
         if file.suffix in DATA_FORMATS:
-            _check_chain(file)
-        elif not any(home.resolve() in file.parents for home in CONFIG_FOLDERS):
+            _check_data_files(file)
+        elif not any(folder.resolve() in file.parents for folder in CONFIG_FOLDERS):
             raise UsageError(
                 f'config {path}: its parent {parent} is code, which a config of data must not '
                 "execute. Parents are data, or mmattn's own configs."
@@ -183,14 +183,14 @@ def _check_chain(path: Path) -> None:
 
 
 def _parents(content: dict) -> list[str]:
-    named = content.get('_base_', [])
-    return [str(one) for one in (named if isinstance(named, list) else [named])]
+    parents = content.get('_base_', [])
+    return [str(parent) for parent in (parents if isinstance(parents, list) else [parents])]
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, 'problem_mark', None)
-    what = getattr(error, 'problem', None) or str(error)
-    tag = re.search(r"constructor for the tag '(.*?)'", what)
-    what = f'tag {tag[1]!r} is not allowed' if tag else what
-    what = what.replace('tag:yaml.org,2002:', '!!')
-    return f'line {mark.line + 1}: {what}' if mark else what
+    message = getattr(error, 'problem', None) or str(error)
+    tag = re.search(r"constructor for the tag '(.*?)'", message)
+    message = f'tag {tag[1]!r} is not allowed' if tag else message
+    message = message.replace('tag:yaml.org,2002:', '!!')
+    return f'line {mark.line + 1}: {message}' if mark else message

@@ -1,4 +1,4 @@
-"""The top-level keys that mmengine's runner reads, found in its source, and their values."""
+"""Top-level config keys that mmengine's runner uses, from its source, and their values."""
 
 import ast
 import functools
@@ -13,35 +13,35 @@ from torch import fx, nn
 from mmattn.errors import UsageError
 from mmattn.plugins import named_plugins
 
-_OTHERS = {
+_OTHER_KEYS = {
     'tta_model',
     'tta_pipeline',
-    'test_pipeline',  # of mmseg.apis
-    'runner_type',  # of the tools of mmdet and mmseg
-    'attention',  # of `add_attention`
-    'unused_keys',  # of `check_keys`
+    'test_pipeline',  # used by mmseg.apis
+    'runner_type',  # used by the tools of mmdet and mmseg
+    'attention',  # recorded by `add_attention`
+    'unused_keys',  # recorded by `check_config`
 }
 
 
 def read_from_config(cls: type) -> set[str]:
-    """Keys that a class takes from `cfg`: `cfg.get('x')`, `self.cfg.x`, `cfg['x']`."""
+    """Keys that a class's module takes from `cfg`: `cfg.get('x')`, `self.cfg.x`, `cfg['x']`."""
     tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))
-    return {name for node in ast.walk(tree) for name in _taken(node)} - {
+    return {name for node in ast.walk(tree) for name in _keys_read(node)} - {
         *dir(Config),
         *dir(ConfigDict),
     }
 
 
-def _taken(node: ast.AST) -> Iterator[str]:
-    texts: list[ast.expr] = []
+def _keys_read(node: ast.AST) -> Iterator[str]:
+    keys: list[ast.expr] = []
     if isinstance(node, ast.Subscript) and _is_config(node.value):
-        texts = [node.slice]
+        keys = [node.slice]
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         if node.func.attr in ('get', 'pop', 'setdefault') and _is_config(node.func.value):
-            texts = node.args[:1]
+            keys = node.args[:1]
     elif isinstance(node, ast.Attribute) and _is_config(node.value) and node.attr[0] != '_':
         yield node.attr
-    yield from (t.value for t in texts if isinstance(t, ast.Constant) and isinstance(t.value, str))
+    yield from (k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str))
 
 
 def _is_config(node: ast.expr) -> bool:
@@ -53,20 +53,20 @@ def _is_config(node: ast.expr) -> bool:
 RUNNER_KEYS = (
     set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
     | read_from_config(Runner)
-    | _OTHERS
+    | _OTHER_KEYS
 )
 
 
 def check_runner_keys(cfg: Config) -> None:
-    """Refuse values that the runner would refuse after the start, or does not know.
+    """Reject values that the runner would reject after the start, or ignore.
 
     Raises:
-        UsageError: names the key, its value and what is allowed.
+        UsageError: names the key, its value and the allowed values.
     """
-    kind = cfg.get('runner_type', 'Runner')
-    if kind not in ('Runner', 'mmengine.Runner'):
+    runner = cfg.get('runner_type', 'Runner')
+    if runner not in ('Runner', 'mmengine.Runner'):
         raise UsageError(
-            f'config key runner_type={kind!r}: trainings here need the runner of mmattn, which '
+            f'config key runner_type={runner!r}: trainings here need the runner of mmattn, which '
             'makes them resume exactly; other runners, and their strategies such as DeepSpeed and '
             'FSDP, are not supported. Leave runner_type out.'
         )
@@ -86,12 +86,12 @@ def _check_compile(value) -> None:
             "torch.compile, e.g. compile=dict(backend='eager')."
         )
     options = {} if value is True else value
-    known = set(inspect.signature(torch.compile).parameters) - {'model'}
-    wrong = next((name for name in options if name not in known), None)
-    if wrong:
+    arguments = set(inspect.signature(torch.compile).parameters) - {'model'}
+    unknown = next((name for name in options if name not in arguments), None)
+    if unknown:
         raise UsageError(
-            f'config key compile.{wrong} is read by nobody: torch.compile has '
-            f'{", ".join(sorted(known))}.'
+            f'unknown config key compile.{unknown}: torch.compile has '
+            f'{", ".join(sorted(arguments))}.'
         )
     backend = options.get('backend', 'inductor')
     backends = torch._dynamo.list_backends(exclude_tags=())
@@ -101,7 +101,7 @@ def _check_compile(value) -> None:
         )
     if backend == 'inductor' and not torch.cuda.is_available() and not _has_compiler():
         raise UsageError(
-            'config key compile: torch.compile needs a C++ compiler on a CPU, and none is found. '
+            'config key compile: torch.compile needs a C++ compiler on a CPU, and there is none. '
             "Install g++, or write compile=dict(backend='eager') or compile=False."
         )
 
@@ -118,10 +118,10 @@ def _has_compiler() -> bool:
 
 
 def check_modules(cfg: Config, model: nn.Module) -> None:
-    """Refuse names of modules that the network does not have, or that cannot be rewritten.
+    """Reject names of modules that the network lacks, or that mmengine cannot rewrite.
 
     Raises:
-        UsageError: names the key, the module and the parts of the network.
+        UsageError: names the key, the module and the children of the network.
     """
     modules = dict(model.named_modules())
     parts = ', '.join(name for name, _ in model.named_children())
@@ -138,18 +138,22 @@ def check_modules(cfg: Config, model: nn.Module) -> None:
 
 
 def _check_rewriting(key: str, name: str, modules: dict[str, nn.Module]) -> None:
-    """mmengine traces the module, and calls no norm in eval mode: blocks behind it are lost."""
-    inside = next(
+    """Reject modules that cannot be traced, or whose blocks mmengine would drop in eval mode.
+
+    mmengine fuses norms into convolutions there and no longer calls them, so blocks after them are
+    lost.
+    """
+    block = next(
         (path for path, _ in named_plugins(modules['']) if path.startswith(f'{name}.')), None
     )
-    if inside:
+    if block:
         raise UsageError(
-            f'config key {key}: {name} holds the block {inside}, which would be left out in eval '
+            f'config key {key}: {name} holds the block {block}, which would be left out in eval '
             'mode. Name modules without blocks.'
         )
     try:
         fx.symbolic_trace(modules[name])
-    except Exception as error:  # whatever the code of a module does with what is traced
+    except Exception as error:  # the code of the module, run on proxies, may raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f'config key {key}: {name} ({type(modules[name]).__name__}) cannot be traced: '

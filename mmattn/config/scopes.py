@@ -1,4 +1,4 @@
-"""Scopes and registered types: what a config, or a checkpoint's recorded attention, may name."""
+"""Scopes and registered types that a config of data, or a checkpoint, may name."""
 
 import contextlib
 import io
@@ -11,51 +11,54 @@ from mmengine.registry import init_default_scope
 
 from mmattn.errors import UsageError
 
+from .registered import find_class
 from .type_names import REGISTRIES
-from .unused_keys import FUNCTIONS, UNREGISTERED, find_class
+from .unused_keys import FUNCTIONS, UNREGISTERED
 
 DATA_FORMATS = ('.json', '.yaml', '.yml')  # configs that are data; those in Python are code
-
-
 SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmattn')
-
-
-_EVALUATING = ('RFSearchHook', 'CameraMotionCompensation')  # call eval on what they are given
+_CALL_EVAL = ('RFSearchHook', 'CameraMotionCompensation')  # classes that evaluate their arguments
 
 
 def find_unregistered(value, scope: str, where: str = '') -> str | None:
-    """The first `type` below `value` that is no registered name, or scope of another, in words."""
+    """The first nested `type` or `_scope_` that is not registered, as part of a sentence; or None.
+
+    Args:
+        value: dict or list of a config.
+        scope: default scope of the config.
+        where: dotted key of `value`.
+    """
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
-        place = f'{where}[{key}]' if isinstance(key, int) else f'{where}.{key}'.lstrip('.')
+        path = f'{where}[{key}]' if isinstance(key, int) else f'{where}.{key}'.lstrip('.')
         if key == 'type' and not _is_known(item, where, scope):
-            return f'{place} is {item!r}, which is not registered'
+            return f'{path} is {item!r}, which is not registered'
         if key == '_scope_' and item not in SCOPES:
-            return f'{place} is {item!r}, which is no scope'
+            return f'{path} is {item!r}, which is no scope'
         if isinstance(item, dict | list | tuple) and (
-            found := find_unregistered(item, scope, place)
+            problem := find_unregistered(item, scope, path)
         ):
-            return found
+            return problem
     return None
 
 
 def _is_known(name, where: str, scope: str) -> bool:
-    """Whether a type is registered, or one of the functions that are none; never imports one."""
-    if where.endswith(UNREGISTERED):  # mmcv evaluates that of nms
+    """Whether a type is registered, or an allowed function; never imports it to find out."""
+    if where.endswith(UNREGISTERED):  # mmcv evaluates the type of nms
         return name in FUNCTIONS
     if not isinstance(name, str) or not re.fullmatch(r'\w+(\.\w+)?', name):
         return False
-    if name.split('.')[-1] in _EVALUATING:
+    if name.split('.')[-1] in _CALL_EVAL:
         return False
     if '.' in name and name.split('.')[0] not in SCOPES:
         return False  # mmengine would import its module
-    found = find_class(name, scope)
+    cls = find_class(name, scope)
     nodes = [node for registry in REGISTRIES for node in (registry, *registry.children.values())]
-    return any(found is known for node in nodes for known in node.module_dict.values())
+    return any(cls is registered for node in nodes for registered in node.module_dict.values())
 
 
 def use_scope(cfg: Config) -> str:
-    """Put the registries of a config's scope in place; returns the scope."""
+    """Make the scope of a config mmengine's default and fill its registries; returns the scope."""
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in SCOPES and Path(str(cfg.filename)).suffix in DATA_FORMATS:
         raise UsageError(
@@ -63,7 +66,8 @@ def use_scope(cfg: Config) -> str:
             f'{", ".join(SCOPES)}.'
         )
     init_default_scope(scope)
-    for name in scope, 'mmdet', 'mmseg':  # our metrics need both; they print about what they miss
+    # our metrics need both packages, which print a line for each optional one that is missing
+    for name in scope, 'mmdet', 'mmseg':
         with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
             import_module(f'{name}.datasets')
     return scope

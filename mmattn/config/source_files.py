@@ -1,4 +1,4 @@
-"""The files of a config as mmengine reads them: parents, whose a key is, who reads a variable."""
+"""The files that mmengine reads for a config: their parents, keys and variables."""
 
 import ast
 import contextlib
@@ -17,9 +17,8 @@ from mmengine.config import Config
 
 from .names import config_text
 
-_READERS = ('_file2dict', '_parse_lazy_import')  # of text configs, of those with `read_base`
+_READERS = ('_file2dict', '_parse_lazy_import')  # for `_base_`, and for `read_base`
 _LOCK = threading.RLock()
-_SHOWN = 6  # keys named in a sentence
 
 
 @dataclass
@@ -27,9 +26,10 @@ class ConfigFile:
     """One file and the parents that mmengine found for it.
 
     Attributes:
-        path: of the file.
-        keys: dotted, of all that the file and its parents say; of files of installed packages.
-        parents: in their order.
+        path: absolute path of the file, or of a config that has none, see `names`.
+        keys: dotted keys of the values of the file with its parents, if it came with an installed
+            package and so did they; else none.
+        parents: parents in the order in which the file names them.
     """
 
     path: Path
@@ -37,112 +37,121 @@ class ConfigFile:
     parents: list['ConfigFile'] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict) -> 'ConfigFile':
-        return self  # it does not change
+        return self  # immutable once it is read
 
     @functools.cached_property
     def source(self) -> '_Source':
         return _Source(self.path)
 
     def chain(self) -> Iterator['ConfigFile']:
-        """This file and all above it."""
+        """This file and all its ancestors."""
         yield self
         for parent in self.parents:
             yield from parent.chain()
 
-    def carries(self, key: str) -> Path | None:
-        """The file of an installed package that has the key; None if it is the user's own."""
+    def file_with(self, key: str) -> Path | None:
+        """The file of an installed package that has a dotted key; None if it is the user's own."""
         return next((file.path for file in self.chain() if key in file.keys), None)
 
-    def owner(self, name: str) -> Path | None:
-        """The file that sets a top-level name last, if nobody wrote it there: None if one did.
+    def package_file(self, name: str) -> Path | None:
+        """The file that sets a top-level name last, if no user wrote it; None if one did.
 
-        It came with an installed package, or mmengine wrote it, with all variables of its parents.
+        Such files come with an installed package, or mmengine dumped them, with all variables of
+        their parents.
         """
-        sets = [f for f in self.chain() if name in {target for target, _ in f.source.assigned}]
-        if sets and (is_installed(sets[0].path) or sets[0].source.dumped):
-            return sets[0].path
+        files = [f for f in self.chain() if name in {target for target, _ in f.source.assigned}]
+        if files and (is_installed(files[0].path) or files[0].source.is_dump):
+            return files[0].path
         return None
 
     def variables(self) -> set[str]:
-        """Top-level names that the files themselves read.
+        """Top-level names that are used inside the files themselves.
 
-        A variable that a file sets again is not read by the parent that used it.
+        A variable that a file sets again has no effect on the parent that used it.
         """
-        above = [parent.variables() - self.source.set_again for parent in self.parents]
-        return self.source.read.union(*above)
+        inherited = [parent.variables() - self.source.set_again for parent in self.parents]
+        return self.source.used.union(*inherited)
 
-    def reader(self, name: str) -> Path | None:
-        """The parent that read a variable before this file set it again."""
+    def parent_using(self, name: str) -> Path | None:
+        """The parent that used a variable before this file set it again."""
         files = [file for parent in self.parents for file in parent.chain()]
-        return next((file.path for file in files if name in file.source.read), None)
+        return next((file.path for file in files if name in file.source.used), None)
 
     def uses(self, name: str) -> list[str]:
-        """The keys, dotted, into which a variable goes."""
-        found = [use for file in self.chain() for use in file.source.uses(name)]
-        return list(dict.fromkeys(found))
+        """Dotted keys whose values contain a variable."""
+        keys = [key for file in self.chain() for key in file.source.uses(name)]
+        return list(dict.fromkeys(keys))
 
 
 class _Source:
-    """What the text of a file reads and sets."""
+    """Variables in the text of a file.
+
+    Attributes:
+        used: names that an expression of the file uses.
+        assigned: top-level names and the expressions that they are set to.
+        set_again: names that are set and not used.
+        is_dump: whether mmengine wrote the file: values alone, sorted by name.
+    """
 
     def __init__(self, path: Path) -> None:
         text = config_text(path) or path.read_text(encoding='utf-8')
-        self.read = set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
+        self.used = set(re.findall(r'\{\{\s*_base_\.(\w+)', text))
         self.assigned: list[tuple[str, ast.expr]] = []
-        self.dumped = False
+        self.is_dump = False
         if path.suffix == '.py':
             self._parse(ast.parse(text))
-        self.set_again = {name for name, _ in self.assigned} - self.read - {'_base_'}
+        self.set_again = {name for name, _ in self.assigned} - self.used - {'_base_'}
 
     def _parse(self, tree: ast.Module) -> None:
         for node in ast.walk(tree):
             if (name := _variable(node)) and isinstance(node.ctx, ast.Load):
-                self.read.add(name)
-        for node in tree.body:  # mmengine writes values alone, by name
+                self.used.add(name)
+        for node in tree.body:
             if isinstance(node, ast.Assign):
                 targets = [t.id for t in node.targets if isinstance(t, ast.Name)]
                 self.assigned += [(name, node.value) for name in targets]
         names = [name for name, _ in self.assigned]
-        values_alone = self.read <= {'dict'} and len(names) == len(tree.body) > 1
-        self.dumped = values_alone and names == sorted(names) and '_base_' not in names
+        values_alone = self.used <= {'dict'} and len(names) == len(tree.body) > 1
+        self.is_dump = values_alone and names == sorted(names) and '_base_' not in names
 
-    def uses(self, name: str, seen: tuple[str, ...] = ()) -> list[str]:
-        found = []
+    def uses(self, name: str, visited: tuple[str, ...] = ()) -> list[str]:
+        """Dotted keys of this file whose values contain a variable, directly or through others."""
+        keys = []
         for target, value in self.assigned:
-            for place in _places(value, name, target):
-                found.append(place)
-                if target not in seen:  # which may go into another variable
-                    rest = place.removeprefix(target)
-                    found += [f'{use}{rest}' for use in self.uses(target, (*seen, target))]
-        return found
+            for key in _keys_with(value, name, target):
+                keys.append(key)
+                if target not in visited:  # the target may be a variable itself
+                    rest = key.removeprefix(target)
+                    keys += [f'{use}{rest}' for use in self.uses(target, (*visited, target))]
+        return keys
 
 
 def _variable(node: ast.AST) -> str | None:
-    """The name of a variable, also one of a parent: `_base_.name`."""
+    """The name of a variable; of one of a parent, too: `_base_.name`."""
     if isinstance(node, ast.Name):
         return node.id
     base = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     return node.attr if base and node.value.id == '_base_' else None
 
 
-def _places(node: ast.expr, name: str, where: str) -> Iterator[str]:
-    """Where below `where` the expression has the variable."""
+def _keys_with(node: ast.expr, name: str, key: str) -> Iterator[str]:
+    """Dotted keys, from `key` on, below which an expression contains a variable."""
     if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
         for word in node.keywords:
-            yield from _places(word.value, name, f'{where}.{word.arg}' if word.arg else where)
+            yield from _keys_with(word.value, name, f'{key}.{word.arg}' if word.arg else key)
     elif isinstance(node, ast.Dict):
-        for key, value in zip(node.keys, node.values):
-            known = isinstance(key, ast.Constant)
-            yield from _places(value, name, f'{where}.{key.value}' if known else where)
+        for item, value in zip(node.keys, node.values):
+            is_known = isinstance(item, ast.Constant)
+            yield from _keys_with(value, name, f'{key}.{item.value}' if is_known else key)
     elif isinstance(node, ast.List | ast.Tuple):
         for index, value in enumerate(node.elts):
-            yield from _places(value, name, f'{where}.{index}')
+            yield from _keys_with(value, name, f'{key}.{index}')
     elif any(_variable(part) == name for part in ast.walk(node)):
-        yield where
+        yield key
 
 
 def read_config(path: Path, *options: bool) -> tuple[Config, ConfigFile]:
-    """What `Config.fromfile` makes of a file, and which files it read for that."""
+    """A config as `Config.fromfile` returns it, and the files that were read for it."""
     top = ConfigFile(path)
     with _LOCK, _recorded(top):
         cfg = Config.fromfile(path, *options)
@@ -151,9 +160,9 @@ def read_config(path: Path, *options: bool) -> tuple[Config, ConfigFile]:
 
 @contextlib.contextmanager
 def _recorded(top: ConfigFile) -> Iterator[None]:
-    """Note every file that mmengine reads, below the one that named it."""
+    """Record every file that mmengine reads as a parent of the one that names it."""
     open_files = [top]
-    copies: dict[str, str] = {}  # file with the text of a config that has none -> its path
+    copies: dict[str, str] = {}  # temporary file of a config that has none -> path of the config
 
     def recording(read):
         def wrapped(filename, *args, **kwargs):
@@ -188,7 +197,7 @@ def _recorded(top: ConfigFile) -> Iterator[None]:
 
 
 def _read(read: Callable, path: Path, copies: dict[str, str], filename: str, *args, **kwargs):
-    """What mmengine reads of a file, or of the text of a config that has no file."""
+    """Read a file by mmengine; a config without a file through a temporary one."""
     text = config_text(path)
     if text is None:
         return read(filename, *args, **kwargs)
@@ -201,10 +210,10 @@ def _read(read: Callable, path: Path, copies: dict[str, str], filename: str, *ar
 
 
 def _find(find: Callable, name: str, child: str) -> tuple[str, str | None]:
-    """A parent as mmengine finds it; of a package that is installed under another name, too."""
+    """The path of a parent as mmengine finds it, or in a package of another distribution name."""
     try:
         return find(name, child)
-    except ModuleNotFoundError:  # mmengine asks for mmsegmentation, not for mmseg
+    except ModuleNotFoundError:  # mmengine looks for the distribution mmsegmentation, not mmseg
         package, _, path = name.partition('::')
         spec = find_spec(package) if package.isidentifier() else None
         home = Path(spec.origin).parent / '.mim' / 'configs' if spec and spec.origin else None
@@ -215,20 +224,20 @@ def _find(find: Callable, name: str, child: str) -> tuple[str, str | None]:
         return str(home / path), package
 
 
-def _keys(value: Any, where: str = '') -> Iterator[str]:
-    """The dotted keys of all that is in a config."""
+def _keys(value: Any, prefix: str = '') -> Iterator[str]:
+    """Dotted keys of all values of a config."""
     if isinstance(value, dict):
-        for key, item in dict.items(value):
-            place = f'{where}.{key}' if where else str(key)
-            yield place
-            yield from _keys(item, place)
+        for name, item in dict.items(value):
+            key = f'{prefix}.{name}' if prefix else str(name)
+            yield key
+            yield from _keys(item, key)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _keys(item, f'{where}[{index}]')
+            yield from _keys(item, f'{prefix}[{index}]')
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a config came with an installed package, or is a true copy of one that did."""
+    """Whether a config came with an installed package, or is an unchanged copy of one that did."""
     if not {'.mim', 'site-packages', 'dist-packages'}.isdisjoint(path.parts):
         return True
     if 'configs' not in path.parts:
@@ -237,17 +246,12 @@ def is_installed(path: Path) -> bool:
     for package in 'mmdet', 'mmseg':
         spec = find_spec(package)
         twin = Path(spec.origin).parent.joinpath('.mim', 'configs', *below) if spec else path
-        there = twin != path and twin.is_file() and path.is_file()
-        if there and twin.read_bytes() == path.read_bytes():
+        both_exist = twin != path and twin.is_file() and path.is_file()
+        if both_exist and twin.read_bytes() == path.read_bytes():
             return True
     return False
 
 
-def shown(path: Path) -> str:
-    """A file as one would type it here."""
+def display_path(path: Path) -> str:
+    """A path relative to the working directory where it lies below that."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def listed(names: list[str]) -> str:
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more

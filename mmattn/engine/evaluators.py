@@ -10,7 +10,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
 from mmattn.config.leaves import dataset_leaves
-from mmattn.config.unused_keys import find_class
+from mmattn.config.registered import find_class
 from mmattn.errors import UsageError
 from mmattn.evaluation.output_names import check_outputs, picture_names
 from mmattn.evaluation.scored_images import score_tested_images

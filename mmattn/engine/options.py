@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from typing import TypeVar
 
-from mmattn.config.unused_keys import nearest
+from mmattn.text import nearest
 
 T = TypeVar('T')
 

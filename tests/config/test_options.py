@@ -110,7 +110,7 @@ def test_brackets_that_do_not_match_are_named_with_their_key(option, config):
 
 
 def test_what_does_not_fit_is_said_as_it_was_understood(config):
-    with pytest.raises(UsageError, match=r'does not fit .*a.py: .*Understood was hooks.7.type=3'):
+    with pytest.raises(UsageError, match=r'does not fit .*a.py: .*It was parsed as hooks.7.type=3'):
         load_config(config, parse_options(['hooks.7.type=3']))
 
 

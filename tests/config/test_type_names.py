@@ -9,8 +9,8 @@ from torch import nn
 
 from mmattn.config.check import check_config
 from mmattn.config.load import load_config
+from mmattn.config.registered import find_class
 from mmattn.config.type_names import type_name
-from mmattn.config.unused_keys import find_class
 from mmattn.engine.network import build_network
 from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
@@ -206,7 +206,7 @@ def test_a_run_of_classes_goes_on_from_what_it_wrote(street, tmp_path):
 
 
 def test_a_config_that_the_stock_tools_wrote_down_is_read(tmp_path):
-    """It holds the variables of all its parents, which nobody reads any more."""
+    """It holds the variables of all its parents, which nothing uses any more."""
     stock = Config.fromfile(others('mmdet retinanet/retinanet_r18_fpn_1x_coco.py'))
     assert 'data_root' in stock and 'train_pipeline' in stock
     stock.dump(tmp_path / 'dumped.py')
@@ -214,5 +214,5 @@ def test_a_config_that_the_stock_tools_wrote_down_is_read(tmp_path):
     assert cfg.model.to_dict() == stock.model.to_dict() and 'data_root' not in cfg
     text = '# mine\nzeta = 3\n' + (tmp_path / 'dumped.py').read_text()
     (tmp_path / 'own.py').write_text(text)  # as nobody but a person writes it
-    with pytest.raises(UsageError, match='is read by nobody'):
+    with pytest.raises(UsageError, match='nothing uses it'):
         checked(tmp_path / 'own.py')

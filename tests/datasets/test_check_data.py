@@ -317,7 +317,7 @@ def test_usage_and_writing(street, tmp_path, capsys):
     assert tool('check_data')(['configs/none.py']) == 2
     assert 'config configs/none.py does not exist' in capsys.readouterr().err
     code, _, stderr, _ = run(SEMANTIC, street, 'train_dataloader.batch=2')
-    assert code == 2 and 'train_dataloader.batch is read by nobody' in stderr
+    assert code == 2 and 'unknown config key train_dataloader.batch' in stderr
     (tmp_path / 'file').write_text('')
     code, _, stderr, _ = run(SEMANTIC, street, out=tmp_path / 'file' / 'out.json')
     assert code == 7 and 'Choose another file with --json' in stderr
