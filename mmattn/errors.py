@@ -73,6 +73,18 @@ class WriteError(MmattnError):
     code = Exit.IO
 
 
+def cannot_write(path: str | os.PathLike, error: OSError, remedy: str = '') -> WriteError:
+    """A `WriteError` for an error of the operating system.
+
+    Args:
+        path: the file or folder.
+        error: what the operating system raised.
+        remedy: a sentence, such as 'Choose another --out.'.
+    """
+    reason = (error.strerror or str(error)).lower()
+    return WriteError(f'cannot write {path}: {reason}.{f" {remedy}" if remedy else ""}')
+
+
 class NonFiniteError(MmattnError):
     """A loss, gradient or weight is nan or inf."""
 

@@ -15,7 +15,7 @@ from mmattn.datasets.loading import ImageReader, Loaded, to_display
 from mmattn.engine.network import build_model, dataset_meta
 from mmattn.errors import DataError, UsageError, explain
 from mmattn.plugins.dry_run import input_channels
-from mmattn.visualization.objects import palette_of
+from mmattn.visualization.palette import palette_of
 
 if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from mmattn.errors import UsageError, WriteError
+from mmattn.errors import UsageError, cannot_write
 
 _MARKERS = 'osD^vP*X<>'
 
@@ -49,7 +49,7 @@ def plot_classes(names: list[str], out: str | Path, metafile: str | Path) -> Non
     try:
         figure.savefig(out, dpi=120)
     except OSError as error:
-        raise WriteError(f'cannot write {out}: {error.strerror}. Choose another --out.') from error
+        raise cannot_write(out, error, 'Choose another --out.') from error
 
 
 def _class_metrics(name: str, metafile: str | Path) -> tuple[str, str, dict[str, float], float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmattn.errors import WriteError
+from mmattn.errors import WriteError, cannot_write
 
 from .objects import Objects, draw_objects
 from .text import draw_text, legible, text_width
@@ -156,7 +156,6 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise WriteError(f'cannot write {path}: {reason}.') from error
+        raise cannot_write(path, error) from error
     if not cv2.imwrite(str(path), picture):
         raise WriteError(f'cannot write {path}. Check the folder and the free space.')

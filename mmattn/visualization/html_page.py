@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 
-from mmattn.errors import WriteError
+from mmattn.errors import cannot_write
 
 from .panels import HEAT_COLOURS, SIGNED_COLOURS, BlockViews, jpeg
 
@@ -59,9 +59,7 @@ def write_page(
     try:
         Path(path).write_text(page, encoding='utf-8')
     except OSError as error:
-        raise WriteError(
-            f'cannot write {path}: {(error.strerror or str(error)).lower()}.'
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def _table(name: str) -> list[list[int]]:

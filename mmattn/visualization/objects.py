@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from .palette import palette_of as palette_of
-
 if TYPE_CHECKING:
     from mmengine.structures import InstanceData
 

@@ -1,6 +1,5 @@
 """Text on pictures in any script that an installed font covers."""
 
-import logging
 import unicodedata
 from functools import cache, lru_cache
 from pathlib import Path
@@ -9,10 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
-from mmengine.logging import print_log
 from PIL import Image, ImageDraw, ImageFont
 
 from mmattn.errors import printable
+from mmattn.log import warn
 
 SIZE = 12  # pixels
 DEJAVU = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'
@@ -57,11 +56,9 @@ def legible(name: str, index: int) -> str:
     shown = f'{index} {shown}'
     if name not in _warned:
         _warned.add(name)
-        print_log(
+        warn(
             f'no font here has the characters {"".join(sorted(undrawable))} of the class {name}: '
-            f'pictures have {shown}. Install a font that has them.',
-            logger='current',
-            level=logging.WARNING,
+            f'pictures have {shown}. Install a font that has them.'
         )
     return shown
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmattn.errors import WriteError
+from mmattn.errors import WriteError, cannot_write
 
 _RATES = (0.1, 240.0)  # plausible frames per second; otherwise 25
 
@@ -43,8 +43,7 @@ class VideoWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise WriteError(f'cannot write {self.path}: {reason}.') from error
+            raise cannot_write(self.path, error) from error
         codec = cv2.VideoWriter.fourcc(*'mp4v')
         self.writer = cv2.VideoWriter(str(self.path), codec, self.rate, self.size)
         if not self.writer.isOpened():

@@ -15,7 +15,7 @@ from mmattn.visualization.text import DEJAVU, SIZE, draw_text, legible, missing,
 def said(monkeypatch):
     """No font but DejaVu Sans, and what is said of it."""
     lines = []
-    monkeypatch.setattr(module, 'print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr(module, 'warn', lines.append)
     fonts(monkeypatch)
     yield lines
     forget()

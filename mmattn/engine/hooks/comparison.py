@@ -13,7 +13,8 @@ from mmattn.datasets.loading import ImageReader, to_display
 from mmattn.evaluation.output_names import check_outputs, image_paths, leaf_datasets, picture_names
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, compare_objects, save_picture
-from mmattn.visualization.objects import Objects, palette_of
+from mmattn.visualization.objects import Objects
+from mmattn.visualization.palette import palette_of
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
