@@ -127,9 +127,8 @@ def comparison_lines(costs: dict[str, Cost], machine: dict) -> Iterator[str]:
             cells.append('')
         yield f'| `{name}` | {" | ".join(cells)} | {cost.memory.total / 1e9:.2f} |'
     yield ''
-    yield (
-        f'One image of {width}x{height}; ' + ', '.join(f'{k} {v}' for k, v in machine.items()) + '.'
-    )
+    description = ', '.join(f'{key} {value}' for key, value in machine.items())
+    yield f'One image of {width}x{height}; {description}.'
 
 
 def cost_lines(cost: Cost, machine: dict) -> Iterator[str]:
@@ -150,11 +149,11 @@ def cost_lines(cost: Cost, machine: dict) -> Iterator[str]:
         )
     whole, blocks = cost.rows[0], [row for row in cost.rows if row.block]
     if blocks:
-        shares = dict(
-            parameters=sum(row.parameters for row in blocks) / whole.parameters,
-            GMACs=sum(row.macs for row in blocks) / whole.macs,
-            saved=sum(row.saved_bytes for row in blocks) / whole.saved_bytes,
-        )
+        shares = {
+            'parameters': sum(row.parameters for row in blocks) / whole.parameters,
+            'GMACs': sum(row.macs for row in blocks) / whole.macs,
+            'saved memory': sum(row.saved_bytes for row in blocks) / whole.saved_bytes,
+        }
         if whole.ms:
             shares['ms'] = sum(row.ms for row in blocks) / whole.ms
         text = ', '.join(f'{100 * share:.1f} % of {name}' for name, share in shares.items())

@@ -78,11 +78,11 @@ class Comparison:
 
     def ratio(self, measure: str) -> float | None:
         """The ratio that a target is for."""
-        ours = self.ours['forward' if measure == 'lower_bound' else measure]
-        pair = (
-            (ours, self.lower_bound) if measure == 'lower_bound' else (self.theirs[measure], ours)
-        )
-        return pair[0] / pair[1] if all(pair) else None
+        if measure == 'lower_bound':
+            numerator, denominator = self.ours['forward'], self.lower_bound
+        else:
+            numerator, denominator = self.theirs[measure], self.ours[measure]
+        return numerator / denominator if numerator and denominator else None
 
     def met(self, measure: str) -> bool | None:
         ratio, target = self.ratio(measure), self.targets[measure]
@@ -135,10 +135,8 @@ class _Contenders:
 
     def _add_baselines(self, baselines: list[Baseline]) -> None:
         """Build the baselines with our weights."""
-        self.runs = {None: self.ours} | {
-            baseline: baseline.make(self.ours) for baseline in baselines
-        }
-        self.baselines = list(self.runs)
+        self.baselines = [None, *baselines]
+        self.runs = {b: b.make(self.ours) if b else self.ours for b in self.baselines}
         modules = [run for run in self.runs.values() if isinstance(run, nn.Module)]
         self.weights = [value for module in modules for value in module.parameters()]
 
@@ -187,9 +185,8 @@ class _Contenders:
         """Why a baseline is not tried, or an empty string."""
         if not baseline.pair_values:
             return ''
-        values = baseline.pair_values(self.ours, self.inputs[0]) * (
-            2 if measure in ('step', 'peak') else 1
-        )
+        passes = 2 if measure in ('step', 'peak') else 1
+        values = passes * baseline.pair_values(self.ours, self.inputs[0])
         needed = values * self.dtype.itemsize
         return f'needs {needed / 1e9:.1f} GB' if needed > memory_limit(self.device) else ''
 
@@ -295,9 +292,8 @@ def compare_case(
         if case.equivalent and not case.needs_compiled_ops:
             log(f'{case.name}: equality in fp64')
             for training in True, False:
-                small = _Contenders(
-                    case, (*run_size[:2], *_EQUALITY_SIZE), CPU, torch.float64, training
-                )
+                small_size = (*run_size[:2], *_EQUALITY_SIZE)
+                small = _Contenders(case, small_size, CPU, torch.float64, training)
                 small.shift_inputs()
                 small.check(case.name)
         contenders = _Contenders(case, run_size, device, dtype)

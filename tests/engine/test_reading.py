@@ -244,7 +244,7 @@ def test_a_folder_of_files_with_the_suffix_of_the_config(tmp_path):
 
 def test_what_is_shown_of_deep_images_is_said(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmattn.inference.infer.warn', said.append)
+    monkeypatch.setattr('mmattn.inference.result_writers.warn', said.append)
     for kind, text in dict(
         deep='3 channels of float32: .* three', bands='5 channels', gray=''
     ).items():
@@ -256,7 +256,7 @@ def test_what_is_shown_of_deep_images_is_said(tmp_path, monkeypatch):
 
 def test_more_classes_than_8_bits_hold(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmattn.inference.infer.warn', said.append)
+    monkeypatch.setattr('mmattn.inference.result_writers.warn', said.append)
     (path, _), image = segmentor(tmp_path / 'data', 'turned')
     text = path.read_text().replace('num_classes=3', 'num_classes=300')
     text = re.sub(
@@ -270,7 +270,7 @@ def test_more_classes_than_8_bits_hold(tmp_path, monkeypatch):
     done = infer(path, tmp_path / 'net.pth', image.parent, out_dir=tmp_path / 'out')
     labels = cv2.imread(str(tmp_path / 'out' / 'labels' / 'a.png'), cv2.IMREAD_UNCHANGED)
     assert labels.dtype == np.uint16 and np.unique(labels).tolist() == [289]
-    assert said == ['300 classes: the label maps are PNGs of 16 bits.']
+    assert said == ['300 classes: the label maps are 16-bit PNGs.']
     colour = Predictor.of(path, tmp_path / 'net.pth').palette[289]
     assert (cv2.imread(str(done.pictures[0]))[-11, 5, ::-1] == colour).all()
 

@@ -13,9 +13,10 @@ from pycocotools.mask import decode
 
 from mmattn.config.load import load_config
 from mmattn.errors import DataError, UsageError
-from mmattn.inference import infer as module
-from mmattn.inference.infer import category_ids, infer
+from mmattn.inference import result_writers as module
+from mmattn.inference.infer import infer
 from mmattn.inference.predictor import Predictor
+from mmattn.inference.result_writers import category_ids
 from tests.conftest import ROOT
 
 SEGMENTOR = ROOT / 'configs' / 'ccnet_r18_street.py'
