@@ -176,14 +176,15 @@ def _audit_label_maps(maps: LabelMaps, part: dict, pool: Executor) -> LabelStati
     errors = [fault for fault in faults if fault.kind != 'doubt']
     missing_kinds = {fault.kind for fault in maps.missing}
     for kind in dict.fromkeys(fault.kind for fault in errors):
-        texts = [fault.text for fault in errors if fault.kind == kind]
-        part['problems'] += [f'{text}.' for text in texts[:-1]]
+        same = [fault for fault in errors if fault.kind == kind]
+        part['problems'] += [f'{fault.text}.' for fault in same[:-1]]
         if kind in missing_kinds:
             remedy = maps.remedy_for_missing(kind)
         else:
-            remedy = maps.remedy(kind, wrong, texts)
-        part['problems'].append(f'{texts[-1]}. {remedy}')
-    part['warnings'] += warnings + [f'{text}.' for kind, text in faults if kind == 'doubt']
+            remedy = maps.remedy(kind, wrong, same)
+        part['problems'].append(f'{same[-1].text}. {remedy}')
+    doubts = [fault for fault in faults if fault.kind == 'doubt']
+    part['warnings'] += warnings + [f'{fault.text}.' for fault in doubts]
     part['warnings'] += maps.unpaired_labels()
     pixels, count = statistics.pixels, len(maps.classes)
     labelled = int(pixels[:255].sum())
@@ -244,7 +245,8 @@ def _audit_coco(
         if faults:
             part['problems'] = [e for e in errors if not any(text in e for text in texts)]
             part['problems'] += [f'{text}.' for text in texts[:-1]]
-            remedy = coco_images.remedy([*faults.values()][-1].kind, texts, file, loading)
+            last = [*faults.values()][-1]
+            remedy = coco_images.remedy(last.kind, faults.values(), file, loading)
             part['problems'].append(f'{texts[-1]}. {remedy}')
     readable = [image for i, image in enumerate(images) if i not in faults]
     paths = [os.path.join(folder, image['file_name']) for image in readable]
@@ -254,8 +256,8 @@ def _audit_coco(
     else:
         results = map(partial(_load_faults, loading), paths)
     for image_faults in track(results, total=len(paths), title=f'reading {folder}'):
-        for kind, text in image_faults:
-            part['warnings' if kind == 'doubt' else 'problems'].append(f'{text}.')
+        for fault in image_faults:
+            part['warnings' if fault.kind == 'doubt' else 'problems'].append(f'{fault.text}.')
     part.update(_count_boxes(images, annotations, categories, dataset.metainfo['classes']))
     part['held'] = _count_loaded(content, dataset, same)
 

@@ -1,4 +1,4 @@
-"""BCCD, photographs of blood cells with boxes: from Pascal VOC to COCO files.
+"""BCCD, images of blood cells with boxes: from Pascal VOC to COCO files.
 
 Source: Shenggan/BCCD_Dataset, MIT licence.
 """
@@ -23,7 +23,7 @@ _CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 def prepare_bccd(
     root: str | Path, out: str | Path, log: Callable[[str], None] = print
 ) -> dict[str, int]:
-    """Copy the photographs to `out/images` and write `out/annotations/{train,val,test}.json`.
+    """Copy the images to `out/images` and write `out/annotations/{train,val,test}.json`.
 
     Boxes are [xmin - 1, ymin - 1, xmax - xmin, ymax - ymin]: VOC counts pixels from 1, and mmdet's
     `XMLDataset` subtracts 1 from all four corners, so both ways train on the same boxes. A box
@@ -76,7 +76,7 @@ def prepare_bccd(
 
 
 def _copy(root: Path, out: Path, stem: str) -> dict:
-    """Copy a photograph; returns its entry in the COCO file."""
+    """Copy an image; returns its entry in the COCO file."""
     name = f'{stem}.jpg'
     source = root / 'JPEGImages' / name
     if Path(name).name != name:

@@ -37,14 +37,21 @@ def check_files(images: list[dict], folder: Path, file: Path, loading: LoadingSt
         results = pool.map(work, images)
         faults = [f for f in track(results, total=len(images), title=f'checking {folder}') if f]
     if faults:
-        kind, text = faults[0]
+        kind, text, _ = faults[0]
         more = f' ({len(faults)} of {len(images)} images are missing or faulty)'
-        texts = [fault.text for fault in faults if fault.kind == kind]
-        raise DataError(f'{text}{more}. {remedy(kind, texts, file, loading)}')
+        same = [fault for fault in faults if fault.kind == kind]
+        raise DataError(f'{text}{more}. {remedy(kind, same, file, loading)}')
 
 
-def remedy(kind: str, texts: Iterable[str], file: str | Path, loading: LoadingSteps) -> str:
-    """What to do about the faults of a kind; `texts` are theirs."""
+def remedy(kind: str, faults: Iterable[Fault], file: str | Path, loading: LoadingSteps) -> str:
+    """What to do about faults of a kind.
+
+    Args:
+        kind: kind of the faults.
+        faults: all of them.
+        file: the COCO file.
+        loading: how the config loads an image.
+    """
     if kind == 'backslash':
         return f"Write '/' for each: {fix_commands.replace_backslashes_command(file)}"
     if kind == 'quoted':
@@ -52,7 +59,7 @@ def remedy(kind: str, texts: Iterable[str], file: str | Path, loading: LoadingSt
     if kind == 'above':
         return 'The file names have the last folder of data_prefix.img already: leave it out there.'
     if kind == 'large':
-        return image_limits.remedy_for_large(texts)
+        return image_limits.remedy_for_large(fault.megapixels for fault in faults)
     if kind == 'exif':
         return image_io.remedy_for_orientation(loading.image)
     return 'Get the files again or correct the JSON.'
@@ -87,9 +94,9 @@ def file_problem(image: dict, folder: Path, loading: LoadingSteps) -> Fault | No
         if end and end not in image_io.read_tail(path):
             return Fault('cut', f'{what} is cut short: its end is missing')
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        other = path.replace('\\', '/')
-        if '\\' in name and os.path.isfile(other):
-            text = f'file_name {name!r} of image {ident} has backslashes, but {other} is there'
+        slashed = path.replace('\\', '/')
+        if '\\' in name and os.path.isfile(slashed):
+            text = f'file_name {name!r} of image {ident} has backslashes, but {slashed} is there'
             return Fault('backslash', text)
         return _misnamed(name, folder) or Fault('missing', f'{what} is missing')
     except UnidentifiedImageError:
@@ -100,7 +107,7 @@ def file_problem(image: dict, folder: Path, loading: LoadingSteps) -> Fault | No
             return Fault('damaged', f'{what} is damaged or no image: it starts with {start!r}')
         return _compare_size(image, what, shape[1::-1], '')
     except Image.DecompressionBombError as error:
-        return Fault('large', f'{what} declares {image_limits.describe_size_error(error)}')
+        return image_io.large_fault(what, error)
     except (OSError, ValueError) as error:
         text = f'file_name {show(name)} of image {ident} cannot be read: {error.args[-1]}'
         return Fault('damaged', text)

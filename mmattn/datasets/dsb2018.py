@@ -76,8 +76,8 @@ def _copy(root: Path, out: Path) -> dict[str, dict]:
 
 
 def _convert(root: Path, out: Path, log: Callable[[str], None]) -> dict[str, dict]:
-    photographs = [p for p in sorted(root.glob('*/images/*.png')) if _open(p).size == _SIZE]
-    if not photographs:
+    images = [p for p in sorted(root.glob('*/images/*.png')) if _open(p).size == _SIZE]
+    if not images:
         raise DataError(f'DSB2018: no image of 256x256 in {root}/*/images. Get the set again.')
     splits = {
         split: dict(images=[], annotations=[], categories=[dict(id=1, name='nucleus')])
@@ -85,7 +85,7 @@ def _convert(root: Path, out: Path, log: Callable[[str], None]) -> dict[str, dic
     }
     nuclei = 0
     title = f'{root} -> {out}'
-    for rank, path in enumerate(track(photographs, total=len(photographs), title=title), 1):
+    for rank, path in enumerate(track(images, total=len(images), title=title), 1):
         coco = splits['train' if rank % 4 else 'val']
         width, height = _SIZE
         coco['images'].append(dict(id=rank, file_name=path.name, width=width, height=height))

@@ -18,7 +18,13 @@ from PIL import Image
 
 from mmattn.errors import DataError
 
-from .image_limits import check_pixel_count, describe_size_error, max_megapixels, remedy_for_large
+from .image_limits import (
+    check_pixel_count,
+    describe_megapixels,
+    error_megapixels,
+    max_megapixels,
+    remedy_for_large,
+)
 
 # Last bytes of a complete file, by Pillow's name of the format.
 END_MARKERS = {'JPEG': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82'}
@@ -42,10 +48,12 @@ class Fault(NamedTuple):
     Attributes:
         kind: selects the remedy; 'doubt' where the file can still be used.
         text: a sentence without its full stop.
+        megapixels: declared size of an image that is too large.
     """
 
     kind: str
     text: str
+    megapixels: int = 0
 
 
 class Decoding(NamedTuple):
@@ -89,9 +97,15 @@ class _Header(NamedTuple):
 class UnusableImage(Exception):
     """An image whose inspection ends here; `fault` is the reason."""
 
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(kind, text)
-        self.fault = Fault(kind, text)
+    def __init__(self, kind: str, text: str, megapixels: int = 0) -> None:
+        super().__init__(kind, text, megapixels)
+        self.fault = Fault(kind, text, megapixels)
+
+
+def large_fault(what: str, error: Image.DecompressionBombError) -> Fault:
+    """The fault of an image that declares too many pixels; `what` names it."""
+    megapixels = error_megapixels(error)
+    return Fault('large', f'{what} declares {describe_megapixels(megapixels)}', megapixels)
 
 
 def remedy_for_orientation(decoding: Decoding) -> str:
@@ -196,8 +210,8 @@ def pillow_open(path: str | Path) -> Image.Image:
             image.close()
             raise
     except Image.DecompressionBombError as error:
-        text = describe_size_error(error)
-        raise DataError(f'image {path} declares {text}. {remedy_for_large([text])}') from error
+        fault = large_fault(f'image {path}', error)
+        raise DataError(f'{fault.text}. {remedy_for_large([fault.megapixels])}') from error
     return image
 
 
@@ -212,6 +226,7 @@ def open_image(path: str | Path, what: str = 'image', remedy: str = '') -> Itera
 
     Raises:
         DataError: the file is missing, damaged, no image, or declares more than `max_megapixels`.
+        PermissionError: the file must not be read.
     """
     try:
         with pillow_open(path) as image:
@@ -243,8 +258,8 @@ def read_image(path: str | Path) -> np.ndarray:
         if image is None:
             raise UnusableImage('file', f'image {path} cannot be decoded')
     except UnusableImage as unusable:
-        kind, text = unusable.fault
-        more = f' {remedy_for_large([text])}' if kind == 'large' else ''
+        kind, text, megapixels = unusable.fault
+        more = f' {remedy_for_large([megapixels])}' if kind == 'large' else ''
         raise DataError(f'{text}.{more}') from unusable
     return image
 
@@ -281,9 +296,7 @@ def _inspect_image(path: str, decode: bool, decoding: Decoding) -> tuple[_Header
             'missing', f'image {path} is a folder: name the images in it'
         ) from error
     except Image.DecompressionBombError as error:
-        raise UnusableImage(
-            'large', f'image {path} declares {describe_size_error(error)}'
-        ) from error
+        raise UnusableImage(*large_fault(f'image {path}', error)) from error
     except PILLOW_ERRORS as error:
         raise UnusableImage(
             'unknown', f'image {path} cannot be read: it is damaged or no image'
@@ -304,8 +317,8 @@ def _decode(path: str, data: bytes, decoding: Decoding) -> list[Fault]:
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[decoding.flag])
     message = _decoder_message()
     if decoded is None or (message and 'extraneous' not in message):
-        why = f': {message}' if message else ''
-        raise UnusableImage('file', f'image {path} is damaged{why}')
+        reason = f': {message}' if message else ''
+        raise UnusableImage('file', f'image {path} is damaged{reason}')
     return [Fault('doubt', f'image {path} may be damaged: {message}')] if message else []
 
 
@@ -345,58 +358,56 @@ def inspect_label_map(path: str, decoding: Decoding) -> tuple[tuple[int, int], n
     except FileNotFoundError as error:
         raise UnusableImage('missing', f'label map {path} does not exist') from error
     except Image.DecompressionBombError as error:
-        raise UnusableImage(
-            'large', f'label map {path} declares {describe_size_error(error)}'
-        ) from error
+        raise UnusableImage(*large_fault(f'label map {path}', error)) from error
     except PILLOW_ERRORS as error:
         raise UnusableImage(
             'file', f'label map {path} cannot be read: it is damaged or no image'
         ) from error
     if mode == '1' and decoding.backend == 'pillow':
-        counts[[1, 255]] = counts[[255, 1]]  # it counts white as 255, its arrays have it as 1
+        counts[[1, 255]] = counts[[255, 1]]  # its histogram has white as 255, its arrays as 1
     return size, counts
 
 
 def _count_deep_labels(path: str, mode: str, values: np.ndarray) -> np.ndarray:
-    """The labels of a map of more than 8 bits, of which training takes the lower 8."""
-    known = _are_labels(values) | (values == 65535)  # which becomes 255
-    if not known.all():
+    """Pixels per label, (256,), of a map of more than 8 bits; training takes the lower 8."""
+    valid = _are_labels(values) | (values == 65535)  # which becomes 255
+    if not valid.all():
         raise UnusableImage(
             'format',
             f'label map {path} has mode {mode}, not 8-bit single-channel: {_DEEP_MODES[mode]} a '
-            f'pixel, as instance ids have, e.g. {values[~known][0]}',
+            f'pixel, as instance ids have, e.g. {values[~valid][0]}',
         )
     return np.bincount(values.ravel().astype(np.int64) % 256, minlength=256)
 
 
 def count_labels(values: np.ndarray, path: str) -> tuple[np.ndarray, list[Fault]]:
-    """How many pixels have each label, (256,), of a label map that the steps of a config gave."""
-    known, faults = _are_labels(values), []
-    if not known.all():
-        text = f'the steps of the config give {values[~known][0]} as a label of {path}'
+    """Pixels per label, (256,), of a label map from the steps of a config, and its faults."""
+    valid, faults = _are_labels(values), []
+    if not valid.all():
+        text = f'the steps of the config give {values[~valid][0]} as a label of {path}'
         faults.append(Fault('labels', f'{text} (allowed are whole numbers 0..255)'))
-    return np.bincount(values[known].astype(np.int64), minlength=256), faults
+    return np.bincount(values[valid].astype(np.int64), minlength=256), faults
 
 
 def _are_labels(values: np.ndarray) -> np.ndarray:
-    """Which are whole numbers from 0 to 255."""
+    """Which values are whole numbers from 0 to 255."""
     return (values >= 0) & (values < 256) & (values == np.floor(values))
 
 
 def _decoder_message() -> str:
-    """What the JPEG decoder has printed since the last call; it prints and goes on."""
+    """The message that decoders printed since the last call; they print it and go on."""
     if _decoder_stderr is None:
         return ''
     _decoder_stderr.seek(0)
     lines = _decoder_stderr.read().decode(errors='replace').splitlines()
     _decoder_stderr.seek(0)
     _decoder_stderr.truncate()
-    marks = ('Corrupt JPEG', 'Premature end', 'libpng error')
-    return next((line.strip() for line in lines if line.startswith(marks)), '')
+    markers = ('Corrupt JPEG', 'Premature end', 'libpng error')
+    return next((line.strip() for line in lines if line.startswith(markers)), '')
 
 
 def read_tail(path: str) -> bytes:
-    """The last bytes of a file, where its end mark stands."""
+    """The last bytes of a file, with its end marker."""
     with open(path, 'rb') as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 64))
@@ -404,7 +415,7 @@ def read_tail(path: str) -> bytes:
 
 
 def _describe_ranges(allowed: np.ndarray) -> str:
-    """What is allowed, (256,) bools, in words: '0..18 and 255'."""
+    """Allowed labels, (256,) bools, in words: '0..18 and 255'."""
     edges = np.flatnonzero(np.diff(allowed, prepend=False, append=False))
     parts = [str(a) if b - a == 1 else f'{a}..{b - 1}' for a, b in edges.reshape(-1, 2)]
     return ', '.join(parts[:-1]) + ' and ' + parts[-1] if parts[1:] else ''.join(parts)

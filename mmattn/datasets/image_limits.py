@@ -25,11 +25,10 @@ def check_pixel_count(size: tuple[int, int]) -> None:
     """Refuse a declared width and height before anything is decoded.
 
     Raises:
-        Image.DecompressionBombError: there are more than `max_megapixels`.
+        Image.DecompressionBombError: there are more than `max_megapixels`; in Pillow's words.
     """
-    limit = max_megapixels()
-    if prod(size) > limit * 1e6:
-        raise Image.DecompressionBombError(_describe_size(prod(size), limit))
+    if prod(size) > max_megapixels() * 1e6:
+        raise Image.DecompressionBombError(f'Image size ({prod(size)} pixels) exceeds the limit')
 
 
 def check_megapixels(what: str, pixels: float) -> None:
@@ -42,27 +41,30 @@ def check_megapixels(what: str, pixels: float) -> None:
     Raises:
         DataError: there are more than `max_megapixels`.
     """
-    limit = max_megapixels()
-    if pixels > limit * 1e6:
-        text = f'{what} {_describe_size(int(pixels), limit)}'
-        raise DataError(f'{text}. {remedy_for_large([text])}')
+    if pixels > max_megapixels() * 1e6:
+        megapixels = _to_megapixels(int(pixels))
+        text = f'{what} {describe_megapixels(megapixels)}'
+        raise DataError(f'{text}. {remedy_for_large([megapixels])}')
 
 
-def describe_size_error(error: Image.DecompressionBombError) -> str:
-    """The size and the limit, from our error or from Pillow's, which has another limit."""
+def error_megapixels(error: Image.DecompressionBombError) -> int:
+    """Megapixels that an image declares, from Pillow's error; 0 if it does not have them."""
     pixels = re.match(r'Image size \((\d+) pixels\)', str(error))
-    return _describe_size(int(pixels[1]), max_megapixels()) if pixels else str(error)
+    return _to_megapixels(int(pixels[1])) if pixels else 0
 
 
-def _describe_size(pixels: int, limit: float) -> str:
-    return f'more than {limit:g} megapixels: {-(-pixels // 10**6)}'
+def _to_megapixels(pixels: int) -> int:
+    return -(-pixels // 10**6)
 
 
-def remedy_for_large(texts: Iterable[str]) -> str:
-    """What to do about images that are too large, from the messages about them."""
-    needed = max(
-        (int(n) for text in texts for n in re.findall(r'megapixels: (\d+)', text)), default=0
-    )
+def describe_megapixels(megapixels: int) -> str:
+    """The size of an image that is too large, and the limit."""
+    return f'more than {max_megapixels():g} megapixels: {megapixels or "unknown"}'
+
+
+def remedy_for_large(megapixels: Iterable[int]) -> str:
+    """What to do about images that are too large."""
+    needed = max(megapixels, default=0)
     if needed > _OPENCV_MEGAPIXELS:
         return f'OpenCV decodes no more than {_OPENCV_MEGAPIXELS} megapixels: cut it into tiles.'
     return f'If it is meant to be that large, pass --max-megapixels {needed}.'

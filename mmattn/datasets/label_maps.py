@@ -250,19 +250,19 @@ class LabelMaps(PairedFiles):
         how = 'as the camera stored it' if applied else 'as EXIF turns it'
         return [Fault('turned', f'{what}, but the label maps lie on the picture {how}')], []
 
-    def remedy(self, kind: str, wrong: Iterable[int] = (), texts: Iterable[str] = ()) -> str:
+    def remedy(self, kind: str, wrong: Iterable[int] = (), faults: Iterable[Fault] = ()) -> str:
         """What to do about faults of a kind.
 
         Args:
             kind: kind of the faults.
             wrong: labels that are no classes.
-            texts: texts of the faults.
+            faults: the faults.
         """
         wrong = {*wrong}
         if kind == 'one' or (kind == 'labels' and len(self.classes) == 1):
             return self._remedy_for_one_class(wrong)
         if kind == 'large':
-            return remedy_for_large(texts)
+            return remedy_for_large(fault.megapixels for fault in faults)
         if kind in ('mask', 'palette', 'format') and self._fits_pillow():
             return "Set imdecode_backend='pillow' in LoadAnnotations of every pipeline."
         if kind == 'mask' and self._num_labels == 2:

@@ -132,15 +132,15 @@ class Scene:
 
     def houses(self, side: int) -> list:
         """A row of facades, walls, fences and hedges along one side of the street."""
-        rng, canvas, row, z = self.rng, self.canvas, [], NEAR
+        rng, canvas, facades, z = self.rng, self.canvas, [], NEAR
         while z < _FAR:
             length = rng.uniform(5, 18)
             kind = rng.choice(['building', 'building', 'building', 'wall', 'fence', 'trees', 'gap'])
             x = side * (self.facade_line + rng.uniform(0, 1.5))
             draw = partial(draw_facade, canvas, kind, x, z, z + length)
-            row.append((z + length, draw))
+            facades.append((z + length, draw))
             z += length + rng.choice([0, 0, rng.uniform(0, 6)])
-        return row
+        return facades
 
     def furniture(self, side: int) -> list:
         """Trees, poles, lights, signs and pedestrians on one side."""

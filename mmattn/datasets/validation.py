@@ -236,7 +236,7 @@ def cached_counts(leaf: dict, file: Path, masks: bool) -> LoadedCounts:
 def _check_label_maps(maps: LabelMaps) -> list[str]:
     """Check all files, unless a verdict on them is cached; returns warnings."""
     if maps.missing:
-        kind, text = maps.missing[0]
+        kind, text, _ = maps.missing[0]
         count = sum(fault.kind == kind for fault in maps.missing)
         raise DataError(
             f'{maps.name}: {count} of {maps.count} images {kind}, e.g. {text}. '
@@ -256,12 +256,12 @@ def _check_label_maps(maps: LabelMaps) -> list[str]:
     overall, warnings = maps.check_overall(label_counts)
     faults += overall
     if faults:
-        kind, text = faults[0]
+        kind, text, _ = faults[0]
         rest = len(faults) - 1
         more = f' (and {rest} more: python tools/check_data.py CONFIG lists all)' if rest else ''
         wrong = np.flatnonzero((label_counts > 0) & (maps.table < 0)).tolist()
-        texts = [fault.text for fault in faults if fault.kind == kind]
-        raise DataError(f'{text}{more}. {maps.remedy(kind, wrong, texts)}')
+        same = [fault for fault in faults if fault.kind == kind]
+        raise DataError(f'{text}{more}. {maps.remedy(kind, wrong, same)}')
     save_sound(maps, warnings)
     return warnings + unpaired
 

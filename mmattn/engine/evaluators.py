@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.registered import find_class
 from mmattn.errors import UsageError
-from mmattn.evaluation.output_names import check_outputs, picture_names
+from mmattn.evaluation.output_names import check_outputs, png_names
 from mmattn.evaluation.scored_images import score_tested_images
 
 from .hooks.comparison import ComparisonHook
@@ -127,7 +127,7 @@ def prepare_evaluation(runner: Runner, part: str) -> None:
         folder = getattr(metric, 'output_dir', None)
         prefix = getattr(metric, 'outfile_prefix', None)
         if folder:
-            metric.output_names = picture_names(dataset)
+            metric.output_names = png_names(dataset)
             check_outputs(dataset, folder, metric.output_names.values(), chosen)
         elif prefix:
             folder, name = os.path.split(prefix)

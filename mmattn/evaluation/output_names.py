@@ -8,7 +8,7 @@ from pathlib import Path
 from mmattn.errors import UsageError
 
 
-def picture_names(dataset) -> dict[str, Path]:
+def png_names(dataset) -> dict[str, Path]:
     """Image -> relative path of the PNG that is written for it.
 
     `<image name>.png`; where two images have the same name, all keep their folders below the common

@@ -452,7 +452,8 @@ def test_a_damaged_jpeg_is_known_by_what_its_decoder_prints(tmp_path):
     with ProcessPoolExecutor(1, get_context('spawn'), files.capture_decoder_messages) as pool:
         found = list(pool.map(files.inspect_image, map(str, (good, bad, good, odd, good))))
     assert found[0] == found[2] == found[4] == []
-    assert found[1] == [('file', f'image {bad} is damaged: {found[1][0].text.split(": ", 1)[1]}')]
+    reason = found[1][0].text.split(': ', 1)[1]
+    assert found[1] == [files.Fault('file', f'image {bad} is damaged: {reason}')]
     assert 'Corrupt JPEG data: premature end' in found[1][0].text
     assert found[3][0].kind == 'doubt' and ' extraneous bytes' in found[3][0].text
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
 from mmattn.errors import UsageError, WriteError
-from mmattn.evaluation.output_names import picture_names
+from mmattn.evaluation.output_names import png_names
 from tests.conftest import ROOT, tiny_options
 from tests.squares import by_heart, config, recite, save, squares
 
@@ -116,7 +116,7 @@ def test_names_that_differ_in_their_suffix_or_not_at_all():
             return dict(img_path=self.paths[index])
 
     def named(*paths):
-        return [str(path) for path in picture_names(Set(*paths)).values()]
+        return [str(path) for path in png_names(Set(*paths)).values()]
 
     assert named('/d/x/a.png', '/d/y/b.jpg') == ['a.png', 'b.png']
     assert named('/d/x/a.png', '/d/y/a.png', '/d/y/z/b.png') == ['x/a.png', 'y/a.png', 'y/z/b.png']

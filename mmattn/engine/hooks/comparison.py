@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmattn.datasets.image_io import read_image
 from mmattn.datasets.loading import ImageReader, to_display
-from mmattn.evaluation.output_names import check_outputs, image_paths, leaf_datasets, picture_names
+from mmattn.evaluation.output_names import check_outputs, image_paths, leaf_datasets, png_names
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare, compare_objects, save_picture
 from mmattn.visualization.objects import Objects
@@ -54,7 +54,7 @@ class ComparisonHook(Hook):
 
     def prepare(self, dataset) -> None:
         """Name the pictures of a data set, and check that none overwrites a test image."""
-        self.names = picture_names(dataset)
+        self.names = png_names(dataset)
         check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
 
     def before_test(self, runner: Runner) -> None:
