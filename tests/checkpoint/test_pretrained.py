@@ -153,7 +153,7 @@ def test_what_is_missing_names_the_key_of_the_config(tmp_path):
     ],
 )
 def test_it_names_the_key_that_is_in_the_config(tmp_path, cfg, key, none):
-    """That None starts from random weights is what tests/engine/test_whole_course.py does."""
+    """That None starts from random weights is what tests/engine/test_end_to_end.py does."""
     for make in vit, pvt, mit:
         model = nn.Sequential()
         model.backbone = make(init_cfg=ConfigDict(type='Pretrained', checkpoint='none.pth'))

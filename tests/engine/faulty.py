@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 from mmengine.hooks import Hook  # noqa: E402
 
-from mmattn.engine import distributed as ranks  # noqa: E402
+from mmattn.engine import distributed  # noqa: E402
 from mmattn.engine.runner import Runner  # noqa: E402
 from mmattn.errors import DataError  # noqa: E402
 
@@ -75,7 +75,7 @@ def with_faults(self, *args, **kwargs) -> None:
 
 Runner.register_hooks = with_faults
 
-init_process_group = ranks.init_process_group
+init_process_group = distributed.init_process_group
 
 
 def start_late(*args) -> None:
@@ -85,7 +85,7 @@ def start_late(*args) -> None:
     init_process_group(*args)
 
 
-ranks.init_process_group = start_late
+distributed.init_process_group = start_late
 
 if __name__ == '__main__':
     sys.exit(importlib.import_module(os.environ.get('TOOL', 'train')).main(sys.argv[1:]))

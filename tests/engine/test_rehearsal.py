@@ -14,8 +14,8 @@ from mmattn.engine.test import test as evaluate
 from mmattn.engine.train import train
 from mmattn.errors import UsageError
 from tests.conftest import ROOT
+from tests.engine.test_end_to_end import COURSES, detection
 from tests.engine.test_resume import EPOCHS
-from tests.engine.test_whole_course import COURSES, detection
 
 CONFIG = ROOT / 'configs' / 'fcn_r18_street.py'
 HEAD = 'model.decode_head'

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmattn.checkpoint.fingerprint import check_same, course_of
 from mmattn.checkpoint.manifest import facts_of
 from mmattn.checkpoint.write import write_checkpoint
-from mmattn.engine.resume import data as exact
+from mmattn.engine.resume import data as resume_data
 from mmattn.engine.resume.data import ResumableLoader, prepare_dataloader_cfg
 from mmattn.engine.resume.rng import derive_seed, get_rng_state, seeded, set_rng_state
 from mmattn.errors import CheckpointError, DataError, UsageError, WriteError
@@ -364,7 +364,7 @@ def test_an_epoch_has_every_sample_once_and_no_epoch_repeats_another():
 def test_processes_share_an_epoch(monkeypatch):
     seen = []
     for rank in 0, 1:
-        monkeypatch.setattr(exact, 'get_dist_info', lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(resume_data, 'get_dist_info', lambda rank=rank: (rank, 2))
         monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, 2))
         stream = batches(DefaultSampler, dataset=Numbers(9))
         assert len(stream.loader) == 2
@@ -401,7 +401,7 @@ def test_a_seed_is_the_same_in_every_process():
 
 def test_attributes_of_the_data_set_are_reached():
     inner = BaseDataset(lazy_init=True, pipeline=[], metainfo=dict(classes=('a',)))
-    outer = exact.ResumableDataset(inner, 0, True, 4)
+    outer = resume_data.ResumableDataset(inner, 0, True, 4)
     assert outer.metainfo['classes'] == ('a',)
     outer.pipeline = 'other'
     assert inner.pipeline == 'other'

@@ -1,4 +1,4 @@
-"""A signal ends a training behind its step, with a checkpoint that resumes exactly."""
+"""A signal ends a training after its step, with a checkpoint that resumes exactly."""
 
 import multiprocessing
 import os
@@ -63,7 +63,7 @@ def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('training', [True, False])
 def test_a_pool_ends_its_workers(training):
-    """As mmdet's VOCMetric does behind a validation: one that lives on would be waited for."""
+    """As mmdet's VOCMetric does after a validation: one that lives on would be waited for."""
     with handle_signals(training):
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
@@ -85,19 +85,19 @@ def test_a_pool_that_waits_for_a_task_ends():
 
 def test_ctrl_c_once_ends_in_order_and_twice_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with handle_signals() as listener:
+    with handle_signals() as handler:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)  # nothing has begun
-        listener.received, listener.started = None, True
+        handler.received, handler.started = None, True
         signal.raise_signal(signal.SIGINT)
-        assert listener.received == 'SIGINT'
+        assert handler.received == 'SIGINT'
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
-    from mmattn.checkpoint import write as saving
+    from mmattn.checkpoint import write
     from mmattn.checkpoint.find import find_checkpoint
     from tests.checkpoint.test_checkpoints_survive import save, value
 
@@ -108,9 +108,9 @@ def test_ctrl_c_twice_within_a_save_breaks_nothing(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         real(source, target)
 
-    monkeypatch.setattr(saving.os, 'replace', interrupted)
-    with handle_signals() as listener:
-        listener.started = True
+    monkeypatch.setattr(write.os, 'replace', interrupted)
+    with handle_signals() as handler:
+        handler.started = True
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2)
     monkeypatch.undo()
