@@ -1,7 +1,7 @@
 """DANet on ResNet-18, CamVid: position and channel attention in the decode head, else fcn_r18_camvid.py.
 
 1,800 iterations of batch 8, crop 240x320, from random weights. The last checkpoint is the result:
-CamVid's val split is one clip beside the training frames, so nothing is chosen by it.
+CamVid's val split is one clip next to the training frames, so nothing is chosen by it.
 """
 _base_ = [
     '_base_/models/segmentor_r18.py',

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmattn.config.index import find_config
 from mmattn.config.load import load_config, parse_options
 from mmattn.engine.hardware import hardware
 from mmattn.errors import MmattnError, UsageError
@@ -160,7 +161,7 @@ def _iterations(cfg: Config) -> int:
 def _check_recipe(config: str | Path, options: list[str] | None, out_dir: Path) -> None:
     """Refuse a folder that holds runs of another recipe."""
     text = load_config(config, parse_options(options)).pretty_text
-    recipe = dict(config=Path(config).name, sha256=hashlib.sha256(text.encode()).hexdigest())
+    recipe = dict(config=find_config(config).name, sha256=hashlib.sha256(text.encode()).hexdigest())
     path = out_dir / 'recipe.json'
     if not path.is_file():
         path.write_text(json.dumps(recipe), encoding='utf-8')
@@ -211,7 +212,7 @@ def _write_results(
     lines += [sentence, setting, *failures]
     (out_dir / 'results.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
     content = dict(
-        config=Path(config).name, metric=metric, options=options or [], sentence=sentence,
+        config=find_config(config).name, metric=metric, options=options or [], sentence=sentence,
         results=[asdict(result) for result in results],
         failed={str(run): reason for run, reason in failed.items()},
     )  # fmt: skip

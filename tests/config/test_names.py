@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +15,9 @@ from mmattn.config.check import check_config
 from mmattn.config.index import find_config, find_model, list_models
 from mmattn.config.load import load_config
 from mmattn.config.names import config_names, config_text, write_configs
+from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
+from mmattn.zoo import load_model
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -212,3 +216,28 @@ def test_files_are_written_once(tmp_path):
 def test_it_is_found_as_a_file_is():
     path = CONFIGS / 'mask_rcnn_r101_nl_coco.py'
     assert find_config(path) == path == find_config('mask_rcnn_r101_nl_coco')
+
+
+def test_a_network_is_built_and_published_weights_are_looked_up_by_name():
+    model, cfg = build_network('retinanet_r50_se_coco', {'model.backbone.init_cfg': None})
+    assert sum(type(module).__name__ == 'SE' for module in model.modules()) == 16
+    assert Path(cfg.filename).name == 'retinanet_r50_se_coco.py'
+    with pytest.raises(UsageError, match='retinanet_r50_se_coco has no published weights'):
+        load_model('retinanet_r50_se_coco')
+    assert find_model('ccnet_r101_ade20k').weights  # of others, in the metafile
+
+
+@pytest.mark.parametrize('config', ['retinanet_r50_se_coco', 'configs/retinanet_r50_se_coco.py'])
+@pytest.mark.parametrize(
+    'name, code', [('check_data', 3), ('train', 3), ('test', 4), ('publish', 4)]
+)
+def test_tools_take_names_and_paths(config, name, code, tmp_path, capsys, monkeypatch):
+    """They come as far as the missing data or the missing checkpoint."""
+    monkeypatch.chdir(ROOT)
+    missing = dict(test=['none.pth'], publish=['none.pth']).get(name, [])
+    options = ['--work-dir', str(tmp_path)] if name in ('train', 'test') else []
+    main = import_module(f'mmattn.cli.{name}').main
+    assert main([config, *missing, *options]) == code
+    assert (
+        'data/coco' in (text := ''.join(capsys.readouterr())) or 'none.pth does not exist' in text
+    )

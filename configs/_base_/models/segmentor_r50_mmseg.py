@@ -1,6 +1,6 @@
 """ResNet-50 with a deep stem at stride 8 as in MMSegmentation's configs, whose checkpoints fit.
 
-The leaf names the decode head. Beside segmentor_r50.py the auxiliary head has 256 channels, and losses
+The leaf names the decode head. Unlike in segmentor_r50.py, the auxiliary head has 256 channels, and losses
 are means over all pixels, ignored ones included.
 Source: open-mmlab/mmsegmentation, configs/_base_/models.
 """
