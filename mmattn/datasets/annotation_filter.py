@@ -19,8 +19,8 @@ _FAULTY = 'empty, outside their image or of area 0'
 _DROPPED = 'in images that are left out'
 _MASKLESS = 'without a polygon of 3 points'
 _REMEDIES = {
-    CROWD: 'Write iscrowd=0 for what is a single object',
-    IGNORED: "Take 'ignore' off what shall be learnt",
+    CROWD: 'Write iscrowd=0 for single objects',
+    IGNORED: "Remove 'ignore' from the objects to learn from",
     _OTHER: 'Name the categories in metainfo.classes',
     _FAULTY: 'Correct their bbox and area',
     _DROPPED: 'Change filter_cfg or indices of the data set',

@@ -93,7 +93,7 @@ def audit(
     count = sum(len(part['problems']) for part in report['data_sets'])
     if count:
         what = '1 problem' if count == 1 else f'{count} problems'
-        raise DataError(f'{what} in the data of {config}, named above. Mend them before training.')
+        raise DataError(f'{what} in the data of {config}, named above. Fix them before training.')
     print('no problem found')
     return report
 

@@ -39,8 +39,8 @@ def _check_classes_key(leaf: dict) -> None:
     classes = (leaf.get('metainfo') or {}).get('classes')
     if isinstance(classes, str) and not os.path.isfile(classes):
         raise UsageError(
-            f'config key metainfo.classes={classes!r} of data set {leaf["type"]} is a text, whose '
-            f'letters would be the classes. Write classes=({classes!r},), with a comma.'
+            f'config key metainfo.classes={classes!r} of data set {leaf["type"]} is a string, '
+            f'whose letters would be the classes. Write classes=({classes!r},), with a comma.'
         )
 
 

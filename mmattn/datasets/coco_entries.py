@@ -128,7 +128,9 @@ def chosen_categories(
     names = [c['name'] for c in categories]
     wrong = next((c for c in categories if type(c['name']) is not str), None)
     if wrong:
-        raise DataError(f'category {wrong["id"]}: name is {show(wrong["name"])}, expected a text.')
+        raise DataError(
+            f'category {wrong["id"]}: name is {show(wrong["name"])}, expected a string.'
+        )
     classes = tuple(names) if classes is None else classes
     duplicates = [name for name, count in Counter(names).items() if count > 1 and name in classes]
     if duplicates:
@@ -165,7 +167,7 @@ def check_image_entries(images: list[dict], warnings: list[str]) -> None:
     for image in images:
         ident, name, width, height = (image[k] for k in ('id', 'file_name', 'width', 'height'))
         if type(name) is not str or not name:
-            raise DataError(f'image {ident}: file_name is {show(name)}, expected a text.')
+            raise DataError(f'image {ident}: file_name is {show(name)}, expected a string.')
         if min(width, height) < 1 or width * height > limit * 1e6:
             needed = -(-width * height // 10**6)
             more = (

@@ -321,8 +321,8 @@ class LabelMaps(PairedFiles):
 
     def _remedy_reduce_or_ignore(self) -> str:
         return (
-            'If 0 stands for what has no class, set reduce_zero_label=True in every data set; if '
-            f'{self._num_labels} does, write 255 instead.'
+            'If 0 means that a pixel has no class, set reduce_zero_label=True in every data set; '
+            f'if {self._num_labels} does, write 255 instead.'
         )
 
     def _remedy_for_one_class(self, wrong: set[int]) -> str:

@@ -59,7 +59,7 @@ def renumber(coco) -> str:
     """
     entries = coco.dataset.get('annotations', [])
     if any(isinstance(entry['id'], str) for entry in entries):
-        problem = 'are texts'
+        problem = 'are strings'
     elif any(entry['id'] == 0 for entry in entries):
         problem = 'count from 0'
     else:

@@ -91,7 +91,7 @@ def test_without_reduce_zero_label_it_is_refused(ade20k):
     with pytest.raises(
         DataError,
         match=r'label 150 \(\d+ px\) in .* is no class \(allowed 0..149 and 255\) \(and 2 more: .*'
-        'If 0 stands for what has no class, set reduce_zero_label=True in every data set',
+        'If 0 means that a pixel has no class, set reduce_zero_label=True in every data set',
     ):
         check_data(leaf | dict(reduce_zero_label=False), 'train_dataloader')
 

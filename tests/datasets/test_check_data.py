@@ -238,7 +238,7 @@ def test_every_fault_is_listed(broken):
     (code, stdout, stderr, found), at = broken
     assert code == 3
     assert stderr.endswith(
-        f'error: 9 problems in the data of {SEMANTIC}, named above. Mend them before training.\n'
+        f'error: 9 problems in the data of {SEMANTIC}, named above. Fix them before training.\n'
     )
     part = found['data_sets'][0]
     expected = {

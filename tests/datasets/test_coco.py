@@ -213,7 +213,7 @@ def test_size_differs(case):
         ('.', 'leaves'),
         ('sub', 'sub is missing'),
         ('', 'image 2: file_name is'),
-        (5, 'image 2: file_name is 5, expected a text'),
+        (5, 'image 2: file_name is 5, expected a string'),
     ],
 )
 def test_file_name_leaves_the_folder(case, name, why):
@@ -375,7 +375,7 @@ def test_category_names(case):
     with pytest.raises(DataError, match="category name 'cat' occurs 2 times"):
         case.check(classes=('cat',))
     case.coco['categories'][1]['name'] = None
-    with pytest.raises(DataError, match='category 7: name is None, expected a text'):
+    with pytest.raises(DataError, match='category 7: name is None, expected a string'):
         case.check()
 
 

@@ -143,7 +143,7 @@ def greater_labels(root):
 
 def counted_from_one(root):
     leaf = label_set(root, change=lambda labels: labels + 1)
-    advice = 'If 0 stands for what has no class, set reduce_zero_label=True in every data set;'
+    advice = 'If 0 means that a pixel has no class, set reduce_zero_label=True in every data set;'
     return leaf, advice, leaf | dict(reduce_zero_label=True)
 
 
@@ -324,7 +324,7 @@ def crowds(root):
         edit(leaf, lambda c: [a.update(iscrowd=0) for a in c['annotations']])
 
     leaf = box_set(root, change=change)
-    return leaf, 'Write iscrowd=0 for what is a single object.', mend
+    return leaf, 'Write iscrowd=0 for single objects.', mend
 
 
 def ignored(root):
@@ -337,7 +337,7 @@ def ignored(root):
     def mend(_):
         edit(leaf, lambda c: [a.pop('ignore') for a in c['annotations']])
 
-    return leaf, "Take 'ignore' off what shall be learnt.", mend
+    return leaf, "Remove 'ignore' from the objects to learn from.", mend
 
 
 def too_small(root):
