@@ -10,7 +10,7 @@ from .recording import record as record
 
 _LAZY = {
     'colourise': '.comparison',
-    'compare': '.comparison',
+    'compare_labels': '.comparison',
     'overlay': '.comparison',
     'plot_curves': '.curves',
 }

@@ -36,7 +36,7 @@ def overlay(
     return cv2.addWeighted(image, 1 - opacity, colourise(labels, palette), opacity, 0)
 
 
-def compare(
+def compare_labels(
     image: np.ndarray,
     truth: np.ndarray | None,
     prediction: np.ndarray,

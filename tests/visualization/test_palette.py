@@ -5,7 +5,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 
 from mmattn.errors import UsageError
-from mmattn.visualization.comparison import colourise, compare
+from mmattn.visualization.comparison import colourise, compare_labels
 from mmattn.visualization.palette import distinct_colours, palette_of
 
 THREE = [(220, 20, 60), (0, 130, 200), (245, 200, 40)]
@@ -77,7 +77,7 @@ def test_labels_above_255_have_their_own_colours():
 @pytest.mark.parametrize('size', [(1, 80), (80, 1), (1, 1), (1, 4000), (4000, 1)])
 def test_pictures_of_one_row_or_column(size):
     image, labels = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
-    found = compare(image, labels, labels, classes=('a', 'b', 'c'), palette=THREE)
+    found = compare_labels(image, labels, labels, classes=('a', 'b', 'c'), palette=THREE)
     height, width = found.shape[:2]
     assert 64 <= width <= 13000 and 44 < height <= 4100
     assert (found == np.array(THREE[0])[::-1]).all(-1).any()

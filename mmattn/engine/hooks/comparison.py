@@ -12,7 +12,7 @@ from mmattn.datasets.image_io import read_image
 from mmattn.datasets.loading import ImageReader, to_display
 from mmattn.evaluation.output_names import check_outputs, image_paths, leaf_datasets, png_names
 from mmattn.registry import HOOKS
-from mmattn.visualization.comparison import compare, compare_objects, save_picture
+from mmattn.visualization.comparison import compare_labels, compare_objects, save_picture
 from mmattn.visualization.objects import Objects
 from mmattn.visualization.palette import palette_of
 
@@ -87,4 +87,4 @@ class ComparisonHook(Hook):
             prediction = Objects.from_instances(sample.pred_instances, self.score)
             return compare_objects(image, truth, prediction, **style)
         truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
-        return compare(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **style)
+        return compare_labels(image, truth, sample.pred_sem_seg.data[0].cpu().numpy(), **style)
