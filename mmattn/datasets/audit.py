@@ -13,7 +13,7 @@ import numpy as np
 from mmattn.config.check import check_config
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import load_config, parse_options
-from mmattn.errors import DataError, MmattnError, WriteError, printable
+from mmattn.errors import DataError, MmattnError, cannot_write, printable
 from mmattn.progress import track
 
 from . import annotation_filter, coco, coco_images, image_io, partial_checks, validation
@@ -374,7 +374,4 @@ def _write(report: dict, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(report, indent=1) + '\n')
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise WriteError(
-            f'cannot write to {path}: {reason}. Choose another file with --json.'
-        ) from error
+        raise cannot_write(path, error, 'Choose another file with --json.') from error

@@ -10,7 +10,7 @@ from mmseg.evaluation import IoUMetric as SegIoUMetric
 from PIL import Image
 from prettytable import PrettyTable
 
-from mmattn.errors import DataError, UsageError, WriteError
+from mmattn.errors import DataError, UsageError, cannot_write
 from mmattn.log import warn
 from mmattn.registry import METRICS
 
@@ -153,10 +153,7 @@ class IoUMetric(SegIoUMetric):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values.astype(np.uint8 if few else np.uint16)).save(path)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise WriteError(
-                f'cannot write {path}: {reason}. Choose another folder with --out.'
-            ) from error
+            raise cannot_write(path, error, 'Choose another folder with --out.') from error
 
     def _is_cityscapes(self) -> bool:
         from mmseg.datasets import CityscapesDataset

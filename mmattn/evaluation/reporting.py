@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from mmattn.errors import UsageError, WriteError
+from mmattn.errors import UsageError, cannot_write
 
 
 def print_message(text: str) -> None:
@@ -42,7 +42,7 @@ def check_json_target(path: str | Path | None, sources: Iterable[str | Path]) ->
         with open(target, 'a') if exists else NamedTemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise cannot_write(path, error, 'Choose another file with --json.') from error
 
 
 def write_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
@@ -56,9 +56,4 @@ def write_scores(path: str | Path | None, scores: dict[str, Any]) -> None:
     try:
         Path(path).write_text(json.dumps(scores, indent=1) + '\n')
     except OSError as error:
-        raise _write_error(path, error) from error
-
-
-def _write_error(path: str | Path, error: OSError) -> WriteError:
-    reason = (error.strerror or str(error)).lower()
-    return WriteError(f'cannot write to {path}: {reason}. Choose another file with --json.')
+        raise cannot_write(path, error, 'Choose another file with --json.') from error

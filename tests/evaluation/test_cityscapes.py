@@ -274,7 +274,7 @@ def test_command_line_refuses(split, tmp_path, capsys):
         in capsys.readouterr().err
     )
     assert tool(*flags(annotations, predictions), '--json', tmp_path) == 7
-    assert f'error: cannot write to {tmp_path}: ' in capsys.readouterr().err
+    assert f'error: cannot write {tmp_path}: ' in capsys.readouterr().err
     assert tool(*flags(tmp_path / 'none', predictions), '-v') == 3
     assert 'Traceback' in capsys.readouterr().err
     with pytest.raises(SystemExit, match='2'):

@@ -113,7 +113,7 @@ def test_command_line_refuses(tmp_path, capsys):
         "'segmentation' is missing, which iou type segm needs" in errors and 'Traceback' in errors
     )
     assert tool(*files, given['results'], '--json', tmp_path) == 7
-    assert f'error: cannot write to {tmp_path}: ' in capsys.readouterr().err
+    assert f'error: cannot write {tmp_path}: ' in capsys.readouterr().err
     with pytest.raises(SystemExit, match='2'):
         tool(*files, given['results'], '--iou-type', 'keypoints')
 

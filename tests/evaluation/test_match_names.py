@@ -164,7 +164,7 @@ def test_scores_are_not_written_over_what_is_scored(case):
         with pytest.raises(UsageError, match=f'--json .*{name} is .*{name}, which is read'):
             report_coco(root / 'val.json', root / 'out/results.json', json_path=root / name)
     assert {name: (root / name).read_bytes() for name in files} == before
-    with pytest.raises(WriteError, match='cannot write to .*val.json/new.json'):
+    with pytest.raises(WriteError, match='cannot write .*val.json/new.json'):
         report_coco(
             root / 'none.json', root / 'none.json', json_path=root / 'val.json' / 'new.json'
         )
