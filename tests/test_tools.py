@@ -280,7 +280,7 @@ def test_checkpoint_with_code_in_it(street, tiny, tmp_path, capsys, name):
 def test_publish_twice_gives_the_same_bytes_and_a_card(trained, tmp_path, capsys):
     from safetensors import safe_open
 
-    from mmattn.checkpoint.read import sha256
+    from mmattn.files import sha256
 
     work_dir, options = trained
     tool('test')([CONFIG, str(work_dir / 'best.pth'), '--work-dir', str(work_dir), *options])

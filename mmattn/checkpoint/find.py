@@ -1,4 +1,4 @@
-"""The checkpoint to resume from: the last one saved that is verified."""
+"""Finding the checkpoint to resume from: the last one saved that is verified."""
 
 import contextlib
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from mmattn.errors import CheckpointError
 from mmattn.log import warn
 
-from .manifest import manifest_of, manifests, verify
-from .read import read_checkpoint
+from .manifest import list_checkpoints, manifest_of, verify
+from .read import Checkpoint, open_checkpoint
 
 POINTER = 'last_checkpoint'
 
 
 def last_good(folder: str | Path) -> Path | None:
-    """The checkpoint saved last that is what its manifest says; in silence."""
-    for path, _ in manifests(folder, resumable=True):
+    """The last checkpoint saved that agrees with its manifest; logs nothing."""
+    for path, _ in list_checkpoints(folder, resumable=True):
         with contextlib.suppress(CheckpointError, OSError):
             if verify(path):
                 return path
@@ -22,10 +22,16 @@ def last_good(folder: str | Path) -> Path | None:
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint to go on from: the last one saved that is verified; says what it skips.
+    """The path of `open_latest`."""
+    checkpoint = open_latest(folder)
+    return checkpoint and checkpoint.path
+
+
+def open_latest(folder: str | Path) -> Checkpoint | None:
+    """Open the checkpoint to resume from: the last one saved that is verified; log skipped ones.
 
     A folder without any manifest was written before there were manifests: of its files the one that
-    the pointer names counts, or else the one with the highest number. Where checkpoints lie in a
+    the pointer names counts, or else the one with the highest number. Where checkpoints are in a
     folder of their own (`CheckpointHook.out_dir`), the pointer leads there.
 
     Returns:
@@ -34,58 +40,59 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     Raises:
         CheckpointError: there are some, and none can be used.
     """
-    folder = _home(Path(folder))
-    known = manifests(folder, resumable=True)
-    pointed, chosen, refused = _pointed(folder), None, ''
-    for path, _ in known:
-        try:
-            if not path.exists():
-                warn(f'skipping {path.stem}: the file is gone')
-                continue
-            verify(path)
-            read_checkpoint(path)
-        except CheckpointError as error:
-            warn(f'skipping {path.stem}: {error}')
-            refused = refused or str(error)
-            continue
-        chosen = path
-        break
-    bare = _bare(folder)
-    if known:
+    folder = _checkpoint_folder(Path(folder))
+    paths = [path for path, _ in list_checkpoints(folder, resumable=True)]
+    bare = _without_manifest(folder)
+    pointed = _pointed(folder)
+    if paths:
+        checkpoint, problem = _first_readable(paths)
         for path in bare:
             warn(f'skipping {path.stem}: incomplete (no manifest)')
-            refused = refused or f'{path.name} is incomplete (no manifest).'
-    if chosen is None and bare and not known:
+            problem = problem or f'{path.name} is incomplete (no manifest).'
+    else:
         ordered = [p for p in bare if p == pointed] + [p for p in bare if p != pointed]
-        for path in ordered:
-            try:
-                read_checkpoint(path)
-            except CheckpointError as error:
-                warn(f'skipping {path.stem}: {error}')
-                refused = refused or str(error)
-                continue
-            warn(f'{path.name} has no manifest, as before there were any: it cannot be verified')
-            chosen = path
-            break
-    if chosen is None and refused:
+        checkpoint, problem = _first_readable(ordered)
+        if checkpoint:
+            warn(
+                f'{checkpoint.path.name} has no manifest, as before there were any: it cannot be '
+                'verified'
+            )
+    if checkpoint is None and problem:
         raise CheckpointError(
             f'nothing to resume in {folder}: there are checkpoints, and none can be used. '
-            f'{refused} Start anew in another folder with --work-dir.'
+            f'{problem} Start anew in another folder with --work-dir.'
         )
-    if chosen and pointed and not pointed.exists():
-        warn(f'{POINTER} names {pointed.stem} which does not exist; using {chosen.stem}')
-    return chosen
+    if checkpoint and pointed and not pointed.exists():
+        warn(f'{POINTER} names {pointed.stem} which does not exist; using {checkpoint.path.stem}')
+    return checkpoint
 
 
-def check_empty_of_weights(folder: Path) -> None:
-    """Refuse to begin over weights that cannot be resumed; a best one alone was of a killed run.
+def _first_readable(paths: list[Path]) -> tuple[Checkpoint | None, str]:
+    """Open the first checkpoint that can be read; and the first problem met, '' if none."""
+    problem = ''
+    for path in paths:
+        if not path.exists():
+            warn(f'skipping {path.stem}: the file is gone')
+            continue
+        try:
+            return open_checkpoint(path), problem
+        except CheckpointError as error:
+            warn(f'skipping {path.stem}: {error}')
+            problem = problem or str(error)
+    return None, problem
+
+
+def check_no_weights(folder: Path) -> None:
+    """Refuse to start a training over weights that cannot be resumed.
+
+    A best checkpoint alone is accepted: its run was killed.
 
     Raises:
         CheckpointError: names them.
     """
-    for path, facts in manifests(_home(Path(folder))):
-        alone = not facts.get('resumable', True) and not path.name.startswith('best')
-        if alone and path.exists():
+    for path, facts in list_checkpoints(_checkpoint_folder(Path(folder))):
+        weights_only = not facts.get('resumable', True) and not path.name.startswith('best')
+        if weights_only and path.exists():
             raise CheckpointError(
                 f'nothing to resume in {folder}: {path.name} holds weights alone, not the state of '
                 f'the optimizer. Start from them with --init-from {path}, or anew in another '
@@ -93,17 +100,17 @@ def check_empty_of_weights(folder: Path) -> None:
             )
 
 
-def _home(folder: Path) -> Path:
-    """Where the checkpoints of a run lie: its folder, or else what its pointer leads to."""
+def _checkpoint_folder(folder: Path) -> Path:
+    """The folder of a run's checkpoints: its work dir, or else where its pointer leads."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         other = Path((folder / POINTER).read_text(encoding='utf-8').strip()).parent
-        if other.is_absolute() and manifests(other) and not manifests(folder):
+        if other.is_absolute() and list_checkpoints(other) and not list_checkpoints(folder):
             return other
     return folder
 
 
-def _bare(folder: Path) -> list[Path]:
-    """Checkpoints of a training without a manifest, the highest number first."""
+def _without_manifest(folder: Path) -> list[Path]:
+    """Checkpoints of a training that have no manifest; the highest number first."""
     numbered = [
         p
         for p in folder.glob('*_*.pth')
@@ -114,7 +121,7 @@ def _bare(folder: Path) -> list[Path]:
 
 
 def _pointed(folder: Path) -> Path | None:
-    """What the pointer names, wherever the folder was when it was written."""
+    """The checkpoint that the pointer names, in this folder, which may have been moved."""
     try:
         name = Path((folder / POINTER).read_text(encoding='utf-8').strip()).name
     except (OSError, UnicodeDecodeError):

@@ -7,18 +7,14 @@ from torch import Tensor, nn
 from mmattn.blocks import AttentionBlock
 from mmattn.errors import CheckpointError
 from mmattn.plugins import adapt_state_dict, named_plugins
-
-_SHOWN = 5  # keys named in an error
-
+from mmattn.text import some
 
 _BACKBONE = 'backbone.'
-
-
-_CLASSIFIERS = ('fc', 'head', 'classifier')  # of ImageNet networks, which a backbone has not
+_CLASSIFIERS = ('fc', 'head', 'classifier')  # of ImageNet networks; a backbone has none
 
 
 def block_forms(model: nn.Module) -> dict[str, str]:
-    """Path -> form of every attention block whose weights do not tell its function."""
+    """Path and `form` of the attention blocks whose function depends on more than their weights."""
     return {name: block.form for name, block in _blocks(model).items() if block.form}
 
 
@@ -39,26 +35,26 @@ def load_weights(
     """Load a state dict strictly.
 
     Args:
-        model: takes the weights.
-        weights: the state dict.
-        source: where it is from, for messages.
-        forms: of the blocks that had these weights, see `block_forms`; not checked if None.
+        model: the network to load into.
+        weights: a state dict.
+        source: file of the weights, for messages.
+        forms: `block_forms` of the network that was trained; not checked if None.
 
     Raises:
         CheckpointError: a key is missing or left over, or a shape or a block's form differs; the
             model is unchanged.
     """
-    weights = unwrapped(weights)
-    fit = Fit(model, weights)
-    if not fit.matched or fit.wrong:
+    weights = strip_module_prefix(weights)
+    match = StateDictMatch(model, weights)
+    if not match.matched or match.problems:
         raise CheckpointError(
-            f'checkpoint {source} {fit.complaint()}. Use the config it was trained with.'
+            f'checkpoint {source} {match.message()}. Use the config it was trained with.'
         )
     _check_forms(model, forms, source)
     model.load_state_dict(weights)
 
 
-def start_from(
+def load_initial_weights(
     model: nn.Module,
     weights: dict[str, Tensor],
     source: str | Path,
@@ -66,76 +62,98 @@ def start_from(
     forms: dict[str, str] | None = None,
     partial: bool = False,
 ) -> str:
-    """Load weights of the plain network into one with attention.
+    """Load weights of the plain network into one with attention, to train it from there.
 
-    Parameters of blocks may be missing, they keep their start; replacements with init='identity'
-    start from what they replace. The classifier of an ImageNet network is left out.
+    Parameters of attention blocks may be missing and keep their initial values; replacements with
+    init='identity' start from the layers that they replace. The classifier of an ImageNet network
+    is left out.
 
     Args:
-        model: takes the weights.
+        model: the network to load into.
         weights, source, forms: as in `load_weights`.
-        partial: load what fits, whatever else is missing, left over or of another shape.
+        partial: load the tensors that fit, even if others are missing, left over or of another
+            shape.
 
     Returns:
-        a sentence: how many tensors were loaded, which are new, which were left.
+        a text: how many tensors were loaded, which are new, which were left out.
 
     Raises:
-        CheckpointError: anything else is missing, left over or of another shape, unless `partial`;
-            nothing fits at all. The model is unchanged.
+        CheckpointError: another tensor is missing, left over or of another shape, unless
+            `partial`; none fits. The model is unchanged.
     """
-    weights, below = _of_backbone(model, unwrapped(weights))
+    return load_and_compare(model, weights, source, forms=forms, partial=partial)[0]
+
+
+def load_and_compare(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: str | Path,
+    *,
+    forms: dict[str, str] | None = None,
+    partial: bool = False,
+) -> tuple[str, 'StateDictMatch']:
+    """As `load_initial_weights`; returns its text and the comparison of the state dicts.
+
+    New parameters and the classifier, which are expected, are not in the comparison.
+    """
+    weights, target = _match_backbone(model, strip_module_prefix(weights))
     weights = adapt_state_dict(model, weights)
-    fit = Fit(model, weights)
-    places = _outermost({*_blocks(model), *dict(named_plugins(model))})
+    match = StateDictMatch(model, weights)
+    prefixes = _outermost({*_blocks(model), *dict(named_plugins(model))})
     inherited_keys = {
         f'{path}.{to}'
         for path, block in named_plugins(model)
         for _, to, _ in block.plugin.weight_map
     }
-    new = [k for k in fit.missing if k.startswith(places) and k not in inherited_keys]
-    fit.missing = [
-        k for k in fit.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
-    ]  # which old files have not
+    new = [k for k in match.missing if k.startswith(prefixes) and k not in inherited_keys]
+    match.missing = [
+        k for k in match.missing if k not in set(new) and not k.endswith('.num_batches_tracked')
+    ]  # which old files lack
     heads = []
-    if below or not hasattr(model, 'backbone'):
-        start = _BACKBONE if below else ''
-        heads = [k for k in fit.unexpected if k.removeprefix(start).split('.')[0] in _CLASSIFIERS]
-        fit.unexpected = [key for key in fit.unexpected if key not in heads]
-    if not fit.matched or (fit.wrong and not partial):
-        remedy = ', or load what fits with --init-from' if fit.matched else ''
+    if target or not hasattr(model, 'backbone'):
+        prefix = _BACKBONE if target else ''
+        heads = [
+            key
+            for key in match.unexpected
+            if key.removeprefix(prefix).split('.')[0] in _CLASSIFIERS
+        ]
+        match.unexpected = [key for key in match.unexpected if key not in heads]
+    if not match.matched or (match.problems and not partial):
+        remedy = ', or load what fits with --init-from' if match.matched else ''
         raise CheckpointError(
-            f'weights {source} {fit.complaint()}. Name weights of the same network{remedy}.'
-            f'{_reads_itself(model, source) if not fit.matched else ""}'
+            f'weights {source} {match.message()}. Name weights of the same network{remedy}.'
+            f'{_conversion_hint(model, source) if not match.matched else ""}'
         )
     _check_forms(model, forms, source)
-    model.load_state_dict({**fit.own, **{key: weights[key] for key in fit.matched}})
-    parts = [f'{len(fit.matched)} tensors loaded from {source}{below}']
+    model.load_state_dict({**match.own, **{key: weights[key] for key in match.matched}})
+    parts = [f'{len(match.matched)} tensors loaded from {source}{target}']
     if new:
-        paths = [place[:-1] for place in places if any(key.startswith(place) for key in new)]
-        parts.append(f'new: {len(new)} of {len(paths)} blocks ({_some(paths)})')
+        paths = [p[:-1] for p in prefixes if any(key.startswith(p) for key in new)]
+        parts.append(f'new: {len(new)} of {len(paths)} blocks ({some(paths)})')
     if heads:
-        parts.append(f'left: the classifier ({_some(heads)})')
-    return '; '.join(parts + fit.wrong)
+        parts.append(f'left: the classifier ({some(heads)})')
+    return '; '.join(parts + match.problems), match
 
 
-def _of_backbone(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Weights with the names that they have in the model, and a word if they are its backbone's.
+def _match_backbone(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Weights of a bare backbone under the names of the model, and ' into the backbone'.
 
-    Most of the backbone has to be there: a few keys of the same name are chance.
+    Other weights are returned unchanged, with ''. More than half of the backbone's keys must match,
+    as a few may have the same name by chance.
     """
     own = model.state_dict().keys()
-    parts = [key for key in own if key.startswith(_BACKBONE)]
-    if not parts or set(own) & set(weights):
+    backbone_keys = [key for key in own if key.startswith(_BACKBONE)]
+    if not backbone_keys or set(own) & set(weights):
         return weights, ''
-    found = {_BACKBONE + key: value for key, value in weights.items()}
-    counted = [key for key in parts if not key.endswith('.num_batches_tracked')]
-    if sum(key in found for key in counted) * 2 < len(counted):
+    prefixed = {_BACKBONE + key: value for key, value in weights.items()}
+    counted = [key for key in backbone_keys if not key.endswith('.num_batches_tracked')]
+    if sum(key in prefixed for key in counted) * 2 < len(counted):
         return weights, ''
-    return found, ' into the backbone'
+    return prefixed, ' into the backbone'
 
 
-def _reads_itself(model: nn.Module, source: str | Path) -> str:
-    """The line that helps where a backbone converts files of its authors while it starts."""
+def _conversion_hint(model: nn.Module, source: str | Path) -> str:
+    """A hint for backbones whose `init_weights` converts files as their authors publish them."""
     backbone = getattr(model, 'backbone', None)
     if backbone is None or not converts_itself(backbone):
         return ''
@@ -147,14 +165,23 @@ def _reads_itself(model: nn.Module, source: str | Path) -> str:
 
 
 def converts_itself(module: nn.Module) -> bool:
-    """Whether a class reads pretrained files in a method of its own, as Swin, ViT or BEiT do."""
+    """Whether `init_weights` of a class reads pretrained files itself, as in Swin, ViT or BEiT."""
     code = getattr(type(module).init_weights, '__code__', None)
     names = code.co_names if code else ()
     return any(name in names for name in ('CheckpointLoader', '_load_checkpoint'))
 
 
-class Fit:
-    """How a state dict fits a model."""
+class StateDictMatch:
+    """Comparison of a state dict with the one that a model expects.
+
+    Attributes:
+        own: the model's state dict.
+        weights: the state dict to load.
+        matched: keys in both, with the same shape.
+        shapes: keys in both, with different shapes.
+        missing: keys of the model alone.
+        unexpected: keys of the weights alone.
+    """
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         own = self.own = model.state_dict()
@@ -165,36 +192,34 @@ class Fit:
         self.unexpected = [k for k in weights if k not in own]
 
     @property
-    def wrong(self) -> list[str]:
-        """What does not fit, in words."""
+    def problems(self) -> list[str]:
+        """Keys that do not fit, one text for each kind of mismatch."""
         shapes = [
             f'{k} {tuple(self.weights[k].shape)}, model {tuple(self.own[k].shape)}'
             for k in self.shapes
         ]
-        found = {'of another shape': shapes, 'missing': self.missing, 'left over': self.unexpected}
-        return [f'{len(keys)} {what}: {_some(keys)}' for what, keys in found.items() if keys]
+        kinds = {'of another shape': shapes, 'missing': self.missing, 'left over': self.unexpected}
+        return [f'{len(keys)} {kind}: {some(keys)}' for kind, keys in kinds.items() if keys]
 
-    def complaint(self) -> str:
+    def message(self) -> str:
+        """The mismatches as the predicate of a sentence."""
         if not set(self.own) & set(self.weights):
             first = next(iter(self.weights), '(empty)')
             return f'is of another model: none of its {len(self.weights)} keys match, e.g. {first}'
-        return f'does not fit the model: {"; ".join(self.wrong)}'
+        return f'does not fit the model: {"; ".join(self.problems)}'
 
 
 def _outermost(paths: set[str]) -> tuple[str, ...]:
-    """The paths that lie in none of the others, each with a dot behind."""
-    found: list[str] = []
-    for path in sorted(f'{path}.' for path in paths):
-        if not path.startswith(tuple(found)):
-            found.append(path)
-    return tuple(found)
+    """Prefixes, with a trailing dot, of the paths that are inside none of the others."""
+    prefixes: list[str] = []
+    for prefix in sorted(f'{path}.' for path in paths):
+        if not prefix.startswith(tuple(prefixes)):
+            prefixes.append(prefix)
+    return tuple(prefixes)
 
 
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
-
-
-def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def strip_module_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of a network that was saved inside a DDP wrapper."""
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 

@@ -1,7 +1,7 @@
-"""What a checkpoint may hold: tensors and plain values, which its reader takes.
+"""Plain values: the types that a checkpoint may hold in addition to tensors.
 
-A reader that executes nothing (`weights_only=True`) knows few types. What has a plain form is
-written in that form; the rest is refused where it stands, before a file is written.
+A reader that executes nothing (`weights_only=True`) knows few types. Values that have a plain form
+are converted to it; others are refused, with their key, before a file is written.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmattn.errors import UsageError
 
-_SAME = (bool, int, float, complex, str, bytes, type(None), bytearray)
-_SAME += (torch.Size, torch.device, torch.dtype)
+_UNCHANGED = (bool, int, float, complex, str, bytes, type(None), bytearray)
+_UNCHANGED += (torch.Size, torch.device, torch.dtype)
 _DICTS = (dict, OrderedDict, Counter)
 _LISTS = (list, deque, range, ValuesView)
 
@@ -26,118 +26,117 @@ class NotPlain(UsageError):
     """A value that no checkpoint can hold.
 
     Attributes:
-        where: its dotted key.
+        key: dotted key of the value.
     """
 
-    def __init__(self, value, where: str) -> None:
-        self.where = where
+    def __init__(self, value, key: str) -> None:
+        self.key = key
         kind = f'{type(value).__module__}.{type(value).__qualname__}'.removeprefix('builtins.')
         super().__init__(
-            f'{where} of the checkpoint is {show(value)}: a {kind} cannot be saved, as reading it '
+            f'{key} of the checkpoint is {show(value)}: a {kind} cannot be saved, as reading it '
             'would execute code. Put numbers, text, tensors, lists and dicts of them there.'
         )
 
 
-def plain(value, where: str = ''):
-    """The same structure of tensors and plain values; the very object if that is plain already.
+def to_plain(value, key: str = ''):
+    """The same structure of tensors and plain values; the same object if it is plain already.
 
     Arrays become lists, numbers of NumPy those of Python, paths text, members of an `Enum` their
     values; of a class derived from a dict, list or tuple remains the dict, list or tuple.
 
     Args:
-        value: of any depth.
-        where: its dotted key, for the message.
+        value: a value or a structure of any depth.
+        key: dotted key of the value, for messages.
 
     Raises:
-        NotPlain: it has no plain form.
+        NotPlain: a value has no plain form.
     """
-    if type(value) in _SAME or isinstance(value, Tensor):
+    if type(value) in _UNCHANGED or isinstance(value, Tensor):
         return value
     if isinstance(value, np.generic | np.ndarray):
-        return _of_numpy(value, where)
+        return _of_numpy(value, key)
     if isinstance(value, Enum):
-        return plain(value.value, where)
+        return to_plain(value.value, key)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Mapping):
-        return _of_mapping(value, where)
+        return _of_mapping(value, key)
     if isinstance(value, Set):  # views of a dict's keys, too
-        items = [plain(item, where) for item in value]
-        if type(value) is set and all(type(item) in _SAME for item in value):
+        items = [to_plain(item, key) for item in value]
+        if type(value) is set and all(type(item) in _UNCHANGED for item in value):
             return value
         return set(items) if isinstance(value, set | frozenset) else items
     if isinstance(value, (tuple, *_LISTS)):
-        items = [plain(item, f'{where}.{i}') for i, item in enumerate(value)]
-        kept = type(value) in (list, tuple) and all(a is b for a, b in zip(value, items))
-        return value if kept else tuple(items) if isinstance(value, tuple) else items
+        items = [to_plain(item, f'{key}.{i}') for i, item in enumerate(value)]
+        same = type(value) in (list, tuple) and all(a is b for a, b in zip(value, items))
+        return value if same else tuple(items) if isinstance(value, tuple) else items
     for kind in int, float, str, bytes:
         if isinstance(value, kind):
             return kind(value) if kind is not str else str.__str__(value)
-    raise NotPlain(value, where)
+    raise NotPlain(value, key)
 
 
-def plain_part(values: Mapping, where: str, left: list[str] | None = None) -> dict:
-    """Those values of a dict that have a plain form; appends the keys of the others to `left`."""
-    found = {}
+def plain_items(values: Mapping, prefix: str, left_out: list[str] | None = None) -> dict:
+    """The items of a dict that have a plain form; appends the keys of the others to `left_out`."""
+    items = {}
     for key, value in values.items():
         try:
-            found[key] = plain(value, f'{where}.{key}')
+            items[key] = to_plain(value, f'{prefix}.{key}')
         except NotPlain as error:
-            if left is not None:
-                left.append(error.where)
-    return found
+            if left_out is not None:
+                left_out.append(error.key)
+    return items
 
 
-def without_tensors(value):
-    """Tensors of a plain structure as numbers and lists, which also a file of JSON holds."""
+def tensors_to_lists(value):
+    """Replace the tensors of a plain structure by numbers and lists, for JSON."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, dict):
-        return {key: without_tensors(item) for key, item in value.items()}
+        return {key: tensors_to_lists(item) for key, item in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return type(value)(without_tensors(item) for item in value)
+        return type(value)(tensors_to_lists(item) for item in value)
     return value
 
 
-def _of_numpy(value: np.generic | np.ndarray, where: str):
+def _of_numpy(value: np.generic | np.ndarray, key: str):
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return plain(value.tolist(), where)
+        return to_plain(value.tolist(), key)
     if value.dtype.kind not in 'biufcSU':
-        raise NotPlain(value, where)  # dates, records
-    return value.tolist() if value.dtype.itemsize <= 8 else _wide(value)
+        raise NotPlain(value, key)  # dates, records
+    return value.tolist() if value.dtype.itemsize <= 8 else _of_wide_numpy(value)
 
 
-def _wide(value: np.generic | np.ndarray):
-    """Text, complex numbers, and floats of more digits than Python has."""
-    found = value.tolist()
+def _of_wide_numpy(value: np.generic | np.ndarray):
+    """Convert text, complex numbers, and floats of more digits than Python has."""
     if value.dtype.kind == 'f':
         return np.asarray(value, np.float64).tolist()
     if value.dtype.kind == 'c':
         return np.asarray(value, np.complex128).tolist()
-    return found
+    return value.tolist()
 
 
-def _of_mapping(value: Mapping, where: str) -> dict:
+def _of_mapping(value: Mapping, key: str) -> dict:
     items = {
-        plain(k, where): plain(v, f'{where}.{k}' if where else str(k)) for k, v in value.items()
+        to_plain(k, key): to_plain(v, f'{key}.{k}' if key else str(k)) for k, v in value.items()
     }
     same = all(a is b for a, b in zip(value, items)) and all(items[k] is value[k] for k in items)
     if type(value) in _DICTS and same and len(items) == len(value):
         return value
     if type(value) is not OrderedDict:
         return items
-    found = OrderedDict(items)
-    found.__dict__.update(value.__dict__)  # such as the versions of a state dict
-    return found
+    ordered = OrderedDict(items)
+    ordered.__dict__.update(value.__dict__)  # such as the versions of a state dict
+    return ordered
 
 
-def tensors(value, name: str = '') -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a structure with where it stands."""
+def iter_tensors(value, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a structure, with its dotted key."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from tensors(item, f'{name}.{key}' if name else str(key))
+            yield from iter_tensors(item, f'{name}.{key}' if name else str(key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from tensors(item, f'{name}.{index}')
+            yield from iter_tensors(item, f'{name}.{index}')

@@ -1,8 +1,8 @@
-"""Pretrained weights that a config names: every module starts by its own method.
+"""Pretrained weights of a config (`init_cfg`), loaded with every mismatch reported.
 
 Most classes leave `init_cfg=dict(type='Pretrained', ...)` to mmengine, whose loader is replaced by
-one that says what fitted. Some, such as Swin, PVT, ViT or BEiT, read the file themselves and
-convert it on the way: they do so, and what they then load is said, too.
+ours. Some, such as Swin, PVT, ViT or BEiT, read and convert the file in their `init_weights`; the
+state dicts that they load are compared and reported as well.
 """
 
 import contextlib
@@ -19,79 +19,84 @@ from torch import Tensor, nn
 from mmattn.errors import CheckpointError
 from mmattn.plugins import adapt_state_dict, named_plugins
 
-from .load import Fit, converts_itself, start_from, unwrapped
+from .load import StateDictMatch, converts_itself, load_and_compare, strip_module_prefix
 
-_KINDS = ('Pretrained', 'Pretrained_Part', PretrainedInit)
-_MOST = 0.5  # of the values of a module that may be missing in a file
-_FEW = 0.05  # of them that may have another shape: a first layer for other images
+_PRETRAINED_TYPES = ('Pretrained', 'Pretrained_Part', PretrainedInit)
+_MAX_MISSING = 0.5  # fraction of a module's values that a file may lack
+_MAX_RESHAPED = 0.05  # fraction that may have another shape, as the first layer for more bands
 
 
 @contextlib.contextmanager
-def pretrained_reported(
+def report_pretrained(
     model: nn.Module, read: Callable[[str], dict], cfg: dict | None = None
 ) -> Iterator[None]:
-    """Within the block, modules that initialise say what they load, or raise what is wrong.
+    """Report the pretrained weights that modules load when they initialise inside this context.
 
     Args:
-        model: whose modules initialise.
-        read: a checkpoint; of several processes the first fetches it.
-        cfg: what the model is built of; it says which key names the file.
+        model: the network whose modules initialise.
+        read: function that reads a checkpoint; it must download once for all processes.
+        cfg: config of the model, to name the key of a file in messages.
 
     Raises:
-        CheckpointError: a file is missing or refused, or does not fit; with the config's key.
+        CheckpointError: a file is missing, refused, or does not fit; names the config's key.
     """
     names = {id(module): name for name, module in model.named_modules()}
     loaded: list[tuple[nn.Module, dict]] = []
 
     def load(init: PretrainedInit, module: nn.Module) -> None:
         name = names.get(id(module), type(module).__name__)
-        with _named(_keys(name, cfg)):
-            weights = unwrapped(read(init.checkpoint)['state_dict'])
+        with _naming_keys(_config_keys(name, cfg)):
+            weights = strip_module_prefix(read(init.checkpoint)['state_dict'])
             if init.prefix:
-                start = init.prefix.rstrip('.') + '.'
+                prefix = init.prefix.rstrip('.') + '.'
                 weights = {
-                    k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)
+                    k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
                 }
-            _check_share(module, weights, init.checkpoint)
-            _say(name, start_from(module, weights, init.checkpoint, partial=True))
+            _check_similar(module, weights, init.checkpoint)
+            text, match = load_and_compare(module, weights, init.checkpoint, partial=True)
+            level = logging.WARNING if match.missing or match.shapes else logging.INFO
+            print_log(f'{name}: {text}', logger='current', level=level)
         loaded.append((module, weights))
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=init._get_init_info())
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(PretrainedInit, '__call__', load))
+        stack.enter_context(_patched(PretrainedInit, '__call__', load))
         for name, module in model.named_modules():
-            if _source(module) and converts_itself(module):
-                _watch(stack, name, module, _keys(name, cfg))
+            if _pretrained_file(module) and converts_itself(module):
+                _report_conversion(stack, name, module, _config_keys(name, cfg))
         yield
-    for module, weights in loaded:  # blocks below plain containers have begun anew meanwhile
+    for module, weights in loaded:  # blocks in plain containers were initialised again meanwhile
         if any(block.plugin.weight_map for _, block in named_plugins(module)):
             _inherit(module, weights)
 
 
-def _source(module: nn.Module) -> str | None:
+def _pretrained_file(module: nn.Module) -> str | None:
     """The file that a module's `init_cfg` names."""
     cfg = getattr(module, 'init_cfg', None)
     for part in cfg if isinstance(cfg, list | tuple) else [cfg]:
-        if isinstance(part, dict) and part.get('type') in _KINDS:
+        if isinstance(part, dict) and part.get('type') in _PRETRAINED_TYPES:
             return part.get('checkpoint')
     return None
 
 
-def _check_share(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Refuse what is of a network of another kind; a part that is missing is said."""
-    fit = Fit(module, adapt_state_dict(module, weights))
-    new = {k for path, _ in named_plugins(module) for k in fit.missing if k.startswith(f'{path}.')}
-    sizes = {key: value.numel() for key, value in fit.own.items() if key not in new}
-    share = {
+def _check_similar(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Refuse weights of another kind of network: too many values missing or of another shape."""
+    match = StateDictMatch(module, adapt_state_dict(module, weights))
+    prefixes = tuple(f'{path}.' for path, _ in named_plugins(module))
+    new = {key for key in match.missing if key.startswith(prefixes)}
+    sizes = {key: value.numel() for key, value in match.own.items() if key not in new}
+    fractions = {
         name: sum(sizes.get(k, 0) for k in keys) / max(1, sum(sizes.values()))
-        for name, keys in (('missing', fit.missing), ('shapes', fit.shapes))
+        for name, keys in (('missing', match.missing), ('shapes', match.shapes))
     }
-    if not fit.matched or share['missing'] > _MOST or share['shapes'] > _FEW:
-        raise CheckpointError(f'weights {source} {fit.complaint()}.')
+    different = fractions['missing'] > _MAX_MISSING or fractions['shapes'] > _MAX_RESHAPED
+    if different or not match.matched:
+        raise CheckpointError(f'weights {source} {match.message()}.')
 
 
 def _inherit(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load again the parameters that plugins take from the layers that they replace."""
     own = module.state_dict()
     given = adapt_state_dict(module, weights)
     keys = {
@@ -99,58 +104,60 @@ def _inherit(module: nn.Module, weights: dict[str, Tensor]) -> None:
         for path, block in named_plugins(module)
         for _, to, _ in block.plugin.weight_map
     }
-    found = {
+    loadable = {
         k: given[k] for k in keys if k in given and k in own and own[k].shape == given[k].shape
     }
-    module.load_state_dict({**own, **found})
+    module.load_state_dict({**own, **loadable})
 
 
-def _watch(
+def _report_conversion(
     stack: contextlib.ExitStack, name: str, module: nn.Module, keys: tuple[str, str]
 ) -> None:
-    """Have a class that reads its file itself say what it loads, and fail in one sentence."""
-    source, own, before = _source(module), module.init_weights, module.load_state_dict
-    seen = []
+    """Patch a module whose `init_weights` converts a file: report what it loads, and its errors."""
+    source = _pretrained_file(module)
+    init_weights, load_state_dict = module.init_weights, module.load_state_dict
+    matches = []
 
-    def look(weights: dict) -> None:
-        fit = Fit(module, weights)
-        if not fit.matched:
-            raise CheckpointError(f'weights {source} {fit.complaint()}.{_conversion(name, module)}')
-        seen.append(fit)
+    def compare(weights: dict) -> None:
+        match = StateDictMatch(module, weights)
+        if not match.matched:
+            hint = _conversion_hint(name, module)
+            raise CheckpointError(f'weights {source} {match.message()}.{hint}')
+        matches.append(match)
 
     def load(weights, *args, **kwargs):
-        look(weights)
-        return before(weights, *args, **kwargs)
+        compare(weights)
+        return load_state_dict(weights, *args, **kwargs)
 
     def load_into(target, weights, *args, **kwargs):
         if target is module:
-            look(weights)
+            compare(weights)
         return engine_load(target, weights, *args, **kwargs)
 
-    def start() -> None:
-        with _named(keys):
+    def initialise() -> None:
+        with _naming_keys(keys):
             try:
-                own()
+                init_weights()
             except (AssertionError, AttributeError, LookupError, RuntimeError, ValueError) as error:
                 why = str(error) or type(error).__name__
                 raise CheckpointError(
                     f'weights {source} cannot be read by {type(module).__name__}: {why}.'
-                    f'{_conversion(name, module)}'
+                    f'{_conversion_hint(name, module)}'
                 ) from error
-        for fit in seen:
-            said = [f'{len(fit.matched)} tensors loaded from {source}', *fit.wrong]
-            _say(name, '; '.join(said), converted=True)
+        for match in matches:
+            parts = [f'{len(match.matched)} tensors loaded from {source}', *match.problems]
+            print_log(f'{name}: {"; ".join(parts)}', logger='current')
 
-    for key, value in dict(init_weights=start, load_state_dict=load).items():
+    for key, value in dict(init_weights=initialise, load_state_dict=load).items():
         setattr(module, key, value)
         stack.callback(delattr, module, key)
-    home = sys.modules.get(type(module).__module__, SimpleNamespace())
-    if getattr(home, 'load_state_dict', None) is engine_load:
-        stack.enter_context(_replaced(home, 'load_state_dict', load_into))
+    source_module = sys.modules.get(type(module).__module__, SimpleNamespace())
+    if getattr(source_module, 'load_state_dict', None) is engine_load:
+        stack.enter_context(_patched(source_module, 'load_state_dict', load_into))
 
 
-def _conversion(name: str, module: nn.Module) -> str:
-    """What is left to try where a class would convert its authors' files and was not told to."""
+def _conversion_hint(name: str, module: nn.Module) -> str:
+    """A hint for classes that convert their authors' files only on request."""
     if getattr(module, 'convert_weights', True):
         return ''
     return (
@@ -159,14 +166,8 @@ def _conversion(name: str, module: nn.Module) -> str:
     )
 
 
-def _say(name: str, said: str, converted: bool = False) -> None:
-    odd = any(f' {what}: ' in said for what in ('missing', 'of another shape'))
-    level = logging.WARNING if odd and not converted else logging.INFO
-    print_log(f'{name}: {said}', logger='current', level=level)
-
-
-def _keys(name: str, cfg: dict | None) -> tuple[str, str]:
-    """The config's keys for other weights and for none: `init_cfg`, or `pretrained` as of old."""
+def _config_keys(name: str, cfg: dict | None) -> tuple[str, str]:
+    """The config's keys to choose other weights, or none: `init_cfg` or the older `pretrained`."""
     part = cfg or {}
     if name == 'backbone' and part.get('pretrained'):
         return 'model.pretrained', 'model.pretrained'
@@ -178,8 +179,8 @@ def _keys(name: str, cfg: dict | None) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _named(keys: tuple[str, str]) -> Iterator[None]:
-    """Add to an error which key of the config names the file."""
+def _naming_keys(keys: tuple[str, str]) -> Iterator[None]:
+    """Add the config's key of the file to an error."""
     try:
         yield
     except CheckpointError as error:
@@ -193,7 +194,8 @@ def _named(keys: tuple[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(owner, name: str, value) -> Iterator[None]:
+def _patched(owner, name: str, value) -> Iterator[None]:
+    """Set an attribute, and restore it at the end."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -1,5 +1,6 @@
-"""Reading checkpoints: nothing in them is executed, and none is loaded half without a report."""
+"""Reading checkpoints safely: nothing in them is executed, and damaged files are refused."""
 
+import functools
 import json
 import os
 import pickle
@@ -10,48 +11,109 @@ from reprlib import repr as show
 import torch
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmattn.errors import CheckpointError
-from mmattn.files import sha256 as sha256
+from mmattn.text import some
 
 from .download import fetch
-from .load import _some
-from .manifest import verify
+from .manifest import file_sha256, verify
 
-_NAMES = ('model', 'model_state_dict', 'model_state', 'network', 'net', 'weights')
-_AVERAGES = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema_model', 'ema')
+# Keys under which training scripts save weights, and averages of weights.
+_WEIGHT_KEYS = ('model', 'model_state_dict', 'model_state', 'network', 'net', 'weights')
+_AVERAGE_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema_model', 'ema')
+_TRAINING_KEYS = ('optimizer', 'gradients')  # large, and of use to a resumed training alone
+
+
+class Checkpoint:
+    """A checkpoint file, read once by `open_checkpoint` and handed on.
+
+    Attributes:
+        path: the file; of an address, the downloaded one.
+        meta: facts that the training recorded; empty in files from elsewhere.
+    """
+
+    def __init__(self, path: Path, content: dict) -> None:
+        self.path = path
+        self.meta: dict = content.get('meta', {})
+        self._content: dict | None = content
+
+    @property
+    def content(self) -> dict:
+        """Everything in the file: `state_dict`, `meta`, `optimizer`, ...
+
+        After `release` it is read again.
+        """
+        if self._content is None:
+            self._content = read_checkpoint(self.path)
+        return self._content
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, on the CPU."""
+        return self.content['state_dict']
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The sha256 of the file, in hexadecimal."""
+        return file_sha256(self.path)
+
+    def release(self) -> None:
+        """Free the memory of the tensors; path, meta and sha256 remain."""
+        self._content = None
+
+
+def open_checkpoint(
+    source: 'str | Path | Checkpoint', *, training_state: bool = True
+) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Args:
+        source: path or address of the file, see `fetch`; an open checkpoint is returned as it is.
+        training_state: keep the state of the optimizer, which may be twice as large as the weights.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    path = fetch(source)
+    content = read_checkpoint(path)
+    if not training_state:
+        content = {key: value for key, value in content.items() if key not in _TRAINING_KEYS}
+    return Checkpoint(path, content)
 
 
 def read_checkpoint(path: str | Path, *, structure: bool = False) -> dict:
     """The content of a `.safetensors` or `.pth` file, tensors on the CPU.
 
-    Weights stand under `state_dict`, or under another name that training scripts give them, such as
-    `model`, or they are the file. Averages under `ema` count where there are no others.
+    Weights are found under `state_dict`, under another key of training scripts, such as `model`, or
+    at the top level. Averages, such as `ema`, are taken where there are no others.
 
     Args:
-        path: of a file; or an address, see `fetch`.
-        structure: see that a file which was just written can be read, without its tensors' values
-            and before it has a manifest.
+        path: path or address of the file, see `fetch`.
+        structure: read everything but the values of tensors, also before there is a manifest; of
+            `.safetensors`, the metadata alone.
 
     Returns:
-        a dict with `state_dict`, and whatever else the file has (`meta`, `optimizer`, ...).
+        a dict with `state_dict`, and whatever else the file holds (`meta`, `optimizer`, ...).
 
     Raises:
-        CheckpointError: no such file; not a checkpoint; damaged, by itself or by its manifest (see
-            `saving`); holds more than plain data.
+        CheckpointError: the file is missing, is no checkpoint, is damaged, by itself or by its
+            manifest (see `mmattn.checkpoint.write`), or holds more than tensors and plain values.
     """
     path = fetch(path)
     content = _read(path, structure)
     if 'state_dict' not in content:
-        content = _with_weights(content, path)
-    weights = content['state_dict']
-    if not _are_weights(weights):
+        content = _with_state_dict(content, path)
+    if not _is_state_dict(content['state_dict']):
         raise CheckpointError(f'checkpoint {path} holds no weights.')
-    wrong = _odd_meta(content.get('meta', {}))
-    if wrong:
+    problem = _meta_problem(content.get('meta', {}))
+    if problem:
         raise CheckpointError(
-            f'checkpoint {path} is refused: {wrong}. Ask its author for weights that '
+            f'checkpoint {path} is refused: {problem}. Ask its author for weights that '
             'tools/publish.py wrote.'
         )
     if 'meta' in content:
@@ -61,42 +123,45 @@ def read_checkpoint(path: str | Path, *, structure: bool = False) -> dict:
     return content
 
 
-def _are_weights(value) -> bool:
+def _is_state_dict(value) -> bool:
     return isinstance(value, dict) and all(isinstance(v, Tensor) for v in value.values())
 
 
-def _with_weights(content: dict, path: Path) -> dict:
-    """Name the weights of a file from elsewhere `state_dict`; say which of several were taken."""
-    if _are_weights(content):
+def _with_state_dict(content: dict, path: Path) -> dict:
+    """Move the weights of a file from elsewhere to `state_dict`; log which of several they are."""
+    if _is_state_dict(content):
         return dict(state_dict=content)
-    there = [k for k in (*_NAMES, *_AVERAGES) if content.get(k) and _are_weights(content[k])]
-    chosen = [k for k in there if k in _NAMES] or there
+    candidates = [
+        key
+        for key in (*_WEIGHT_KEYS, *_AVERAGE_KEYS)
+        if content.get(key) and _is_state_dict(content[key])
+    ]
+    chosen = [key for key in candidates if key in _WEIGHT_KEYS] or candidates
     if len(chosen) != 1:
         why = f'under {" and ".join(chosen)}, which of them is unknown' if chosen else ''
-        keys = '' if chosen else f' It has {_some([str(k) for k in content])}.' if content else ''
+        keys = '' if chosen or not content else f' It has {some(content)}.'
         raise CheckpointError(
             f'checkpoint {path} holds {f"weights {why}" if chosen else "no weights"}.{keys}'
         )
-    taken = chosen[0]
-    left = [k for k in there if k != taken]
-    _say_once(
-        f'weights of {path}: those under {taken!r}' + (f', not {", ".join(left)}' if left else '')
-    )
-    rest = {k: v for k, v in content.items() if k not in there and k != 'meta'}
-    return dict(rest, state_dict=content[taken])
+    key = chosen[0]
+    ignored = [other for other in candidates if other != key]
+    others = f', not {", ".join(ignored)}' if ignored else ''
+    _log_once(f'weights of {path}: those under {key!r}{others}')
+    rest = {k: v for k, v in content.items() if k not in candidates and k != 'meta'}
+    return dict(rest, state_dict=content[key])
 
 
-def _say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
+def _log_once(text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
         print_log(text, logger='current')
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def _read(path: Path, structure: bool = False) -> dict:
-    """A file as it is, plain values and tensors."""
+    """The content of a file, unchanged: tensors and plain values."""
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
         hint = f' {path.parent} has: {", ".join(others)}.' if others else ''
@@ -105,25 +170,20 @@ def _read(path: Path, structure: bool = False) -> dict:
         verify(path)
     try:
         if path.suffix == '.safetensors':
-            from safetensors import safe_open
-            from safetensors.torch import load_file
-
-            with safe_open(path, 'pt') as file:
-                notes = json.loads((file.metadata() or {}).get('mmattn', '{}'))
-            return dict(state_dict=load_file(path), meta=notes)
-        where = 'meta' if structure else 'cpu'  # torch reads no values for the first
-        content = torch.load(path, map_location=where, weights_only=True)
+            return _read_safetensors(path, structure)
+        device = 'meta' if structure else 'cpu'  # torch reads no values for the first
+        content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        code = re.search(r'GLOBAL (\S+)', str(error))
-        if code:
+        refused = re.search(r'GLOBAL (\S+)', str(error))
+        if refused:
             remedy = 'Ask its author for safetensors.'
-            if code.group(1) == 'argparse.Namespace':  # of DETR's and torchvision's scripts
+            if refused[1] == 'argparse.Namespace':  # of DETR's and torchvision's scripts
                 remedy = (
                     'Save the weights without the arguments of the script, where it was '
                     "trained: torch.save({'model': checkpoint['model']}, FILE)."
                 )
             raise CheckpointError(
-                f'checkpoint {path} holds more than tensors and plain values ({code.group(1)}): it '
+                f'checkpoint {path} holds more than tensors and plain values ({refused[1]}): it '
                 f'is refused, as loading it could execute code. {remedy}'
             ) from error
         raise CheckpointError(f'checkpoint {path} is damaged or is no checkpoint.') from error
@@ -137,8 +197,14 @@ def _read(path: Path, structure: bool = False) -> dict:
     return content
 
 
-def _odd_meta(meta) -> str | None:
-    """What of a file's notes cannot be what a run wrote, in words. They may be a stranger's."""
+def _read_safetensors(path: Path, structure: bool) -> dict:
+    with safe_open(path, 'pt') as file:
+        meta = json.loads((file.metadata() or {}).get('mmattn', '{}'))
+    return dict(state_dict={} if structure else load_file(path), meta=meta)
+
+
+def _meta_problem(meta) -> str | None:
+    """Why the recorded facts cannot be those of a training, in words; the file may be anyone's."""
     if not isinstance(meta, dict):
         return f'meta is {show(meta)}'
     for key in 'attention', 'blocks', 'dataset_meta':
@@ -156,12 +222,12 @@ def _odd_meta(meta) -> str | None:
     return None if isinstance(backbone, dict) else f'meta.attention.backbone is {show(backbone)}'
 
 
-def load_from_anywhere(filename: str, map_location=None) -> dict:
-    """What mmengine's loader calls: safely, where its own would try again unsafely."""
+def load_safely(filename: str, map_location=None) -> dict:
+    """A loader for mmengine's `CheckpointLoader`, whose own retries without `weights_only`."""
     return _read(fetch(os.path.expanduser(filename)))
 
 
 def replace_loader() -> None:
-    """Have mmengine's own loader, which many networks call, read as `read_checkpoint` does."""
+    """Make mmengine's `CheckpointLoader`, which many networks call, use `load_safely`."""
     for prefix in [*CheckpointLoader._schemes]:
-        CheckpointLoader.register_scheme(prefix, load_from_anywhere, force=True)
+        CheckpointLoader.register_scheme(prefix, load_safely, force=True)

@@ -1,22 +1,22 @@
-"""Checkpoints that survive: written beside, verified, and only then is the old one given up.
+"""Writing checkpoints atomically: a kill at any moment leaves the previous or the new one whole.
 
-A checkpoint is a `.pth` and its manifest, `<name>.pth.json`: size and sha256 of the file and the
-facts of the run. One file of weights and state, as `test.py`, `publish.py` and mmengine's own tools
-know it, keeps what two files with a manifest would promise: it holds tensors and plain values only
-and is read with `weights_only=True`, so no code is executed, and a file without its manifest or
-that differs from it is never resumed from. The order of the steps is what a kill at any moment
-cannot break:
+A checkpoint is a `.pth` file and its manifest, `<name>.pth.json`: size and sha256 of the file and
+facts of the run. The `.pth` holds weights and training state, as `test.py`, `publish.py` and
+mmengine's own tools expect; tensors and plain values only, so that it is read with
+`weights_only=True` and no code is executed. A file without a manifest, or one that differs from it,
+is never resumed. A checkpoint is written to a temporary file and verified before the previous one
+is removed:
 
-1. `<name>.part` is written, hashed on the way, and fsynced; what the reader would refuse of it is
-   not kept;
-2. where the name exists, its manifest is told to accept either content;
-3. the part takes the name; the folder is fsynced;
+1. `<name>.part` is written, hashed meanwhile, and fsynced; it is deleted if the reader would refuse
+   it;
+2. where the name exists, its manifest is made to accept either content;
+3. the part is renamed; the folder is fsynced;
 4. the manifest is written in the same way, last;
 5. the pointer `last_checkpoint` gets the name, relative to its folder;
-6. the caller may now remove older ones.
+6. the caller may now remove older checkpoints.
 
-The hash is of what was in memory. Reading the file again at once would show what the system's cache
-holds, not the disk: it is verified when it is read, and resuming falls back to the one before.
+The hash is computed from memory. Reading the file again at once would show the system's cache, not
+the disk: it is verified when it is read, and resuming falls back to the checkpoint before.
 """
 
 import contextlib
@@ -41,30 +41,31 @@ from mmattn.log import warn
 
 from .find import POINTER, last_good
 from .manifest import facts_of, manifest_of, read_manifest
-from .plain_values import plain, tensors
+from .plain_values import iter_tensors, to_plain
 from .read import read_checkpoint
 
-_TRIES, _WAIT = 4, 0.5  # of a failing write; seconds before the second try, then twice as long
-_SPARE = 1.2  # free space over the size of what is written
-_LARGE = 1 << 20  # bytes from which a thread that hashes pays
-_NO_USE_TO_RETRY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
+_TRIES, _WAIT = 4, 0.5  # of a failing write; seconds before the second try, doubled each time
+_SPACE_FACTOR = 1.2  # free space required, over the bytes of the tensors
+_THREADED = 1 << 20  # bytes of a block from which hashing in a thread pays
+_NOT_RETRIED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
 
 
 def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
     """Save `content` under `path` so that at any moment the old or the new file is whole.
 
     Args:
-        path: of the `.pth`; its folder exists.
-        content: tensors and plain values, or what has a plain form, see `plain`.
+        path: path of the `.pth` file, in an existing folder.
+        content: tensors and plain values, or values that `to_plain` converts to these.
         facts: plain values for the manifest; `iter` among them.
 
     Raises:
-        NotPlain: something in it has no plain form; nothing is written.
+        NotPlain: a value has no plain form; nothing is written.
         NonFiniteError: a tensor is not finite; nothing is written.
-        WriteError: it cannot be written, also when tried again, or not be read; nothing is left.
+        WriteError: the file cannot be written, after several tries, or not be read; nothing is
+            left of it.
     """
     path = Path(path)
-    content = plain(content)
+    content = to_plain(content)
     _check_finite(content, path)
     wait, last = _WAIT, None
     for attempt in range(_TRIES):
@@ -73,10 +74,10 @@ def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
             _write(path, content, facts)
             return
         except (OSError, RuntimeError) as error:  # torch's writer turns the first into the second
-            last = _cause(error)
+            last = _os_error(error)
             if last is None:
                 raise
-            if last.errno in _NO_USE_TO_RETRY or attempt == _TRIES - 1:
+            if last.errno in _NOT_RETRIED or attempt == _TRIES - 1:
                 break
             print_log(
                 f'cannot write {path.name}: {_reason(last)}; trying again in {wait:g} s',
@@ -97,7 +98,7 @@ def write_checkpoint(path: str | Path, content: dict, facts: dict) -> None:
 
 def _write(path: Path, content: dict, facts: dict) -> None:
     part = path.with_name(f'{path.name}.part')
-    with open(part, 'wb') as file, _Hashing(file) as hashing:
+    with open(part, 'wb') as file, _HashingFile(file) as hashing:
         with _no_checksums():
             torch.save(content, hashing)
         file.flush()
@@ -119,25 +120,25 @@ def _write(path: Path, content: dict, facts: dict) -> None:
 
 
 def _check_readable(part: Path, path: Path) -> None:
-    """Have the reader take the structure of what was written: all but the values of tensors."""
+    """Read everything but the values of tensors of a file that was just written."""
     try:
         read_checkpoint(part, structure=True)
     except CheckpointError as error:
-        said = str(error).replace(part.name, path.name)
-        raise WriteError(f'{path.name} is not saved, as it could not be read: {said}') from error
+        reason = str(error).replace(part.name, path.name)
+        raise WriteError(f'{path.name} is not saved, as it could not be read: {reason}') from error
 
 
-def point_to(path: Path, folder: Path | None = None) -> None:
-    """Have the pointer of its folder name a checkpoint, and that of another folder, too."""
+def write_pointer(path: Path, folder: Path | None = None) -> None:
+    """Make the pointer file of a checkpoint's folder name it, and that of another `folder`, too."""
     write_text_atomic(path.parent / POINTER, path.name)
     if folder is not None and folder.resolve() != path.parent.resolve():
         write_text_atomic(folder / POINTER, str(path.resolve()))
 
 
-def name_best(path: Path) -> None:
-    """Have `best.pth` beside a checkpoint be that one: a link, or a copy where there are none.
+def link_best(path: Path) -> None:
+    """Make `best.pth` a link to a checkpoint next to it, or a copy where links are impossible.
 
-    What goes wrong is said and ends no training: the file itself is there.
+    A failure is a warning and does not end the training: the checkpoint itself exists.
     """
     link, part = path.with_name('best.pth'), path.with_name('best.pth.part')
     try:
@@ -146,15 +147,15 @@ def name_best(path: Path) -> None:
         part.unlink(missing_ok=True)
         try:
             os.symlink(path.name, part)
-            copied = None
+            copy_facts = None
         except (OSError, NotImplementedError):  # Google Drive in Colab, exFAT, SMB
             shutil.copyfile(path, part)
-            copied = dict(facts_of(path), file=link.name, copy_of=path.name, resumable=False)
+            copy_facts = dict(facts_of(path), file=link.name, copy_of=path.name, resumable=False)
         manifest_of(link).unlink(missing_ok=True)
         os.replace(part, link)
         sync_folder(link.parent)
-        if copied:
-            write_text_atomic(manifest_of(link), json.dumps(copied, indent=1))
+        if copy_facts:
+            write_text_atomic(manifest_of(link), json.dumps(copy_facts, indent=1))
     except OSError as error:
         warn(f'best.pth does not name {path.name}: {_reason(error)}. Use {path.name} itself.')
         with contextlib.suppress(OSError):
@@ -167,8 +168,8 @@ def _same_content(one: Path, other: Path) -> bool:
 
 
 # ---- the steps ---------------------------------------------------------------------------------
-class _Hashing:
-    """A file that hashes what is written; a large piece in a thread, while it is written."""
+class _HashingFile:
+    """A file that hashes the bytes written to it; large blocks in a thread, during the write."""
 
     def __init__(self, file) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -176,19 +177,19 @@ class _Hashing:
 
     def write(self, data) -> int:
         self.size += len(data)
-        if len(data) < _LARGE:
+        if len(data) < _THREADED:
             self.digest.update(data)
             return self.file.write(data)
         hashed = self.thread.submit(self.digest.update, data)
         try:
             return self.file.write(data)
         finally:
-            hashed.result()  # the memory is the caller's again
+            hashed.result()  # the caller may change `data` after this call
 
     def flush(self) -> None:
         self.file.flush()
 
-    def __enter__(self) -> '_Hashing':
+    def __enter__(self) -> '_HashingFile':
         return self
 
     def __exit__(self, *_) -> None:
@@ -197,7 +198,7 @@ class _Hashing:
 
 @contextlib.contextmanager
 def _no_checksums() -> Iterator[None]:
-    """Without those of the archive, which take time and which torch never reads; sha256 is kept."""
+    """Disable the archive's checksums: slow, never read by torch, and sha256 replaces them."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -213,10 +214,10 @@ def _remove_parts(path: Path) -> None:
 
 
 def _check_finite(content: dict, path: Path) -> None:
-    for name, value in tensors(content):
-        if value.is_floating_point() and not value.sum(dtype=_wide(value)).isfinite():
+    for name, value in iter_tensors(content):
+        if value.is_floating_point() and not value.sum(dtype=_sum_dtype(value)).isfinite():
             bad = value.numel() - int(value.isfinite().sum())
-            if bad:  # else only the sum was too large
+            if bad:  # else only the sum overflowed
                 raise NonFiniteError(
                     f'{path.name} is not saved: tensor {name.removeprefix("state_dict.")} holds '
                     f'{bad} non-finite values. Resume from the checkpoint before with a lower '
@@ -224,12 +225,12 @@ def _check_finite(content: dict, path: Path) -> None:
                 )
 
 
-def _wide(value: Tensor) -> torch.dtype:
+def _sum_dtype(value: Tensor) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32)
 
 
 def _check_space(path: Path, content: dict) -> None:
-    need = _SPARE * sum(value.nbytes for _, value in tensors(content))
+    need = _SPACE_FACTOR * sum(value.nbytes for _, value in iter_tensors(content))
     free = shutil.disk_usage(path.parent).free
     if free < need:
         raise OSError(
@@ -241,8 +242,8 @@ def _mb(size: float) -> str:
     return f'{size / 1e6:.0f} MB'
 
 
-def _cause(error: BaseException | None) -> OSError | None:
-    """The operating system's error in what torch's writer raised."""
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error that caused an error of torch's writer."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

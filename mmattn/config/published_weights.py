@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from mmattn.checkpoint.download import fetch
-from mmattn.checkpoint.read import read_checkpoint, sha256
+from mmattn.checkpoint.read import read_checkpoint
 from mmattn.errors import CheckpointError, UsageError
+from mmattn.files import sha256
 
 from .index import Model, find_model, model_index
 

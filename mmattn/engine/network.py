@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmattn.checkpoint.load import load_weights
-from mmattn.checkpoint.plain_values import plain_part, without_tensors
+from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import parse_options
@@ -67,7 +67,7 @@ def build_network(
 def dataset_meta(cfg: Config) -> dict:
     """Classes, palette and whatever else the test data of a config say about themselves."""
     found = build_dataset(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
-    return without_tensors(plain_part(found, 'metainfo'))
+    return tensors_to_lists(plain_items(found, 'metainfo'))
 
 
 def report_blocks(model: nn.Module, cfg: Config) -> None:

@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
-from mmattn.checkpoint.plain_values import tensors
+from mmattn.checkpoint.plain_values import iter_tensors
 from mmattn.errors import NonFiniteError
 
 from .resume.rng import set_rng_state
@@ -125,7 +125,8 @@ def _replay_step(model: nn.Module, batch, rng_state: Tensor, quantity: str) -> d
 
     def check_output(module: nn.Module, _, output) -> None:
         if not nonfinite and any(
-            value.is_floating_point() and not value.isfinite().all() for _, value in tensors(output)
+            value.is_floating_point() and not value.isfinite().all()
+            for _, value in iter_tensors(output)
         ):
             nonfinite.append(names[module])
 

@@ -1,4 +1,4 @@
-"""The main jobs as functions: train a config, test a checkpoint. The loop itself is mmengine's."""
+"""mmengine's runner with safe and atomic checkpoints, and trainings that resume bit-exactly."""
 
 import contextlib
 import copy
@@ -26,13 +26,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmattn.checkpoint.download import fetch
-from mmattn.checkpoint.fingerprint import digest
-from mmattn.checkpoint.load import block_forms, load_weights, start_from
-from mmattn.checkpoint.manifest import facts_of, manifests, note, remove
-from mmattn.checkpoint.plain_values import plain, plain_part
-from mmattn.checkpoint.pretrained import pretrained_reported
-from mmattn.checkpoint.read import read_checkpoint
-from mmattn.checkpoint.write import point_to, write_checkpoint
+from mmattn.checkpoint.fingerprint import fingerprint_hash
+from mmattn.checkpoint.load import block_forms, load_initial_weights, load_weights
+from mmattn.checkpoint.manifest import (
+    facts_of,
+    list_checkpoints,
+    remove_checkpoint,
+    update_manifest,
+)
+from mmattn.checkpoint.plain_values import plain_items, to_plain
+from mmattn.checkpoint.pretrained import report_pretrained
+from mmattn.checkpoint.read import Checkpoint, read_checkpoint
+from mmattn.checkpoint.write import write_checkpoint, write_pointer
 from mmattn.config import safe_files
 from mmattn.config.runner_keys import check_modules
 from mmattn.errors import CheckpointError, UsageError
@@ -47,59 +52,59 @@ from .rehearsal.rehearse import rehearse
 from .resume.data import ResumableLoader, prepare_dataloader_cfg
 from .resume.loops import LOOPS, EpochLoop
 from .resume.rng import accumulated_gradients
-from .run_length import (
-    check_schedule,
-    follow_plan,
-    plan_of,
-    states_of,
-)
+from .run_length import check_schedule, follow_plan, plan_of, states_of
 
 
 class Runner(EngineRunner):
-    """mmengine's runner, with checkpoints read safely and loaded without silence, written so that
-    they survive, and trainings that resume exactly (see `saving`, `exact`, `guard`).
+    """mmengine's runner, whose checkpoints are read safely, loaded with every mismatch reported and
+    written atomically, and whose trainings resume bit-exactly (see `mmattn.checkpoint` and
+    `mmattn.engine.resume`).
 
     Attributes:
-        start: how `load_checkpoint` takes weights: 'strict', 'plain' (plugins may be new) or
-            'partial' (what fits).
-        course: what decides the course of the training, see `course_of`.
-        guard: watches every step, see `GuardHook`.
-        rehearses: `rehearse` a training that is loaded, before its first step.
-        resumed: what the manifest of the resumed checkpoint says.
-        saved: iteration and file of the last checkpoint to resume from; None before the first.
+        checkpoint: the open checkpoint that `load_checkpoint` takes if asked for its path; None
+            when it is loaded, or has to be read.
+        load_mode: how `load_checkpoint` loads weights: 'strict', 'plain' (plugins may be new) or
+            'partial' (the tensors that fit).
+        fingerprint: config values that affect the training, see `config_fingerprint`.
+        guard: the hook that watches every step, see `GuardHook`.
+        rehearsal: call `rehearse` after loading, before the first step.
+        resumed_facts: the manifest of the resumed checkpoint.
+        last_saved: iteration and file of the last resumable checkpoint; None before the first.
     """
 
-    start = 'strict'
-    rehearses = False
-    saved: tuple[int, Path] | None = None
+    checkpoint: Checkpoint | None = None
+    load_mode = 'strict'
+    rehearsal = False
+    last_saved: tuple[int, Path] | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         safe_files.install()
-        self.course: dict[str, str] = {}
-        self.resumed: dict = {}
+        self.fingerprint: dict[str, str] = {}
+        self.resumed_facts: dict = {}
         self.randomness_hook, self.guard = RandomnessHook(), GuardHook()
         super().__init__(*args, **kwargs)
 
     @property
-    def trains(self) -> bool:
-        """Whether its training loop is built; a test leaves that of its config alone."""
+    def has_train_loop(self) -> bool:
+        """Whether the training loop is built, which a test does not do."""
         return isinstance(self._train_loop, BaseLoop)
 
     @property
     def data_seed(self) -> int:
         """The seed that all processes share."""
-        own = self._randomness_cfg.get('diff_rank_seed', False)
-        return self.seed - (self.rank if own else 0)
+        per_rank = self._randomness_cfg.get('diff_rank_seed', False)
+        return self.seed - (self.rank if per_rank else 0)
 
     @property
-    def global_batch(self) -> int:
+    def global_batch_size(self) -> int:
+        """Images of one step in all processes."""
         loader = self.train_dataloader
         return (loader.batch_size or loader.batch_sampler.batch_size) * self.world_size
 
     def dump_config(self) -> None:
-        """Write the config as it runs into the work dir, to begin or to resume the run with."""
+        """Write the config into the work dir, in a form that can start or resume the run."""
         cfg = self.cfg
-        if cfg.get('resume'):  # of this start alone
+        if cfg.get('resume'):  # holds for this start only
             self.cfg = copy.deepcopy(cfg)
             self.cfg.resume, self.cfg.load_from = False, None
         try:
@@ -118,8 +123,8 @@ class Runner(EngineRunner):
 
     def register_hook(self, hook: Hook | dict, priority=None) -> None:
         if isinstance(hook, dict):
-            own = hook.pop('priority', None)
-            hook, priority = HOOKS.build(hook), own if priority is None else priority
+            configured = hook.pop('priority', None)
+            hook, priority = HOOKS.build(hook), configured if priority is None else priority
         super().register_hook(
             adapt_checkpoint_hook(hook) if isinstance(hook, Hook) else hook, priority
         )
@@ -135,11 +140,13 @@ class Runner(EngineRunner):
             return loop
         kind = loop.get('type') or ('Epoch' if loop['by_epoch'] else 'Iter') + 'BasedTrainLoop'
         if kind.split('.')[-1] not in LOOPS:
-            warn(f'exactness of a resumed run not guaranteed because {kind} is not a loop of ours')
+            warn(
+                f'exactness of a resumed run not guaranteed because {kind} is not a loop of mmattn'
+            )
             return super().build_train_loop(loop)
         cfg = self._train_dataloader
-        own = self._randomness_cfg.get('diff_rank_seed', False)
-        batches = ResumableLoader(self.build_dataloader(cfg, self.seed, own), self.data_seed)
+        per_rank = self._randomness_cfg.get('diff_rank_seed', False)
+        batches = ResumableLoader(self.build_dataloader(cfg, self.seed, per_rank), self.data_seed)
         if not batches.deterministic:
             warn(
                 f'exactness of a resumed run not guaranteed because {batches.sampler_name} keeps '
@@ -156,35 +163,35 @@ class Runner(EngineRunner):
 
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict):
-            _name_idle_keys(optim_wrapper, self.model)
-        made = super().build_optim_wrapper(optim_wrapper)
-        if isinstance(made, OptimWrapperDict):
+            _warn_unused_custom_keys(optim_wrapper, self.model)
+        built = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(built, OptimWrapperDict):
             raise UsageError(
-                f'optim_wrapper makes {len(made)} optimizers: numbers that are not finite are '
+                f'optim_wrapper makes {len(built)} optimizers: numbers that are not finite are '
                 'looked for in one. Use one, with groups of parameters by `paramwise_cfg`.'
             )
-        if made is not optim_wrapper and isinstance(made, OptimWrapper):
-            detect_nonfinite(made, partial(raise_nonfinite, self))
-        return made
+        if built is not optim_wrapper and isinstance(built, OptimWrapper):
+            detect_nonfinite(built, partial(raise_nonfinite, self))
+        return built
 
     def _build_param_scheduler(self, scheduler, optim_wrapper) -> list:
-        found = []
-        for index, one in enumerate(scheduler if isinstance(scheduler, list) else [scheduler]):
+        schedulers = []
+        for index, cfg in enumerate(scheduler if isinstance(scheduler, list) else [scheduler]):
             try:
-                found += super()._build_param_scheduler([one], optim_wrapper)
+                schedulers += super()._build_param_scheduler([cfg], optim_wrapper)
             except BUILD_ERRORS as error:
                 loop = self.train_loop
                 raise UsageError(
-                    f'config key param_scheduler[{index}] ({one["type"]}): {error}. The run has '
+                    f'config key param_scheduler[{index}] ({cfg["type"]}): {error}. The run has '
                     f'{loop.max_epochs} epochs, {loop.max_iters} steps.'
                 ) from error
-        return found
+        return schedulers
 
     def load_or_resume(self) -> None:
         super().load_or_resume()
-        if not self.rehearses:
+        if not self.rehearsal:
             return
-        if self.trains:
+        if self.has_train_loop:
             check_schedule(self)
         rehearse(self)
 
@@ -193,35 +200,37 @@ class Runner(EngineRunner):
         super().resume(filename, *args, **kwargs)
         if plan:
             follow_plan(self, plan)
-        self.resumed = facts_of(filename)
+        self.resumed_facts = facts_of(filename)
 
-    def note_validated(self) -> None:
-        """Have the manifest of the last checkpoint say that its validation has ended."""
-        if self.rank == 0 and self.saved and self.saved[0] == self.iter:
-            note(self.saved[1], validated=self.iter)
+    def mark_validated(self) -> None:
+        """Record in the manifest of the last checkpoint that its validation has ended."""
+        if self.rank == 0 and self.last_saved and self.last_saved[0] == self.iter:
+            update_manifest(self.last_saved[1], validated=self.iter)
 
-    def catch_up(self) -> None:
-        """Validate if a resumed run was killed between a save and the validation behind it."""
+    def run_missed_validation(self) -> None:
+        """Run the validation that was due when the resumed run was killed after a save."""
         loop, val = self.train_loop, self.val_loop
-        if val is None or not self.resumed or self.resumed.get('validated') == loop.iter:
+        facts = self.resumed_facts
+        if val is None or not facts or facts.get('validated') == loop.iter:
             return
         if isinstance(loop, EpochLoop):
-            at, most = loop.epoch, loop.max_epochs
-            due = loop.iter == at * len(loop.dataloader)
+            current, last = loop.epoch, loop.max_epochs
+            due = loop.iter == current * len(loop.dataloader)
         else:
-            at, most, due = loop.iter, loop.max_iters, True
-        if due and at >= loop.val_begin and (at % loop.val_interval == 0 or at == most):
+            current, last, due = loop.iter, loop.max_iters, True
+        due = due and (current % loop.val_interval == 0 or current == last)
+        if due and current >= loop.val_begin:
             self.logger.info('the run stopped before its last validation ended: validating now')
             val.run()
 
     def save_now(self, step: int) -> Path:
-        """Save what an iteration led to, unless it is saved; the next save removes it."""
-        if self.saved is None or self.saved[0] != step:
+        """Save the state after an iteration, unless it is saved; the next save removes the file."""
+        if self.last_saved is None or self.last_saved[0] != step:
             hooks = [h for h in self.hooks if isinstance(h, EngineCheckpointHook)]
             folder = next((h.out_dir for h in hooks if h.out_dir), self.work_dir)
             meta = dict(epoch=self.epoch, iter=step, temporary=True)
             self.save_checkpoint(folder, f'iter_{step}.pth', meta=meta)
-        return self.saved[1]
+        return self.last_saved[1]
 
     def save_checkpoint(
         self,
@@ -234,79 +243,78 @@ class Runner(EngineRunner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """mmengine's content, and the randomness, written by `saving`; all processes call it.
+        """Save mmengine's content and the state of random generators; called by all processes.
 
-        It is plain, and says what attention the network has; the pointer of its folder names the
-        last one that can be resumed.
+        The content holds tensors and plain values alone. The pointer of the folder names the last
+        checkpoint that can be resumed.
         """
-        rows = self.randomness_hook.rng_states()
+        rng_states = self.randomness_hook.rng_states()
         gradients = {}
         if save_optimizer:
-            gradients = accumulated_gradients(self.optim_wrapper, unwrapped(self.model))
+            gradients = accumulated_gradients(self.optim_wrapper, unwrap_model(self.model))
         meta = dict(meta or {})
         meta.setdefault('epoch', self.epoch + by_epoch)
         meta.setdefault('iter', self.iter + (not by_epoch))
         path = Path(out_dir) / filename
         if save_optimizer:
-            self.saved = meta['iter'], path
+            self.last_saved = meta['iter'], path
         if self.rank:
             return
         facts = dict(
             iter=meta['iter'],
             epoch=meta['epoch'],
-            **self.circumstances(),
-            config=digest(self.course),
+            **self.environment(),
+            config=fingerprint_hash(self.fingerprint),
             resumable=save_optimizer,
             temporary=meta.pop('temporary', False),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         content = self._content(meta, save_optimizer, save_param_scheduler)
         if save_optimizer:
-            content['rng'] = rows
+            content['rng'] = rng_states
         if gradients:
             content['gradients'] = gradients
         self.call_hook('before_save_checkpoint', checkpoint=content)
         self.write_checkpoint(path, content, facts)
         if save_optimizer:
-            point_to(path, Path(self.work_dir))
-            for other, known in manifests(path.parent):
-                if known.get('temporary') and other.name != filename:
-                    remove(other)
+            write_pointer(path, Path(self.work_dir))
+            for other, manifest in list_checkpoints(path.parent):
+                if manifest.get('temporary') and other.name != filename:
+                    remove_checkpoint(other)
 
     def _content(
         self,
         meta: dict,
         save_optimizer: bool = True,
         save_param_scheduler: bool = True,
-        left: list[str] | None = None,
+        left_out: list[str] | None = None,
     ) -> dict:
-        """What a checkpoint holds: `meta` completed, weights, and the state of the training.
+        """The content of a checkpoint: `meta`, completed, weights, and the state of the training.
 
-        Facts of the data set without a plain form are left out, and their keys put into `left`.
-
-        mmengine's message hub has objects, too: smoothing windows of the log (`HistoryBuffer`), of
-        no use to a resumed run.
+        Facts of the data set without a plain form are left out, and their keys added to `left_out`.
+        So are the objects of mmengine's message hub: smoothing windows of the log
+        (`HistoryBuffer`), which a resumed run does not use.
         """
-        model = unwrapped(self.model)
+        model = unwrap_model(self.model)
         meta.update(
             cfg=self.cfg.pretty_text,
             experiment_name=self.experiment_name,
             time=time.strftime('%Y%m%d_%H%M%S'),
             mmengine_version=mmengine.__version__,
-            course=dict(self.course),
+            course=dict(self.fingerprint),
             command=getattr(self, 'train_command', ''),
             blocks=block_forms(model),
-            **self.circumstances(),
+            **self.environment(),
         )
         if self.cfg.get('attention'):
             meta['attention'] = json.loads(json.dumps(self.cfg.attention))
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
-            meta['dataset_meta'] = plain_part(
-                self.train_dataloader.dataset.metainfo, 'meta.dataset_meta', left
+            meta['dataset_meta'] = plain_items(
+                self.train_dataloader.dataset.metainfo, 'meta.dataset_meta', left_out
             )
         hub = self.message_hub.state_dict()
         info = {k: v for k, v in hub['runtime_info'].items() if k != 'dataset_meta'}
-        info = plain_part(_on_cpu(info), 'message_hub')
+        info = plain_items(_on_cpu(info), 'message_hub')
         keys = {k: v for k, v in hub['resumed_keys'].items() if k in info}
         content = dict(
             meta=meta,
@@ -320,59 +328,68 @@ class Runner(EngineRunner):
         return content
 
     def check_savable(self) -> None:
-        """Refuse before the first step what no checkpoint could hold; say what will not be in it.
+        """Refuse before the first step values that no checkpoint can hold; warn of keys left out.
 
         Raises:
-            NotPlain: a hook puts it there.
+            NotPlain: a hook adds such a value.
         """
         if self.rank or getattr(self, 'original', None):  # the original of a scratch runner warns
             return
-        left: list[str] = []
-        content = self._content(dict(epoch=self.epoch, iter=self.iter), left=left)
-        # a hook may want what there is behind a step alone
+        left_out: list[str] = []
+        content = self._content(dict(epoch=self.epoch, iter=self.iter), left_out=left_out)
+        # a hook may need what exists only after a step
         with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
             self.call_hook('before_save_checkpoint', checkpoint=content)
-        plain(content)
-        for key in left:
+        to_plain(content)
+        for key in left_out:
             warn(f'{key} is not in the checkpoints of this run: no text, number or list of them')
 
     def write_checkpoint(self, path: Path, content: dict, facts: dict) -> None:
         """Write a checkpoint with its manifest."""
         write_checkpoint(path, content, facts)
 
-    def circumstances(self) -> dict:
-        """What exactness depends on beside the config."""
+    def environment(self) -> dict:
+        """Facts other than the config on which bit-exact resuming depends."""
         return dict(
             world=self.world_size,
-            batch=self.global_batch // self.world_size,
+            batch=self.global_batch_size // self.world_size,
             seed=self.data_seed,
             threads=torch.get_num_threads(),
             torch=str(torch.__version__),
         )
 
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu', **_) -> dict:
-        checkpoint = _read_first(filename)
+        checkpoint = self._take_checkpoint(filename)
         if self._resume:
             self._check_resumable(checkpoint, filename)
-            self._same_facts(checkpoint.get('meta', {}))
+            self._restore_dataset_meta(checkpoint.get('meta', {}))
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        model = unwrapped(self.model)
+        model = unwrap_model(self.model)
         forms = checkpoint.get('meta', {}).get('blocks')
-        weights, said = checkpoint['state_dict'], f'loaded {filename}'
-        if self.start == 'strict':
+        weights, message = checkpoint['state_dict'], f'loaded {filename}'
+        if self.load_mode == 'strict':
             load_weights(model, weights, filename, forms)
         else:
-            partial = self.start == 'partial'
-            said = start_from(model, weights, filename, forms=forms, partial=partial)
+            partial = self.load_mode == 'partial'
+            message = load_initial_weights(model, weights, filename, forms=forms, partial=partial)
         self._has_loaded = True
-        self.logger.info(said)
+        self.logger.info(message)
         return checkpoint
 
-    def _same_facts(self, meta: dict) -> None:
-        """Have mmengine compare the data set's facts in the form that was saved."""
-        own = getattr(self.train_dataloader.dataset, 'metainfo', {})
-        if meta.get('dataset_meta') == plain_part(own, ''):
-            meta['dataset_meta'] = own
+    def _take_checkpoint(self, filename: str) -> dict:
+        """The content of a checkpoint, of which `self.checkpoint` keeps no tensors."""
+        opened, self.checkpoint = self.checkpoint, None
+        if opened is None or str(opened.path) != filename:
+            return _read_once_downloaded(filename)
+        content = dict(opened.content, meta=dict(opened.meta))
+        opened.release()
+        return content
+
+    def _restore_dataset_meta(self, meta: dict) -> None:
+        """Undo the conversion of the data set's facts, which mmengine compares with its own."""
+        metainfo = getattr(self.train_dataloader.dataset, 'metainfo', {})
+        if meta.get('dataset_meta') == plain_items(metainfo, ''):
+            meta['dataset_meta'] = metainfo
 
     def _check_resumable(self, checkpoint: dict, filename: str) -> None:
         meta = checkpoint.get('meta', {})
@@ -382,32 +399,33 @@ class Runner(EngineRunner):
                 'weights with --init-from.'
             )
         meta.pop('config', None)  # mmengine would evaluate it as Python
-        now = self.circumstances()
-        why = [
-            f'{k} {meta.get(k, "unknown")} -> {now[k]}'
+        current = self.environment()
+        reasons = [
+            f'{k} {meta.get(k, "unknown")} -> {current[k]}'
             for k in ('threads', 'torch')
-            if meta.get(k) != now[k]
+            if meta.get(k) != current[k]
         ]
-        why += [f'it holds no {k}' for k in ('optimizer', 'rng') if k not in checkpoint]
-        if why:
-            warn(f'exactness not guaranteed because {", ".join(why)}')
+        reasons += [f'it holds no {k}' for k in ('optimizer', 'rng') if k not in checkpoint]
+        if reasons:
+            warn(f'exactness not guaranteed because {", ".join(reasons)}')
         meta['seed'] = self._randomness_cfg.get('seed')  # else mmengine seeds anew
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(_brief)
+                handler.addFilter(_is_brief)
         return logger
 
     def _init_model_weights(self) -> None:
-        """Initialise as mmengine does, but read pretrained weights safely and say what fitted."""
-        with pretrained_reported(unwrapped(self.model), _read_first, self.cfg.get('model')):
+        """Initialise as mmengine does, but read pretrained weights safely and report mismatches."""
+        network, cfg = unwrap_model(self.model), self.cfg.get('model')
+        with report_pretrained(network, _read_once_downloaded, cfg):
             super()._init_model_weights()
 
 
-def _read_first(address: str) -> dict:
-    """Read a checkpoint; of several processes the first downloads it."""
+def _read_once_downloaded(address: str) -> dict:
+    """Read a checkpoint, which rank 0 downloads before the other processes look for it."""
     if '://' in str(address) and get_dist_info()[1] > 1:
         if get_dist_info()[0] == 0:
             fetch(address)
@@ -415,16 +433,16 @@ def _read_first(address: str) -> dict:
     return read_checkpoint(address)
 
 
-def _brief(record: logging.LogRecord) -> bool:
-    """The screen is spared the pages that only the log file needs."""
+def _is_brief(record: logging.LogRecord) -> bool:
+    """Keep long dumps out of the console log."""
     long = 'System environment', 'Config:', 'Hooks will be executed', 'paramwise_options'
     return not record.getMessage().lstrip('\n- ').startswith(long)
 
 
-def _name_idle_keys(optim_wrapper: dict, model: nn.Module) -> None:
-    """Say which custom keys meet no parameter, by a part of its name: recipes carry such along."""
+def _warn_unused_custom_keys(optim_wrapper: dict, model: nn.Module) -> None:
+    """Warn about `custom_keys` that match no parameter, common in copied recipes."""
     keys = (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
-    names = [n if '.' in n else f'.{n}' for n, _ in unwrapped(model).named_parameters()]
+    names = [n if '.' in n else f'.{n}' for n, _ in unwrap_model(model).named_parameters()]
     for key in keys:
         if not any(key in name for name in names):
             hint = nearest(key, {n.split('.')[0] for n in names})
@@ -441,8 +459,8 @@ def _on_cpu(state: dict) -> dict:
     return apply_to(state, lambda x: hasattr(x, 'cpu'), lambda x: x.cpu())
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, in what distributes it or averages over augmentations."""
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The network inside a DDP wrapper or a test-time augmentation."""
     if is_model_wrapper(model):
         model = model.module
     return model.module if isinstance(model, BaseTTAModel) else model

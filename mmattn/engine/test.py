@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from mmattn.checkpoint.plain_values import plain
+from mmattn.checkpoint.plain_values import to_plain
 from mmattn.checkpoint.read import read_checkpoint, sha256
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import parse_options
@@ -132,10 +132,10 @@ def _test(config: str | Path, checkpoint: Path | None, options: TestOptions) -> 
         check_loaders(cfg, 'test', skip=options.skip_data_check)
     runner = build_runner(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
-    runner.rehearses = options.rehearsal
+    runner.rehearsal = options.rehearsal
     if not checkpoint:
         runner._init_model_weights()
-    metrics = plain(run_loop(runner.test), 'metrics')  # of any evaluator: numbers of NumPy, too
+    metrics = to_plain(run_loop(runner.test), 'metrics')  # of any evaluator: numbers of NumPy, too
     if is_main() and checkpoint:
         record = dict(
             config=Path(config).name,

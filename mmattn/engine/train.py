@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from mmattn.checkpoint.find import check_empty_of_weights, find_checkpoint
-from mmattn.checkpoint.fingerprint import check_same, course_of
+from mmattn.checkpoint.fingerprint import check_fingerprint, config_fingerprint
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.load import load_config, parse_options
 from mmattn.datasets.class_names import check_checkpoint_classes
@@ -148,9 +148,9 @@ def _train(
         cfg.load_from = str(found)
     if init_from:
         cfg.load_from = str(init_from)
-    course = course_of(cfg)
+    course = config_fingerprint(cfg)
     if found:
-        why = check_same(
+        why = check_fingerprint(
             meta,
             course,
             world_size(cfg),
@@ -174,14 +174,14 @@ def _train(
     check_batches(runner)
     if validate:
         prepare_evaluation(runner, 'val')
-    runner.course, runner.rehearses = course, options.rehearsal
+    runner.fingerprint, runner.rehearsal = course, options.rehearsal
     runner.guard.signal_handler = listener
     for hook in options.hooks:
         runner.register_hook(hook)
     if ranks:
         ranks.runner = runner
     if not cfg.resume:
-        runner.start = 'partial' if init_from else 'plain'
+        runner.load_mode = 'partial' if init_from else 'plain'
     runner.train_command = train_command(
         config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from
     )

@@ -23,9 +23,9 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from mmattn.checkpoint.find import last_good
-from mmattn.checkpoint.manifest import remove
-from mmattn.checkpoint.plain_values import tensors
-from mmattn.checkpoint.write import point_to, write_checkpoint
+from mmattn.checkpoint.manifest import remove_checkpoint
+from mmattn.checkpoint.plain_values import iter_tensors
+from mmattn.checkpoint.write import write_checkpoint, write_pointer
 from mmattn.engine.resume.rng import get_rng_state
 from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, MmattnError
@@ -74,7 +74,7 @@ def state_digest(runner) -> str:
     weights = [n.state_dict() if runner.rank == 0 else dict(n.named_parameters()) for n in networks]
     state = [weights, runner.optim_wrapper.state_dict(), get_rng_state()]
     digest = hashlib.sha256()
-    for name, value in tensors(state):
+    for name, value in iter_tensors(state):
         digest.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
         digest.update(_bytes(value))
     return digest.hexdigest()
@@ -270,13 +270,13 @@ def _save_forever(folder: Path) -> None:
         path = folder / f'iter_{step}.pth'
         weights = dict(weight=torch.full((_TENSOR_SIZE,), float(step)))
         write_checkpoint(path, dict(state_dict=weights, meta=dict(iter=step)), dict(iter=step))
-        point_to(path)
+        write_pointer(path)
         part = folder / 'acknowledged.new'
         part.write_text(str(step))
         os.replace(part, folder / 'acknowledged')
         for other in folder.glob('iter_*.pth'):
             if other != path:
-                remove(other)
+                remove_checkpoint(other)
 
 
 def _is_intact(path: Path, step: int) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from mmattn.checkpoint.load import block_forms, load_weights
 from mmattn.checkpoint.manifest import facts_of
-from mmattn.checkpoint.plain_values import plain_part, without_tensors
+from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
 from mmattn.checkpoint.read import read_checkpoint, sha256
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import load_config
@@ -138,7 +138,7 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
 def _dataset_meta(cfg: Config, meta: dict) -> dict:
     """Class names, colours and licence, from the checkpoint or else from the config's data."""
     merged = {**dataset_meta(cfg), **meta.get('dataset_meta', {})}
-    merged = without_tensors(plain_part(merged, 'dataset_meta'))
+    merged = tensors_to_lists(plain_items(merged, 'dataset_meta'))
     fields = {k: merged[k] for k in ('classes', 'palette', 'licence') if merged.get(k)}
     return json.loads(json.dumps(fields))  # tuples become lists: the same bytes every time
 

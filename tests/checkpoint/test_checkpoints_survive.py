@@ -11,9 +11,15 @@ import torch
 from mmattn.checkpoint import find
 from mmattn.checkpoint import write as saving
 from mmattn.checkpoint.find import find_checkpoint, last_good
-from mmattn.checkpoint.manifest import facts_of, manifest_of, note, tidy, verify
+from mmattn.checkpoint.manifest import (
+    facts_of,
+    manifest_of,
+    remove_leftovers,
+    update_manifest,
+    verify,
+)
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.checkpoint.write import point_to
+from mmattn.checkpoint.write import write_pointer
 from mmattn.errors import CheckpointError, NonFiniteError, UsageError, WriteError, explain
 from mmattn.testing.kill import _fork, _wait, kill_test_saves
 from tests.engine.killing import At, once
@@ -65,11 +71,11 @@ def die_at(monkeypatch, call, names=('fsync', 'replace')):
 @pytest.mark.parametrize('call', range(1, 14))
 def test_a_kill_at_every_step_of_a_save(tmp_path, monkeypatch, call, step):
     save(tmp_path, 1)
-    point_to(tmp_path / 'iter_1.pth')
+    write_pointer(tmp_path / 'iter_1.pth')
 
     def job():
         die_at(monkeypatch, call)
-        point_to(save(tmp_path, step, 5))
+        write_pointer(save(tmp_path, step, 5))
 
     status = _wait(_fork(job, tmp_path / 'output.txt'), None)
     steps = 9 if step == 2 else 12  # calls that a save makes: the test sees all of them
@@ -79,7 +85,7 @@ def test_a_kill_at_every_step_of_a_save(tmp_path, monkeypatch, call, step):
     assert value(found) in whole[found.name]
     if call > steps:
         assert value(found) == 5
-    tidy(tmp_path)
+    remove_leftovers(tmp_path)
     assert not list(tmp_path.glob('*.part'))
 
 
@@ -175,7 +181,7 @@ def test_flipped_bits_and_cuts_are_found(tmp_path):
 def test_resuming_falls_back_and_names_what_it_skips(tmp_path, said):
     for step in 1, 2, 3, 4:
         path = save(tmp_path, step)
-    point_to(path)
+    write_pointer(path)
     path.unlink()
     (tmp_path / 'iter_3.pth').write_bytes(b'<html>')
     manifest_of(tmp_path / 'iter_2.pth').unlink()
@@ -193,7 +199,7 @@ def test_resuming_falls_back_and_names_what_it_skips(tmp_path, said):
 def test_a_moved_folder_and_an_empty_pointer(tmp_path):
     old = tmp_path / 'old'
     old.mkdir()
-    point_to(save(old, 7))
+    write_pointer(save(old, 7))
     assert (old / 'last_checkpoint').read_text() == 'iter_7.pth'
     new = tmp_path / 'new'
     old.rename(new)
@@ -214,9 +220,9 @@ def test_files_of_before_there_were_manifests(tmp_path, said):
 
 def test_facts_are_added_and_weights_alone_are_not_resumed(tmp_path):
     path = save(tmp_path, 1)
-    note(path, validated=1)
+    update_manifest(path, validated=1)
     assert facts_of(path)['validated'] == 1 and verify(path)
-    note(path, resumable=False)
+    update_manifest(path, resumable=False)
     assert find_checkpoint(tmp_path) is None
 
 

@@ -77,7 +77,7 @@ def test_what_came_is_kept_and_not_asked_for_again(server):
         ('short.pth', 'was cut short'),
         ('half.pth', f'was cut short: {len(DATA)} of {2 * len(DATA)} bytes came'),
         ('lies.pth', 'has 1099511627776 bytes or more, allowed 4294967296'),
-        ('none.pth', r'cannot be had: .*404.* name the file'),
+        ('none.pth', r'cannot download weights .*404.* name the file'),
     ],
 )
 def test_what_is_wrong_is_not_kept(server, name, why):
@@ -87,8 +87,8 @@ def test_what_is_wrong_is_not_kept(server, name, why):
 
 
 def test_a_download_that_does_not_end(server, monkeypatch):
-    monkeypatch.setattr(download, '_LARGEST', 300_000)
-    monkeypatch.setattr(download, '_BLOCK', 100_000)
+    monkeypatch.setattr(download, '_MAX_BYTES', 300_000)
+    monkeypatch.setattr(download, '_CHUNK', 100_000)
     with pytest.raises(CheckpointError, match='has 400000 bytes or more, allowed 300000'):
         fetch(f'{server.url}/endless.pth')
     assert not list(server.cache.iterdir())

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmattn.checkpoint.fingerprint import changes, check_same, course_of
+from mmattn.checkpoint.fingerprint import changed_values, check_fingerprint, config_fingerprint
 from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.inference.infer import infer
@@ -29,7 +29,7 @@ def course(**given):
         custom_hooks=[EMA],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2)),
     )
-    return course_of(Config(parts | given))
+    return config_fingerprint(Config(parts | given))
 
 
 CHANGES = {
@@ -65,9 +65,9 @@ def test_what_changes_a_step_is_refused(name):
     given, why = CHANGES[name]
     meta = dict(world=1, batch=2, seed=3, course=course())
     with pytest.raises(UsageError, match=f'config differs from the checkpoint: .*{why}'):
-        check_same(meta, course(**given), 1, 2, topology=False, config=False)
-    allowed = check_same(meta, course(**given), 1, 2, topology=False, config=True)
-    assert allowed and allowed == changes({**course(), 'randomness.seed': '3'}, {**{'randomness.seed': '3'}, **course(**given)})  # fmt: skip
+        check_fingerprint(meta, course(**given), 1, 2, topology=False, config=False)
+    allowed = check_fingerprint(meta, course(**given), 1, 2, topology=False, config=True)
+    assert allowed and allowed == changed_values({**course(), 'randomness.seed': '3'}, {**{'randomness.seed': '3'}, **course(**given)})  # fmt: skip
 
 
 SAME = {
@@ -85,9 +85,9 @@ SAME = {
 @pytest.mark.parametrize('name', SAME)
 def test_what_says_the_same_is_not(name):
     meta = dict(world=1, batch=2, seed=3, course=course())
-    assert check_same(meta, course(**SAME[name]), 1, 2, topology=False, config=False) == []
+    assert check_fingerprint(meta, course(**SAME[name]), 1, 2, topology=False, config=False) == []
     meta = dict(meta, course=course(**SAME[name]))
-    assert check_same(meta, course(), 1, 2, topology=False, config=False) == []
+    assert check_fingerprint(meta, course(), 1, 2, topology=False, config=False) == []
 
 
 def test_classes_and_their_names_are_one():
@@ -104,10 +104,10 @@ def test_norms_that_synchronise_stay_another_thing_where_they_do(monkeypatch):
     synced = course(launcher='pytorch')
     meta = dict(world=2, batch=2, course=synced)
     with pytest.raises(UsageError, match="norm_cfg.type 'SyncBN' -> 'BN'"):
-        check_same(
+        check_fingerprint(
             meta, course(launcher='pytorch', model=plain), 2, 2, topology=False, config=False
         )
-    assert check_same(meta, synced, 2, 2, topology=False, config=False) == []
+    assert check_fingerprint(meta, synced, 2, 2, topology=False, config=False) == []
 
 
 # ---- the config that a run leaves ----------------------------------------------------------------

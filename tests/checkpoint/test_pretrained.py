@@ -13,8 +13,8 @@ from mmseg.models import BEiT, MixVisionTransformer, PIDNet, VisionTransformer
 from torch import nn
 
 from mmattn.checkpoint import read as checkpoint
-from mmattn.checkpoint.load import start_from
-from mmattn.checkpoint.pretrained import pretrained_reported
+from mmattn.checkpoint.load import load_initial_weights
+from mmattn.checkpoint.pretrained import report_pretrained
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.engine.train import train
 from mmattn.errors import CheckpointError
@@ -106,7 +106,7 @@ def begun(make, source, say=True):
     model = nn.Sequential()
     model.backbone = make(init_cfg=ConfigDict(type='Pretrained', checkpoint=str(source)))
     if say:
-        with pretrained_reported(model, read_checkpoint):
+        with report_pretrained(model, read_checkpoint):
             model.backbone.init_weights()
     else:
         model.backbone.init_weights()
@@ -158,7 +158,7 @@ def test_it_names_the_key_that_is_in_the_config(tmp_path, cfg, key, none):
         model = nn.Sequential()
         model.backbone = make(init_cfg=ConfigDict(type='Pretrained', checkpoint='none.pth'))
         message = rf'with --cfg-options {key}=FILE, or .* with --cfg-options {none}=None$'
-        reported = pretrained_reported(model, read_checkpoint, cfg)
+        reported = report_pretrained(model, read_checkpoint, cfg)
         with pytest.raises(CheckpointError, match=message), reported:
             model.backbone.init_weights()
 
@@ -237,7 +237,7 @@ def test_weights_are_loaded_before_what_a_class_does_with_them(tmp_path):
 def test_weights_under_another_name(tmp_path, monkeypatch, content, taken):
     said, weights = [], dict(a={'w': torch.ones(2)}, b={'w': torch.zeros(2)})
     monkeypatch.setattr(checkpoint, 'print_log', lambda text, **_: said.append(text))
-    monkeypatch.setattr(checkpoint, '_said', set())
+    monkeypatch.setattr(checkpoint, '_logged', set())
     content = {k: weights.get(v, v) if isinstance(v, str) else v for k, v in content.items()}
     torch.save(content, tmp_path / 'a.pth')
     found = read_checkpoint(tmp_path / 'a.pth')
@@ -283,7 +283,7 @@ def test_a_bare_file_of_a_backbone_goes_into_the_backbone():
     model, plain = Detector(ResNet(18, **narrow)), ResNet(18, **narrow)
     head = model.bbox_head.weight.clone()
     weights = plain.state_dict() | {'fc.weight': torch.ones(3), 'fc.bias': torch.ones(3)}
-    said = start_from(model, weights, 'a.pth', partial=True)
+    said = load_initial_weights(model, weights, 'a.pth', partial=True)
     assert said.startswith(f'{len(plain.state_dict())} tensors loaded from a.pth into the backbone')
     assert 'left: the classifier (backbone.fc.weight, backbone.fc.bias)' in said
     assert all(
@@ -291,14 +291,14 @@ def test_a_bare_file_of_a_backbone_goes_into_the_backbone():
     )
     assert torch.equal(model.bbox_head.weight, head)
     with pytest.raises(CheckpointError, match='2 missing: bbox_head.weight.*--init-from'):
-        start_from(model, plain.state_dict(), 'a.pth')
+        load_initial_weights(model, plain.state_dict(), 'a.pth')
 
 
 def test_a_file_that_a_backbone_converts_has_a_line_for_the_config(tmp_path):
     content = swin_of_its_authors()
     torch.save(content, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='none of its .* keys match') as error:
-        start_from(Detector(swin()), content['model'], tmp_path / 'a.pth', partial=True)
+        load_initial_weights(Detector(swin()), content['model'], tmp_path / 'a.pth', partial=True)
     line = str(error.value).split('write in the config: ')[1]
     assert '--init-from' not in str(error.value)
     given = eval(line.removeprefix('model = '), dict(dict=dict))['backbone']  # the remedy, applied

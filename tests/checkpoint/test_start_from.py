@@ -15,7 +15,7 @@ from torch import nn
 from mmattn import insert
 from mmattn.checkpoint import download
 from mmattn.checkpoint.download import fetch
-from mmattn.checkpoint.load import block_forms, start_from
+from mmattn.checkpoint.load import block_forms, load_initial_weights
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.engine.network import build_model
 from mmattn.engine.test import test as evaluate
@@ -78,7 +78,7 @@ class Detector(nn.Module):
 
 def test_it_says_how_many_tensors_came_from_where():
     plain, other = resnet(), resnet()
-    assert start_from(other, plain.state_dict(), 'a.pth') == (
+    assert load_initial_weights(other, plain.state_dict(), 'a.pth') == (
         f'{len(plain.state_dict())} tensors loaded from a.pth'
     )
     assert equal(maps(other), maps(plain))
@@ -87,7 +87,7 @@ def test_it_says_how_many_tensors_came_from_where():
 def test_parameters_of_plugins_are_new_and_keep_their_start():
     plain, model = resnet(), resnet(dict(SE, stages=(False, False, True, True)))
     before = copied(model)
-    said = start_from(model, plain.state_dict(), 'a.pth')
+    said = load_initial_weights(model, plain.state_dict(), 'a.pth')
     count, new = len(plain.state_dict()), len(model.state_dict()) - len(plain.state_dict())
     assert re.fullmatch(
         rf'{count} tensors loaded from a.pth; new: {new} of 4 (blocks|plugins) \((.+)\)', said
@@ -99,19 +99,19 @@ def test_parameters_of_plugins_are_new_and_keep_their_start():
 
 
 def test_many_paths_are_cut_short():
-    said = start_from(resnet(SE), resnet().state_dict(), 'a.pth')
+    said = load_initial_weights(resnet(SE), resnet().state_dict(), 'a.pth')
     assert re.search(r'new: 32 of 8 \w+ \(layer1.0.se, .*, layer3.0.se, \.\.\.\)$', said)
 
 
 def test_a_block_inside_a_block_is_counted_once():
     plugin = dict(cfg=dict(type='mmattn.DualAttention'), at='layer4')
-    said = start_from(resnet(plugin), resnet().state_dict(), 'a.pth')
+    said = load_initial_weights(resnet(plugin), resnet().state_dict(), 'a.pth')
     assert re.search(r'new: \d+ of 1 \w+ \(layer4.dual_attention\)$', said)
 
 
 def test_a_checkpoint_with_the_plugins_loads_as_it_is():
     model, other = resnet(SE, SK), resnet(SE, SK)
-    said = start_from(other, model.state_dict(), 'a.pth', forms=block_forms(model))
+    said = load_initial_weights(other, model.state_dict(), 'a.pth', forms=block_forms(model))
     assert said == f'{len(model.state_dict())} tensors loaded from a.pth'
     assert equal(maps(other), maps(model))
 
@@ -119,7 +119,7 @@ def test_a_checkpoint_with_the_plugins_loads_as_it_is():
 def test_the_prefix_of_a_distributed_run_is_dropped():
     plain, model = resnet(), resnet(SE)
     weights = {f'module.{key}': value for key, value in plain.state_dict().items()}
-    assert 'new: 32 of 8' in start_from(model, weights, 'a.pth')
+    assert 'new: 32 of 8' in load_initial_weights(model, weights, 'a.pth')
     assert unchanged(model, plain.state_dict())
 
 
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(change, message):
     with pytest.raises(
         CheckpointError, match=rf'a.pth does not fit the model: .*{message}.*--init-from'
     ):
-        start_from(model, weights, 'a.pth')
+        load_initial_weights(model, weights, 'a.pth')
     assert unchanged(model, before)
 
 
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(change, message):
 def test_partly_what_fits_is_loaded_and_the_rest_is_said(change, message):
     model, weights = resnet(SE), change(resnet().state_dict())
     before = copied(model)
-    said = start_from(model, weights, 'a.pth', partial=True)
+    said = load_initial_weights(model, weights, 'a.pth', partial=True)
     assert re.search(message, said)
     fits = {k: v for k, v in weights.items() if k in before and before[k].shape == v.shape}
     assert f'{len(fits)} tensors loaded from a.pth' in said
@@ -168,42 +168,42 @@ def test_weights_of_another_network_are_refused(change, partial):
     model = resnet(SE)
     before = copied(model)
     with pytest.raises(CheckpointError, match='a.pth is of another model: none of its .* keys'):
-        start_from(model, change(resnet().state_dict()), 'a.pth', partial=partial)
+        load_initial_weights(model, change(resnet().state_dict()), 'a.pth', partial=partial)
     assert unchanged(model, before)
 
 
 def test_partly_nothing_but_other_shapes_is_refused():
     weights = {key: value[None] for key, value in resnet().state_dict().items()}
     with pytest.raises(CheckpointError, match='a.pth does not fit the model: .* of another shape'):
-        start_from(resnet(), weights, 'a.pth', partial=True)
+        load_initial_weights(resnet(), weights, 'a.pth', partial=True)
 
 
 def test_the_classifier_of_imagenet_is_left_for_a_backbone():
     plain, model = resnet(), resnet(SE)
     for name in 'fc', 'head.fc', 'classifier':
         heads = {f'{name}.weight': torch.ones(5, 2), f'{name}.bias': torch.ones(5)}
-        said = start_from(model, plain.state_dict() | heads, 'a.pth')
+        said = load_initial_weights(model, plain.state_dict() | heads, 'a.pth')
         assert said.endswith(f'left: the classifier ({name}.weight, {name}.bias)')
 
 
 def test_a_detector_leaves_no_classifier():
     plugin = dict(cfg=dict(type='mmattn.SE', reduction=2), at='backbone.conv')
     model, plain = Detector(plugin), Detector()
-    assert 'new: 4 of 1' in start_from(model, plain.state_dict(), 'a.pth')
+    assert 'new: 4 of 1' in load_initial_weights(model, plain.state_dict(), 'a.pth')
     assert unchanged(model, plain.state_dict())
     more = plain.state_dict() | {'fc2.weight': torch.ones(2), 'head.weight': torch.ones(2)}
     with pytest.raises(CheckpointError, match='2 left over: fc2.weight, head.weight'):
-        start_from(model, more, 'a.pth')
+        load_initial_weights(model, more, 'a.pth')
     fewer = {key: value for key, value in plain.state_dict().items() if not key.startswith('fc')}
     with pytest.raises(CheckpointError, match='2 missing: fc.weight, fc.bias'):
-        start_from(model, fewer, 'a.pth')
+        load_initial_weights(model, fewer, 'a.pth')
 
 
 def test_old_files_have_no_count_of_batches():
     plain, model = resnet(), resnet(SE)
     weights = {k: v for k, v in plain.state_dict().items() if 'num_batches' not in k}
     assert len(weights) < len(plain.state_dict())
-    said = start_from(model, weights, 'a.pth')
+    said = load_initial_weights(model, weights, 'a.pth')
     assert f'{len(weights)} tensors loaded' in said and 'missing' not in said
     assert unchanged(model, weights)
 
@@ -216,7 +216,7 @@ def test_selective_kernels_inherit_the_convolution():
     with torch.no_grad():
         for block in model.layer4:
             block.conv2.rho.scale.zero_()
-    said = start_from(model, plain.state_dict(), 'a.pth')
+    said = load_initial_weights(model, plain.state_dict(), 'a.pth')
     assert re.search(r'new: \d+ of 2 \w+ \(layer4.0.conv2, layer4.1.conv2\)', said)
     assert f'{len(plain.state_dict())} tensors loaded' in said
     assert equal(maps(model), maps(plain))
@@ -226,7 +226,7 @@ def test_selective_kernels_of_the_paper_do_not():
     cfg = dict(type='mmattn.SKConv2d', groups=4)
     plain, model = resnet(), resnet(dict(cfg=cfg, replace='layer4.*.conv2'))
     before = copied(model)
-    said = start_from(model, plain.state_dict(), 'a.pth')
+    said = load_initial_weights(model, plain.state_dict(), 'a.pth')
     assert f'{len(plain.state_dict()) - 2} tensors loaded' in said and 'left over' not in said
     assert unchanged(model, {k: v for k, v in before.items() if '.conv2.convs' in k})
 
@@ -239,7 +239,7 @@ def test_deformable_convolutions_inherit_the_convolution(kind, times):
     with torch.no_grad():
         for block in model.layer4:
             block.conv2.conv_offset.weight.zero_(), block.conv2.conv_offset.bias.zero_()
-    start_from(model, plain.state_dict(), 'a.pth')
+    load_initial_weights(model, plain.state_dict(), 'a.pth')
     for block, other in zip(model.layer4, plain.layer4):
         assert torch.equal(block.conv2.weight, times * other.conv2.weight)
     for found, wanted in zip(maps(model), maps(plain), strict=True):
@@ -251,7 +251,7 @@ def test_a_deformable_network_loads_its_own_checkpoint_as_it_is(kind):
     pytest.importorskip('mmcv._ext', reason='mmcv has no compiled operators')
     dcn = dict(cfg=dict(type=kind, deform_groups=1), replace='layer4.*.conv2')
     trained, model = resnet(dcn), resnet(dcn, SE)
-    assert 'new: 32 of 8' in start_from(model, trained.state_dict(), 'a.pth')
+    assert 'new: 32 of 8' in load_initial_weights(model, trained.state_dict(), 'a.pth')
     assert unchanged(model, trained.state_dict())
 
 
@@ -260,7 +260,7 @@ def test_a_block_behind_a_deformable_convolution_is_new_and_the_convolution_is_n
     dcn = dict(cfg=dict(type='DCNv2', deform_groups=1), replace='layer4.*.conv2')
     behind = dict(cfg=dict(type='mmattn.SE', reduction=4), at='layer4.0.conv2')
     trained, model = resnet(dcn), resnet(dcn, behind)
-    start_from(model, trained.state_dict(), 'a.pth')
+    load_initial_weights(model, trained.state_dict(), 'a.pth')
     assert unchanged(model, trained.state_dict())
 
 
@@ -271,7 +271,7 @@ def test_a_convolution_of_another_shape_is_not_inherited():
     with pytest.raises(
         CheckpointError, match=r'1 of another shape: layer4.0.conv2.*\(64, 64, 1, 1\)'
     ):
-        start_from(model, weights, 'a.pth')
+        load_initial_weights(model, weights, 'a.pth')
     assert unchanged(model, before)
 
 
@@ -280,7 +280,7 @@ def test_a_replaced_convolution_that_the_weights_lack_is_missing():
     weights = {key: value for key, value in weights.items() if key != 'layer4.1.conv2.weight'}
     before = copied(model)
     with pytest.raises(CheckpointError, match=r'1 missing: layer4.1.conv2.convs.0.0.weight'):
-        start_from(model, weights, 'a.pth')
+        load_initial_weights(model, weights, 'a.pth')
     assert unchanged(model, before)
 
 
@@ -290,7 +290,7 @@ def test_other_loaders_give_replacements_the_plain_weights_too(kind, tmp_path):
         pytest.importorskip('mmcv._ext', reason='mmcv has no compiled operators')
     plugin = SK if kind == 'SKConv2d' else dict(cfg=dict(type='DCNv2'), replace='layer4.*.conv2')
     plain, ours, twin = resnet(), resnet(plugin), resnet(plugin)
-    start_from(ours, plain.state_dict(), 'a.pth')
+    load_initial_weights(ours, plain.state_dict(), 'a.pth')
     torch.save(plain.state_dict(), tmp_path / 'plain.pth')
     mmengine_load(twin, str(tmp_path / 'plain.pth'), map_location='cpu')
     other = resnet(plugin)
@@ -320,11 +320,11 @@ def test_weights_of_the_other_form_are_refused():
         with pytest.raises(
             CheckpointError, match="a.pth .*layer1.0.se was trained with init='paper'"
         ):
-            start_from(
+            load_initial_weights(
                 model, trained.state_dict(), 'a.pth', forms=block_forms(trained), partial=partial
             )
     assert unchanged(model, before)
-    start_from(model, resnet(SE).state_dict(), 'a.pth', forms=block_forms(model))
+    load_initial_weights(model, resnet(SE).state_dict(), 'a.pth', forms=block_forms(model))
 
 
 # -- addresses ------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_a_download_that_fails_says_so(monkeypatch, tmp_path, error):
     monkeypatch.setattr(download, '_download', fail)
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     with pytest.raises(
-        CheckpointError, match='https://x.org/a.pth cannot be had: .* name the file'
+        CheckpointError, match='cannot download weights https://x.org/a.pth: .* name the file'
     ):
         fetch('https://x.org/a.pth')
 

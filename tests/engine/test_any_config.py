@@ -19,9 +19,9 @@ from mmseg.datasets import CityscapesDataset
 from mmattn.checkpoint import write as saving
 from mmattn.checkpoint.find import find_checkpoint
 from mmattn.checkpoint.manifest import facts_of, manifest_of, verify
-from mmattn.checkpoint.plain_values import NotPlain, plain
+from mmattn.checkpoint.plain_values import NotPlain, to_plain
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.checkpoint.write import name_best, write_checkpoint
+from mmattn.checkpoint.write import link_best, write_checkpoint
 from mmattn.engine.hooks.checkpoint import CheckpointHook, adapt_checkpoint_hook
 from mmattn.engine.network import build_model
 from mmattn.engine.test import test as evaluate
@@ -50,7 +50,7 @@ def test_what_has_a_plain_form_is_written_in_it():
         colour=Colour.RED, path=Path('a/b'), keys=dict(a=1).keys(), some=frozenset('a'), of=range(3),
         state=state, nested=(np.int64(3), {np.int64(4): np.bool_(True)}), counts=Counter('aab'),
     )  # fmt: skip
-    found = plain(given)
+    found = to_plain(given)
     assert found['state'] is state and found['counts'] == Counter('aab')
     del found['state'], found['counts']
     assert found == dict(
@@ -58,7 +58,7 @@ def test_what_has_a_plain_form_is_written_in_it():
         colour=7, path='a/b', keys=['a'], some={'a'}, of=[0, 1, 2], nested=(3, {4: True}),
     )  # fmt: skip
     assert type(found['nested'][0]) is int and type(found['mixed'][0]) is float
-    assert plain(found) is found
+    assert to_plain(found) is found
 
 
 @pytest.mark.parametrize('odd', [len, object(), np.datetime64('2024-01-01'), lambda x: x])
@@ -72,7 +72,7 @@ def test_what_has_none_is_refused_by_its_key(tmp_path, odd):
 def test_a_save_counts_when_the_reader_takes_it(tmp_path, monkeypatch):
     """Red when the manifest is written of what was never read: here the conversion is broken."""
     old = save(tmp_path, 1)
-    monkeypatch.setattr(saving, 'plain', lambda content: content)
+    monkeypatch.setattr(saving, 'to_plain', lambda content: content)
     content = dict(state_dict={}, meta=dict(iter=2, palette=np.zeros((2, 3))), message_hub={})
     with pytest.raises(WriteError, match=r'iter_2.pth is not saved, .*numpy'):
         write_checkpoint(tmp_path / 'iter_2.pth', content, dict(iter=2))
@@ -276,14 +276,14 @@ def no_links(monkeypatch):
 
 
 def test_the_best_one_is_a_copy_where_there_are_no_links(tmp_path, no_links):
-    name_best(save(tmp_path, 1))
-    name_best(save(tmp_path, 2))
+    link_best(save(tmp_path, 1))
+    link_best(save(tmp_path, 2))
     best = tmp_path / 'best.pth'
     assert not best.is_symlink() and value(best) == 2 and verify(best)
     assert facts_of(best)['copy_of'] == 'iter_2.pth' and not list(tmp_path.glob('*.part'))
     assert find_checkpoint(tmp_path).name == 'iter_2.pth'
     before = best.stat().st_mtime_ns
-    name_best(tmp_path / 'iter_2.pth')  # nothing to do
+    link_best(tmp_path / 'iter_2.pth')  # nothing to do
     assert best.stat().st_mtime_ns == before
     best.write_bytes(best.read_bytes()[:-1] + b'?')
     with pytest.raises(CheckpointError, match='best.pth is damaged: sha256 differs'):
@@ -293,8 +293,8 @@ def test_the_best_one_is_a_copy_where_there_are_no_links(tmp_path, no_links):
 def test_a_link_takes_the_place_of_a_copy(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, 'symlink', lambda *_: (_ for _ in ()).throw(NotImplementedError()))
-        name_best(save(tmp_path, 1))
-    name_best(save(tmp_path, 2))
+        link_best(save(tmp_path, 1))
+    link_best(save(tmp_path, 2))
     best = tmp_path / 'best.pth'
     assert best.is_symlink() and value(best) == 2 and not manifest_of(best).exists()
 
@@ -308,7 +308,7 @@ def test_no_best_one_ends_no_training(tmp_path, no_links, monkeypatch):
 
     path = save(tmp_path, 1)
     monkeypatch.setattr(saving.shutil, 'copyfile', full)
-    name_best(path)
+    link_best(path)
     assert said == [
         'best.pth does not name iter_1.pth: no space left on device. Use iter_1.pth itself.'
     ]

@@ -14,7 +14,7 @@ import torch
 from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler, pseudo_collate
 from torch.utils.data import DataLoader, Dataset
 
-from mmattn.checkpoint.fingerprint import check_same, course_of
+from mmattn.checkpoint.fingerprint import check_fingerprint, config_fingerprint
 from mmattn.checkpoint.manifest import facts_of
 from mmattn.checkpoint.write import write_checkpoint
 from mmattn.engine.resume import data as resume_data
@@ -279,16 +279,16 @@ def test_what_does_not_decide_the_course_may_change():
         model=dict(a=1, init_cfg='y'), train_dataloader=dict(batch_size=2, num_workers=0),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=9),
     )  # fmt: skip
-    course = course_of(Config(cfg))
-    assert course == course_of(Config(other)) and course['model.a'] == '1'
+    course = config_fingerprint(Config(cfg))
+    assert course == config_fingerprint(Config(other)) and course['model.a'] == '1'
     meta = dict(world=1, batch=2, course=dict(course, extra='1'))
     with pytest.raises(UsageError, match='extra 1 -> absent'):
-        check_same(meta, course, 1, 2, topology=False, config=False)
-    assert check_same(meta, course, 2, 2, topology=True, config=True) == [
+        check_fingerprint(meta, course, 1, 2, topology=False, config=False)
+    assert check_fingerprint(meta, course, 2, 2, topology=True, config=True) == [
         'ranks 1 -> 2',
         'extra 1 -> absent',
     ]
-    assert check_same({}, course, 1, 2, topology=False, config=False)  # of a release before
+    assert check_fingerprint({}, course, 1, 2, topology=False, config=False)  # of a release before
 
 
 # ---- the stream of samples ---------------------------------------------------------------------------

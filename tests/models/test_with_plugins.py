@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmattn.checkpoint.load import load_weights, start_from
+from mmattn.checkpoint.load import load_initial_weights, load_weights
 from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.load import load_config
 from mmattn.plugins import named_plugins
@@ -142,7 +142,7 @@ def plain(detector):
 def test_it_starts_from_a_plain_checkpoint_as_the_plain_detector(detector, name):
     weights, wanted = plain(detector)
     model = build(f'{detector}_r50_coco', name)
-    said = start_from(model, weights, 'plain.pth')
+    said = load_initial_weights(model, weights, 'plain.pth')
     assert 'plain.pth' in said and 'new: ' in said
     same(detections(model), wanted, 1e-5)
     awake(model)

@@ -67,7 +67,7 @@ def test_load_from_a_folder_a_file_and_an_address(published, tmp_path, monkeypat
 def test_published_weights_are_found_by_name_and_their_whole_hash_is_checked(
     published, tmp_path, monkeypatch
 ):
-    from mmattn.checkpoint.read import sha256
+    from mmattn.files import sha256
 
     folder, weights = published
     file = next(folder.glob('*.safetensors'))

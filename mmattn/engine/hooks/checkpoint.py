@@ -10,8 +10,8 @@ from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmattn.checkpoint.manifest import remove, tidy
-from mmattn.checkpoint.write import name_best
+from mmattn.checkpoint.manifest import remove_checkpoint, remove_leftovers
+from mmattn.checkpoint.write import link_best
 from mmattn.registry import HOOKS
 
 
@@ -42,7 +42,7 @@ class CheckpointHook(EngineCheckpointHook):
             elif best:
                 setattr(self, name, self._in_out_dir(best))
         if runner.rank == 0:
-            tidy(self.out_dir)
+            remove_leftovers(self.out_dir)
 
     def _in_out_dir(self, path: str | None) -> str | None:
         """The path of a checkpoint in today's folder, which may have been moved."""
@@ -82,7 +82,7 @@ class CheckpointHook(EngineCheckpointHook):
         )
         if runner.rank == 0:
             for name in outdated:
-                remove(Path(self.out_dir) / name)
+                remove_checkpoint(Path(self.out_dir) / name)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         with self.file_backend.deferring() as outdated:
@@ -91,7 +91,7 @@ class CheckpointHook(EngineCheckpointHook):
             best = [getattr(self, 'best_ckpt_path', None), *by_metric.values()]
             best = [os.path.basename(path) for path in best if path]
             if best and runner.rank == 0:
-                name_best(Path(self.out_dir) / best[0])
+                link_best(Path(self.out_dir) / best[0])
             outdated[:] = [path for path in outdated if os.path.basename(path) not in best]
 
 
@@ -136,10 +136,10 @@ class _DeferredRemoval:
         finally:
             self._deferred = None
         for path in paths:
-            remove(path)
+            remove_checkpoint(path)
 
     def remove(self, path: str) -> None:
         if self._deferred is None:
-            remove(path)
+            remove_checkpoint(path)
         else:
             self._deferred.append(path)

@@ -32,10 +32,10 @@ class GuardHook(Hook):
     def before_train(self, runner) -> None:
         self.signal_handler.check_start()
         runner.check_savable()
-        runner.catch_up()
+        runner.run_missed_validation()
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        runner.note_validated()
+        runner.mark_validated()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if not self.signal_handler.started:

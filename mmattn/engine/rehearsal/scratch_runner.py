@@ -35,7 +35,7 @@ def copy_network(runner) -> nn.Module | None:
     A test does not change the network, so it gets the network itself.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    if not runner.trains:
+    if not runner.has_train_loop:
         return model
     try:
         copied = copy.deepcopy(model)
@@ -74,7 +74,7 @@ def build_scratch_runner(runner, network: nn.Module, folder: str):
     keys = ['default_hooks', 'custom_hooks', 'launcher', 'env_cfg', 'log_processor', 'visualizer']
     keys += ['default_scope', 'experiment_name']
     arguments = dict(log_level='WARNING')
-    training = runner.trains
+    training = runner.has_train_loop
     if training:
         keys += ['train_cfg', 'optim_wrapper', 'param_scheduler']
         arguments['train_dataloader'] = _copy_loader(runner.train_dataloader)
@@ -91,7 +91,7 @@ def build_scratch_runner(runner, network: nn.Module, folder: str):
         scratch = cls(
             model=network, work_dir=folder, randomness=dict(seed=runner.seed), cfg=cfg, **arguments
         )
-    scratch.original, scratch.course = runner, runner.course
+    scratch.original, scratch.fingerprint = runner, runner.fingerprint
     for name in ['train'] * training + [mode] * evaluating:
         with as_config_error(scratch, f'{name}_cfg'):
             getattr(scratch, f'{name}_loop')

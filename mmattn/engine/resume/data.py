@@ -26,7 +26,7 @@ from mmengine.dist import get_dist_info
 from mmengine.registry import FUNCTIONS
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from mmattn.checkpoint.plain_values import plain_part
+from mmattn.checkpoint.plain_values import plain_items
 from mmattn.config import safe_files
 from mmattn.errors import DataError, MmattnError, WriteError
 from mmattn.text import some
@@ -152,7 +152,7 @@ class ResumableBatchSampler(BatchSampler):
         self.inner, self.first = inner, 0
         containers = (list, dict, set, deque)
         state = {k: v for k, v in vars(inner).items() if isinstance(v, containers)}
-        self.initial_state = plain_part(state, '')
+        self.initial_state = plain_items(state, '')
         self.in_flight: deque[int] = deque()
 
     @property
