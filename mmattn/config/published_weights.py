@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from mmattn.checkpoint.download import fetch
-from mmattn.checkpoint.read import read_checkpoint
+from mmattn.checkpoint.read import Checkpoint, read_checkpoint
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.files import sha256
 
@@ -12,8 +12,8 @@ from .index import Model, find_model, model_index
 
 
 def resolve(
-    name: str | Path, weights: str | Path | None, attention: str | None = None
-) -> tuple[Path, Path]:
+    name: str | Path, weights: str | Path | Checkpoint | None, attention: str | None = None
+) -> tuple[Path, Path | Checkpoint]:
     """Paths of the config and the checkpoint that a command line names.
 
     Args:
@@ -29,6 +29,8 @@ def resolve(
         model = Model(Path(name).stem, Path(name))
     else:
         model = find_model(str(name))
+    if isinstance(weights, Checkpoint):
+        return model.config, weights
     if weights is not None:
         return model.config, _file(model.name, weights, attention)
     if model.weights is None:
@@ -137,7 +139,7 @@ def _matches_meta(path: Path, name: str, blocks: str) -> bool:
     if not blocks:
         return True
     try:
-        meta = read_checkpoint(path).get('meta', {})
+        meta = read_checkpoint(path, structure=True).get('meta', {})
     except CheckpointError:
         return False
     return meta.get('config_name') == name and bool(meta.get('attention'))

@@ -9,36 +9,55 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmattn.blocks.base import registered_blocks
-from mmattn.config.load import load_config, parse_options
 from mmattn.errors import DataError, UsageError
 
 from .distributed import DistributedRun, is_main
 from .out_of_memory import is_out_of_memory
-from .run_config import recorded_attention, replace_sync_bn, run_folder, run_name
+from .run_config import replace_sync_bn, run_folder, run_name
 from .runner import BUILD_ERRORS, Runner
 
 
-# ---- the steps ---------------------------------------------------------------------------------
 @contextlib.contextmanager
-def connected(
-    launcher, config, options, attention, checkpoint, work_dir, *, training: bool = True
+def distributed_run(
+    config: str | Path, options, subfolder: str = '', training: bool = True
 ) -> Iterator[DistributedRun | None]:
-    """The processes of a run, which record how it ends; None if there is only this one."""
-    if launcher == 'none':
+    """The processes of a run, which report how it ends; None without a launcher.
+
+    Call `join_processes` inside, once the config is loaded.
+
+    Args:
+        config: path of the config.
+        options: `TrainOptions` or `TestOptions`.
+        subfolder: where in the work dir to report.
+        training: False for a test, which is not resumed.
+    """
+    if options.launcher == 'none':
         yield None
         return
-    part = '' if training else 'test'
-    name = run_name(config, attention)  # until the config is read, if it can be
-    ranks = DistributedRun(Path(work_dir or Path('work_dirs') / name) / part, training)
-    with ranks.report_exit():
-        cfg = load_config(config, parse_options(options), recorded_attention(attention, checkpoint))
-        ranks.work_dir = run_folder(config, cfg, work_dir) / part
-        ranks.join(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
-        yield ranks
+    # until the config is loaded, which may fail
+    folder = Path(options.work_dir or Path('work_dirs') / run_name(config, options.attention))
+    run = DistributedRun(folder / subfolder, training)
+    with run.report_exit():
+        yield run
+
+
+def join_processes(run: DistributedRun | None, cfg: Config, options, subfolder: str = '') -> None:
+    """Meet the other processes of a run, see `distributed_run`."""
+    if run:
+        run.work_dir = run_folder(cfg, options.work_dir) / subfolder
+        run.join(options.launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
 
 
 def build_runner(cfg: Config, *loops: str) -> Runner:
-    """A runner with what it otherwise builds on first use: the data of its loops, the optimizer."""
+    """A runner whose data loaders and optimizer are built now, not on first use.
+
+    Args:
+        cfg: config of the run.
+        loops: names of the loops to build: 'train_loop', 'val_loop', 'test_loop'.
+
+    Raises:
+        UsageError: a part of the config cannot be built.
+    """
     count = replace_sync_bn(cfg)
     if count and is_main():
         print_log(f'SyncBN needs several GPUs: BN in {count} places of the config instead')
@@ -51,18 +70,27 @@ def build_runner(cfg: Config, *loops: str) -> Runner:
     return runner
 
 
-_NOT_SAID = torch.AcceleratorError, torch.distributed.DistError  # of a device, of other processes
+_NOT_OF_CONFIG = torch.AcceleratorError, torch.distributed.DistError
 
 
 @contextlib.contextmanager
 def config_errors(cfg: Config, until: Callable[[], bool] = lambda: False):
-    """What a class says against its arguments is the config's error, until something is true."""
+    """Raise errors of classes about their arguments as errors of the config.
+
+    Args:
+        cfg: the config that is built.
+        until: from the moment on that it returns True, errors are raised unchanged.
+
+    Raises:
+        UsageError: names the config, with the text of the class.
+    """
     try:
         yield
     except (*BUILD_ERRORS, RuntimeError, FileNotFoundError) as error:
-        if until() or is_out_of_memory(error) or isinstance(error, _NOT_SAID):
+        if until() or is_out_of_memory(error) or isinstance(error, _NOT_OF_CONFIG):
             raise
-        whole = isinstance(error, OSError) or not error.args  # a KeyError would be in quotes
+        whole = isinstance(error, OSError) or not error.args
+        # the str of a KeyError would be in quotes
         text = str(error if whole else error.args[0]).strip() or type(error).__name__
         if text.startswith('Cannot infer the rule'):
             text += (
@@ -71,14 +99,19 @@ def config_errors(cfg: Config, until: Callable[[], bool] = lambda: False):
         raise UsageError(f'config {cfg.filename} cannot be built: {text}') from error
 
 
-def run_loop(job: Callable):
-    """Run a loop; what a data worker or a block raised comes back as the user's error it is."""
+def run_loop(loop: Callable):
+    """Run a loop, and raise errors of data workers and of blocks as the user's errors.
+
+    Raises:
+        DataError: an image cannot be read.
+        UsageError: a block refuses its input, such as a batch too small for its norm.
+    """
     try:
-        return job()
+        return loop()
     except (AssertionError, AttributeError, ValueError, OSError, RuntimeError) as error:
         text = str(error)
         if 'failed to load image' in text or 'cannot identify image' in text:
             raise DataError(text.strip().splitlines()[-1].split(': ', 1)[-1]) from error
         if isinstance(error, ValueError) and text.split(': ')[0] in registered_blocks():
-            raise UsageError(f'{text}.') from error  # such as a batch too small for its norm
+            raise UsageError(f'{text}.') from error
         raise

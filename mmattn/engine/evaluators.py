@@ -21,7 +21,7 @@ _DUMPS = ('.pkl', '.pickle')
 _FILES = ('.json', '.png', '.jpg', '.txt', '.csv', '.npy', '.npz', '.yaml', '.yml', '.zip', '.tar')
 
 
-def fit_evaluator(cfg: Config, part: str) -> None:
+def align_evaluator(cfg: Config, part: str) -> None:
     """Have COCO's metric score against the annotations that the data loader reads.
 
     Where these are of several files, `evaluation.scored` joins them once the data sets are built.
@@ -61,7 +61,7 @@ def fit_evaluator(cfg: Config, part: str) -> None:
             )
 
 
-def write_to(cfg: Config, out: str | Path) -> None:
+def write_predictions(cfg: Config, out: str | Path) -> None:
     """Have the test evaluator write: all predictions to a `.pkl`, else its own files to a folder.
 
     Raises:
@@ -96,7 +96,7 @@ def folder_of(out: str | Path) -> Path:
     return Path(out).parent if Path(out).suffix in _DUMPS else Path(out)
 
 
-def folders_written(cfg: Config, part: str) -> Iterator[tuple[str, Path]]:
+def output_folders(cfg: Config, part: str) -> Iterator[tuple[str, Path]]:
     """The config keys by which metrics of 'val' or 'test' write files, and the folders of these."""
     for _, metric, _ in _metrics(cfg.get(f'{part}_evaluator') or [], cfg):
         for key in 'outfile_prefix', 'output_dir', 'out_file_path':

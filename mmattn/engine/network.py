@@ -1,63 +1,83 @@
 """The network of a config, with the weights of a checkpoint."""
 
-import logging
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn.checkpoint.load import load_weights
 from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
-from mmattn.checkpoint.read import read_checkpoint
+from mmattn.checkpoint.read import Checkpoint, open_checkpoint
 from mmattn.config.leaves import dataset_leaves
-from mmattn.config.load import parse_options
+from mmattn.config.load import change_config, load_config_file, parse_options
 from mmattn.datasets.build import build_dataset
 from mmattn.datasets.class_names import check_checkpoint_classes
+from mmattn.log import warn
 from mmattn.plugins import report
 
 from .build import config_errors
 from .distributed import is_main
-from .run_config import class_counts, prepare_config, replace_sync_bn
+from .run_config import class_counts, prepare_config, recorded_attention, replace_sync_bn
 
 
 def build_model(
-    config: str | Path,
-    checkpoint: str | Path,
+    config: str | Path | Config,
+    checkpoint: str | Path | Checkpoint,
     options: dict | list[str] | None = None,
     attention: str | None = None,
     device: str | None = None,
 ) -> tuple[nn.Module, Config]:
     """The network of a config with the weights of a checkpoint, in eval mode.
 
-    On a device, 'cpu' or 'cuda:0', or on the best.
+    Args:
+        config, options, attention: see `build_network`.
+        checkpoint: path or address of a checkpoint, or an open one.
+        device: 'cpu', 'cuda:0', ...; None for a GPU if there is one.
+
+    Returns:
+        network and config; the network has the config as `cfg`, too.
+
+    Raises:
+        UsageError, DataError: the config is wrong.
+        CheckpointError: the checkpoint is refused, damaged, or does not fit.
     """
+    checkpoint = open_checkpoint(checkpoint, training_state=False)
+    meta = checkpoint.meta
     model, cfg = build_network(config, options, attention, checkpoint)
-    content = read_checkpoint(checkpoint)
-    meta = content.get('meta', {})
-    load_weights(model, content['state_dict'], checkpoint, meta.get('blocks'))
+    load_weights(model, checkpoint.state_dict, checkpoint.path, meta.get('blocks'))
     heads = dict(class_counts(cfg.model, 'model'))
-    check_checkpoint_classes(cfg, heads, meta, checkpoint, renames=True)
+    check_checkpoint_classes(cfg, heads, meta, checkpoint.path, renames=True)
     model.cfg = cfg
     return model.to(device or get_device()).eval(), cfg
 
 
 def build_network(
-    config: str | Path,
+    config: str | Path | Config,
     options: dict | list[str] | None = None,
     attention: str | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> tuple[nn.Module, Config]:
-    """The network of a config, with weights that mean nothing yet.
+    """The network of a config, with weights that are not initialised.
 
-    It has the blocks that the checkpoint, if any, was trained with.
+    Args:
+        config: path of a config file; or a config of `load_config_file`, which is changed.
+        options: changes to the config; a dict of dotted keys, or `key=value` strings.
+        attention: names of blocks to add.
+        checkpoint: add the blocks that this checkpoint was trained with; it is not loaded.
+
+    Raises:
+        UsageError, DataError: the config is wrong.
+        CheckpointError: the checkpoint is refused or damaged.
     """
-    from mmengine.registry import MODELS
-
     options = parse_options(options)
-    cfg = prepare_config(config, options, 'none', None, attention, checkpoint, renames=True)
+    opened = open_checkpoint(checkpoint, training_state=False) if checkpoint else None
+    cfg = config if isinstance(config, Config) else load_config_file(config)
+    change_config(cfg, options, recorded_attention(attention, opened))
+    prepare_config(cfg, options, renames=True)
     drop_pretrained(cfg.model)
     replace_sync_bn(cfg)
     with config_errors(cfg):
@@ -65,26 +85,30 @@ def build_network(
 
 
 def dataset_meta(cfg: Config) -> dict:
-    """Classes, palette and whatever else the test data of a config say about themselves."""
-    found = build_dataset(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
-    return tensors_to_lists(plain_items(found, 'metainfo'))
+    """`metainfo` of the test data of a config (classes, palette, ...) as plain values."""
+    metainfo = build_dataset(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
+    return tensors_to_lists(plain_items(metainfo, 'metainfo'))
 
 
 def report_blocks(model: nn.Module, cfg: Config) -> None:
-    """Log what blocks the network has; raises what they say against the size of the images."""
+    """Log the attention blocks of the network, and warnings about the size of the images.
+
+    Raises:
+        UsageError: a block does not work at this size.
+    """
     if not is_main():
         return
     with config_errors(cfg):
-        found = report(model.module if is_model_wrapper(model) else model, image_size(cfg))
-    if found.rows:
-        lines, warnings = str(found).split('\nwarning: ', 1)[0], found.warnings
+        blocks = report(model.module if is_model_wrapper(model) else model, image_size(cfg))
+    if blocks.rows:
+        lines = str(blocks).split('\nwarning: ', 1)[0]
         print_log(f'attention:\n{lines}', logger='current')
-        for text in warnings:
-            print_log(text, logger='current', level=logging.WARNING)
+        for text in blocks.warnings:
+            warn(text)
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
-    """Height and width of the images in training: the crop, or else the scale, padded."""
+    """Height and width of training images: the crop, or else the scale, padded."""
     size, divisor = (512, 512), cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
     for step in next(dataset_leaves(cfg.train_dataloader['dataset'])).get('pipeline', []):
         if isinstance(step.get('scale'), list | tuple) and isinstance(step['scale'][0], int):
@@ -95,7 +119,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
 
 
 def drop_pretrained(cfg: dict) -> None:
-    """Fetch no weights that a checkpoint is about to replace."""
+    """Remove pretrained weights from a config, as those of a checkpoint will replace them."""
     for value in cfg.values():
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, dict):

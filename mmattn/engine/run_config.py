@@ -9,93 +9,121 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mmattn.checkpoint.read import read_checkpoint
+from mmattn.checkpoint.read import Checkpoint
 from mmattn.config.check import check_config
 from mmattn.config.leaves import replace_type
-from mmattn.config.load import load_config
 from mmattn.datasets.class_names import check_same_classes
 from mmattn.datasets.validation import check_classes
 from mmattn.errors import UsageError
 
 from .distributed import init_process_group, world_size
-from .evaluators import fit_evaluator
+from .evaluators import align_evaluator
 from .run_length import batch_size_of
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def run_folder(config, cfg: Config, work_dir) -> Path:
-    """Where a run writes."""
+def run_name(config: str | Path, attention: str | None) -> str:
+    """The name of a run: the config's, followed by the blocks added to it."""
+    names = [] if attention in (None, 'none') else attention.split(',')
+    return '_'.join([Path(config).stem, *names])
+
+
+def run_folder(cfg: Config, work_dir: str | Path | None) -> Path:
+    """The folder that a run writes into: `work_dir`, or the config's, or one named like the run."""
     names = cfg.attention['names'] if cfg.get('attention') else None
-    return Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / run_name(config, names))
+    name = run_name(cfg.filename, names)
+    return Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / name)
+
+
+def recorded_attention(given: str | None, checkpoint: Checkpoint | None) -> str | dict | None:
+    """The attention to add to a config: that of the checkpoint, or else that of `--attention`.
+
+    Raises:
+        UsageError: both are there and differ.
+    """
+    recorded = checkpoint.meta.get('attention') if checkpoint else None
+    if given and recorded and recorded['names'] != given:
+        raise UsageError(
+            f'--attention {given}: checkpoint {checkpoint.path} was trained with '
+            f'{recorded["names"]}. Leave --attention out.'
+        )
+    return recorded or given
 
 
 def prepare_config(
-    config, options: dict, launcher: str, work_dir, attention=None, checkpoint=None, renames=False
+    cfg: Config,
+    options: dict,
+    launcher: str = 'none',
+    work_dir: str | Path | None = None,
+    renames: bool = False,
 ) -> Config:
-    """Read and check a config, with the blocks of a checkpoint, and fit it to this machine."""
-    cfg = load_config(config, options, recorded_attention(attention, checkpoint))
+    """Check a loaded config, and adapt it to this machine.
+
+    Args:
+        cfg: the config with all options merged in; it is changed.
+        options: these options, by dotted keys.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        work_dir: see `run_folder`.
+        renames: accept class names that all differ from each other, see `check_same_classes`.
+
+    Returns:
+        the same config.
+
+    Raises:
+        UsageError, DataError: the config is wrong or inconsistent.
+    """
     check_config(cfg, {key.split('.')[0] for key in options})
     heads = dict(class_counts(cfg.model, 'model'))
     for name in _LOADERS:
         if cfg.get(name):
             check_classes(cfg[name]['dataset'], heads, f'{name}.dataset')
     check_same_classes(cfg, heads, renames)
-    for part in 'val', 'test':
-        fit_evaluator(cfg, part)
-    cfg.work_dir = str(run_folder(config, cfg, work_dir))
+    for split in 'val', 'test':
+        align_evaluator(cfg, split)
+    cfg.work_dir = str(run_folder(cfg, work_dir))
     # mmengine keeps a logger and a visualizer per name and process, with the first one's folder
-    cfg.experiment_name = f'{Path(config).stem}_{time.time_ns()}'
+    cfg.experiment_name = f'{Path(cfg.filename).stem}_{time.time_ns()}'
     if 'visualizer' in cfg:
         cfg.visualizer['name'] = cfg.experiment_name
     cfg.launcher = launcher
     cfg.setdefault('resume', False)
-    cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # as mmengine has them
-    start_processes(cfg, launcher)
+    cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # mmengine's defaults
+    _start_processes(cfg, launcher)
     return cfg
 
 
-def recorded_attention(given: str | None, checkpoint: str | Path | None) -> str | dict | None:
-    """What `--attention` says, or else what the checkpoint was trained with."""
-    recorded = None
-    if checkpoint:
-        recorded = read_checkpoint(checkpoint).get('meta', {}).get('attention')
-    if given and recorded and recorded['names'] != given:
-        raise UsageError(
-            f'--attention {given}: checkpoint {checkpoint} was trained with {recorded["names"]}. '
-            'Leave --attention out.'
-        )
-    return recorded or given
-
-
 def class_counts(cfg: dict, where: str) -> Iterator[tuple[str, int]]:
-    """Config key and value of every `num_classes` of the heads."""
-    for name, part in cfg.items():
-        if isinstance(part, dict):
-            yield from class_counts(part, f'{where}.{name}')
-        elif isinstance(part, list | tuple):
-            parts = {f'{name}[{i}]': one for i, one in enumerate(part) if isinstance(one, dict)}
-            yield from class_counts(parts, where)
+    """Config key and value of every `num_classes` of the heads.
+
+    Args:
+        cfg: a config, or a part of one.
+        where: dotted key of that part.
+    """
+    for name, value in cfg.items():
+        if isinstance(value, dict):
+            yield from class_counts(value, f'{where}.{name}')
+        elif isinstance(value, list | tuple):
+            items = {f'{name}[{i}]': v for i, v in enumerate(value) if isinstance(v, dict)}
+            yield from class_counts(items, where)
         elif name == 'num_classes' and 'head' in where:
-            yield f'{where}.{name}', part
-
-
-def run_name(config: str | Path, attention: str | None) -> str:
-    """What a run is called: the config's name, and the blocks added to it."""
-    names = [] if attention in (None, 'none') else attention.split(',')
-    return '_'.join([Path(config).stem, *names])
+            yield f'{where}.{name}', value
 
 
 def replace_sync_bn(cfg: Config) -> int:
-    """SyncBN wants several GPUs; elsewhere plain BN, of the same weights, takes its place."""
+    """Replace SyncBN, which needs several GPUs, by BN, which has the same weights elsewhere.
+
+    Returns:
+        the number of places in the config.
+    """
     if torch.cuda.is_available() and cfg.launcher != 'none':
         return 0
     cfg.pop('sync_bn', None)
     return sum(replace_type(cfg.model, name, 'BN') for name in ('SyncBN', 'MMSyncBN'))
 
 
-def start_processes(cfg: Config, launcher: str) -> None:
-    """mmengine's distributed start-up wants CUDA; the process group is ours, on CPUs by gloo."""
+def _start_processes(cfg: Config, launcher: str) -> None:
+    """Start the process group and configure DDP; mmengine's own start-up needs CUDA."""
     if launcher == 'none':
         return
     init_process_group(launcher, cfg.env_cfg.get('dist_cfg', {}))
@@ -111,6 +139,11 @@ def start_processes(cfg: Config, launcher: str) -> None:
 
 
 def use_amp(cfg: Config) -> None:
+    """Train in mixed precision.
+
+    Raises:
+        UsageError: there is no GPU.
+    """
     if not torch.cuda.is_available():
         raise UsageError('--amp needs a GPU: mixed precision is not faster on a CPU. Leave it out.')
     cfg.optim_wrapper['type'] = 'AmpOptimWrapper'
@@ -118,6 +151,11 @@ def use_amp(cfg: Config) -> None:
 
 
 def scale_lr(cfg: Config, enable: bool) -> None:
+    """Scale the learning rate by the batch size, or warn that it may have to be scaled.
+
+    Raises:
+        UsageError: the config has no base batch size.
+    """
     base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
     if enable and not base:
         raise UsageError(

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 
 from mmattn.checkpoint.plain_values import to_plain
-from mmattn.checkpoint.read import read_checkpoint, sha256
+from mmattn.checkpoint.read import Checkpoint, open_checkpoint
 from mmattn.config.leaves import dataset_leaves
-from mmattn.config.load import parse_options
+from mmattn.config.load import change_config, load_config_file, parse_options
 from mmattn.config.published_weights import resolve
 from mmattn.datasets.class_names import check_checkpoint_classes
 from mmattn.datasets.validation import check_loaders
@@ -19,14 +19,15 @@ from mmattn.errors import UsageError
 from mmattn.files import check_writable
 from mmattn.models.seg_tta import tta_pipeline
 
-from .build import build_runner, connected, run_loop
+from .build import build_runner, distributed_run, join_processes, run_loop
 from .commands import option_flags, relative_path
 from .distributed import is_main
-from .evaluators import folder_of, folders_written, prepare_evaluation, write_to
+from .evaluators import folder_of, output_folders, prepare_evaluation, write_predictions
 from .hardware import hardware
 from .network import drop_pretrained
 from .options import complete
-from .run_config import class_counts, prepare_config
+from .run_config import class_counts, prepare_config, recorded_attention
+from .runner import Runner
 from .signals import handle_signals
 
 
@@ -65,7 +66,7 @@ class TestOptions:
 
 def test(
     config: str | Path,
-    checkpoint: str | Path | None,
+    checkpoint: str | Path | Checkpoint | None,
     options: TestOptions | None = None,
     **fields,
 ) -> dict[str, float]:
@@ -73,8 +74,8 @@ def test(
 
     Args:
         config: path of the config file, or the name of a model of the index.
-        checkpoint: a `.pth` or `.safetensors` file, or anything else that `mmattn.load_model`
-            takes; None evaluates the network with its initial weights.
+        checkpoint: a `.pth` or `.safetensors` file, an open checkpoint, or anything else that
+            `mmattn.load_model` takes; None evaluates the network with its initial weights.
         options: see `TestOptions`.
         fields: single fields of `TestOptions`, such as `tta=True`; they replace those of `options`.
 
@@ -89,34 +90,41 @@ def test(
     if checkpoint is not None:
         config, checkpoint = resolve(config, checkpoint, options.attention)
     with (
-        handle_signals(training=False) as listener,
-        connected(
-            options.launcher, config, options.cfg_options, options.attention, checkpoint,
-            options.work_dir, training=False,
-        ) as ranks,
-    ):  # fmt: skip
-        if ranks:
-            listener.check_peers = ranks.raise_peer_failure
-        return _test(config, checkpoint, options)
+        handle_signals(training=False) as signal_handler,
+        distributed_run(config, options, 'test', training=False) as processes,
+    ):
+        if processes:
+            signal_handler.check_peers = processes.raise_peer_failure
+        if checkpoint is not None:
+            checkpoint = open_checkpoint(checkpoint, training_state=False)
+        cfg = load_config_file(config)
+        cfg_options = parse_options(options.cfg_options)
+        change_config(cfg, cfg_options, recorded_attention(options.attention, checkpoint))
+        join_processes(processes, cfg, options, 'test')
+        runner = _build(cfg, checkpoint, cfg_options, options)
+        metrics = to_plain(run_loop(runner.test), 'metrics')  # numbers of NumPy become Python's
+        if is_main() and checkpoint:
+            _write_record(runner, checkpoint, metrics, config, options)
+        return metrics
 
 
-def _test(config: str | Path, checkpoint: Path | None, options: TestOptions) -> dict[str, float]:
-    cfg_options, out, show_dir = parse_options(options.cfg_options), options.out, options.show_dir
-    cfg = prepare_config(
-        config, cfg_options, options.launcher, options.work_dir, options.attention, checkpoint
-    )
+def _build(
+    cfg: Config, checkpoint: Checkpoint | None, cfg_options: dict, options: TestOptions
+) -> Runner:
+    """The runner of a test, once config, data and checkpoint are checked."""
+    out, show_dir = options.out, options.show_dir
+    prepare_config(cfg, cfg_options, options.launcher, options.work_dir)
     work_dir = Path(cfg.work_dir)
     cfg.work_dir = str(work_dir / 'test')
-    cfg.resume, cfg.load_from = False, str(checkpoint) if checkpoint else None
+    cfg.resume, cfg.load_from = False, str(checkpoint.path) if checkpoint else None
     if checkpoint:
         drop_pretrained(cfg.model)
         heads = dict(class_counts(cfg.model, 'model'))
-        meta = read_checkpoint(checkpoint).get('meta', {})
-        check_checkpoint_classes(cfg, heads, meta, checkpoint)
+        check_checkpoint_classes(cfg, heads, checkpoint.meta, checkpoint.path)
     if options.tta:
         _use_tta(cfg)
     if out:
-        write_to(cfg, out)
+        write_predictions(cfg, out)
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [h for h in hooks if h['type'] != 'mmattn.CurvesHook']
     if show_dir:
@@ -126,41 +134,49 @@ def _test(config: str | Path, checkpoint: Path | None, options: TestOptions) -> 
         check_writable(Path(show_dir), '--show-dir')
     if out:
         check_writable(folder_of(out), '--out')
-    for key, folder in folders_written(cfg, 'test'):
+    for key, folder in output_folders(cfg, 'test'):
         check_writable(folder, key)
     if is_main():
         check_loaders(cfg, 'test', skip=options.skip_data_check)
     runner = build_runner(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
-    runner.rehearsal = options.rehearsal
+    runner.checkpoint, runner.rehearsal = checkpoint, options.rehearsal
     if not checkpoint:
         runner._init_model_weights()
-    metrics = to_plain(run_loop(runner.test), 'metrics')  # of any evaluator: numbers of NumPy, too
-    if is_main() and checkpoint:
-        record = dict(
-            config=Path(config).name,
-            checkpoint=Path(checkpoint).name,
-            sha256=sha256(checkpoint),
-            metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
-            command=f'python tools/test.py {relative_path(config)} {relative_path(checkpoint)}'
-            + (f' --attention {options.attention}' if options.attention else '')
-            + (' --tta' if options.tta else '')
-            + option_flags(cfg_options),
-            hardware=hardware(),
-            torch=torch.__version__,
-            date=time.strftime('%Y-%m-%d'),
-        )
-        path = work_dir / 'metrics' / f'{Path(checkpoint).stem}{"_tta" if options.tta else ""}.json'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + '\n')
-    return metrics
+    return runner
+
+
+def _write_record(
+    runner: Runner,
+    checkpoint: Checkpoint,
+    metrics: dict[str, float],
+    config: str | Path,
+    options: TestOptions,
+) -> None:
+    """Write `metrics/<checkpoint>.json` into the work dir: metrics, command, machine, date."""
+    path, suffix = checkpoint.path, '_tta' if options.tta else ''
+    record = dict(
+        config=Path(config).name,
+        checkpoint=path.name,
+        sha256=checkpoint.sha256,
+        metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
+        command=f'python tools/test.py {relative_path(config)} {relative_path(path)}'
+        + (f' --attention {options.attention}' if options.attention else '')
+        + (' --tta' if options.tta else '')
+        + option_flags(parse_options(options.cfg_options)),
+        hardware=hardware(),
+        torch=torch.__version__,
+        date=time.strftime('%Y-%m-%d'),
+    )
+    file = Path(runner.work_dir).parent / 'metrics' / f'{path.stem}{suffix}.json'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + '\n')
 
 
 def _use_tta(cfg: Config) -> None:
-    """Wrap the network in one that averages, and have each test image read in several ways."""
+    """Configure test-time augmentation: views of each image, and a network that averages them."""
     if 'decode_head' not in cfg.model:
         raise UsageError(f'--tta averages maps of classes: {cfg.filename} is no segmentor.')
-
     for leaf in dataset_leaves(cfg.test_dataloader['dataset']):
         try:
             leaf['pipeline'] = cfg.get('tta_pipeline') or tta_pipeline(leaf['pipeline'])

@@ -1,32 +1,44 @@
 """Training a config."""
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
-from mmattn.checkpoint.find import check_empty_of_weights, find_checkpoint
+from mmattn.checkpoint.find import check_no_weights, open_latest
 from mmattn.checkpoint.fingerprint import check_fingerprint, config_fingerprint
-from mmattn.checkpoint.read import read_checkpoint
-from mmattn.config.load import load_config, parse_options
+from mmattn.checkpoint.read import Checkpoint, open_checkpoint
+from mmattn.config.load import change_config, load_config_file, parse_options
 from mmattn.datasets.class_names import check_checkpoint_classes
 from mmattn.datasets.validation import check_loaders
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.files import check_writable
 from mmattn.log import warn
 
-from .build import build_runner, config_errors, connected, run_loop
+from .build import build_runner, config_errors, distributed_run, join_processes, run_loop
 from .commands import train_command
 from .distributed import DistributedRun, is_main, world_size
-from .evaluators import folders_written, prepare_evaluation
+from .evaluators import output_folders, prepare_evaluation
 from .network import report_blocks
 from .options import complete
 from .out_of_memory import is_out_of_memory, out_of_memory_error
-from .run_config import class_counts, prepare_config, run_folder, scale_lr, use_amp
+from .run_config import (
+    class_counts,
+    prepare_config,
+    recorded_attention,
+    run_folder,
+    scale_lr,
+    use_amp,
+)
 from .run_length import batch_size_of, check_batches, check_lengths
+from .runner import Runner
 from .signals import SignalHandler, handle_signals
+
+_SEARCHES = ('latest', 'auto')  # values of `resume` that search the work dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +47,10 @@ class TrainOptions:
 
     Attributes:
         work_dir: folder for logs and checkpoints, default `work_dirs/<config name>`.
-        resume: path of the checkpoint to go on from; 'latest' for the last one in `work_dir`,
-            'auto' for the same or, if there is none, a fresh start.
-        init_from: path or address of weights to start from; those that do not fit are left out.
+        resume: checkpoint to go on from: a path, or an open one; 'latest' for the last one in
+            `work_dir`, 'auto' for the same or, if there is none, a fresh start.
+        init_from: weights to start from: a path, an address, or an open checkpoint; tensors that
+            do not fit are left out.
         attention: names of blocks to add, see `add_attention`; a resumed run keeps its blocks.
         amp: mixed precision, GPU only.
         auto_scale_lr: multiply the learning rate by the batch size over the config's base batch
@@ -54,8 +67,8 @@ class TrainOptions:
     """
 
     work_dir: str | Path | None = None
-    resume: str | Path | None = None
-    init_from: str | Path | None = None
+    resume: str | Path | Checkpoint | None = None
+    init_from: str | Path | Checkpoint | None = None
     attention: str | None = None
     amp: bool = False
     auto_scale_lr: bool = False
@@ -93,102 +106,131 @@ def train(config: str | Path, options: TrainOptions | None = None, **fields) -> 
         TypeError: an unknown field; names the nearest.
     """
     options = complete(options or TrainOptions(), fields)
-    with handle_signals() as listener:
-        checkpoint = None if options.resume in ('latest', 'auto') else options.resume
-        with connected(
-            options.launcher, config, options.cfg_options, options.attention, checkpoint,
-            options.work_dir,
-        ) as ranks:  # fmt: skip
-            if ranks:
-                listener.check_peers = ranks.raise_peer_failure
-            return _train(config, options, listener, ranks)
+    with handle_signals() as signal_handler, distributed_run(config, options) as processes:
+        if processes:
+            signal_handler.check_peers = processes.raise_peer_failure
+        cfg, checkpoint = _load(config, options, processes)
+        runner = _build(cfg, checkpoint, config, options)
+        runner.guard.signal_handler = signal_handler
+        if processes:
+            processes.runner = runner
+        _run(runner, signal_handler)
+        return Path(cfg.work_dir)
 
 
-def _train(
-    config: str | Path, options: TrainOptions, listener: SignalHandler, ranks: DistributedRun | None
-) -> Path:
-    cfg_options = parse_options(options.cfg_options)
-    resume, init_from = options.resume, options.init_from
-    if resume and init_from:
+def _load(
+    config: str | Path, options: TrainOptions, processes: DistributedRun | None
+) -> tuple[Config, Checkpoint | None]:
+    """The config with options and attention merged in, and the checkpoint to resume from."""
+    if options.resume and options.init_from:
         raise UsageError('--resume and --init-from exclude each other: the first has all weights.')
-    found = None
-    if resume:
-        folder = run_folder(
-            config, load_config(config, cfg_options, options.attention), options.work_dir
-        )
-        found = find_checkpoint(folder) if resume in ('latest', 'auto') else Path(resume)
-        if found is None and resume == 'latest':
+    cfg_options, resume = parse_options(options.cfg_options), options.resume
+    config_file = load_config_file(config)
+
+    def changed(checkpoint: Checkpoint | None) -> Config:
+        attention = recorded_attention(options.attention, checkpoint)
+        return change_config(copy.deepcopy(config_file), cfg_options, attention)
+
+    checkpoint = _open(resume) if resume and resume not in _SEARCHES else None
+    cfg = changed(checkpoint)
+    join_processes(processes, cfg, options)
+    if cfg.get('resume') and not resume and not options.init_from:  # in a config of the packages
+        resume = cfg.get('load_from') or 'auto'
+    if resume and not checkpoint:
+        folder = run_folder(cfg, options.work_dir)
+        checkpoint = _search(folder, resume) if resume in _SEARCHES else _open(resume)
+        if checkpoint:
+            cfg = changed(checkpoint)
+    return cfg, checkpoint
+
+
+def _open(source: str | Path | Checkpoint) -> Checkpoint:
+    return open_checkpoint(source if isinstance(source, Checkpoint) else Path(source))
+
+
+def _search(folder: Path, resume: str) -> Checkpoint | None:
+    """The last checkpoint of a folder; None for 'auto' if there is none."""
+    checkpoint = open_latest(folder)
+    if checkpoint is None:
+        if resume == 'latest':
             raise CheckpointError(
                 f'nothing to resume in {folder}: no valid checkpoint. Use --resume auto to start '
                 'fresh.'
             )
-        if found is None:
-            check_empty_of_weights(folder)
-            print_log(f'no checkpoint in {folder}, starting at 0')
-    cfg = prepare_config(
-        config, cfg_options, options.launcher, options.work_dir, options.attention, found
-    )
-    if cfg.get('resume') and not resume and not init_from:  # as a config of the packages may say
-        resume = cfg.get('load_from') or 'auto'
-        return _train(config, replace(options, resume=resume), listener, ranks)
+        check_no_weights(folder)
+        print_log(f'no checkpoint in {folder}, starting at 0')
+    return checkpoint
+
+
+def _build(
+    cfg: Config, checkpoint: Checkpoint | None, config: str | Path, options: TrainOptions
+) -> Runner:
+    """The runner of a training, once config, data and checkpoint are checked."""
+    cfg_options, init_from = parse_options(options.cfg_options), options.init_from
+    prepare_config(cfg, cfg_options, options.launcher, options.work_dir)
     check_lengths(cfg)
-    batch = batch_size_of(cfg.train_dataloader)
-    meta = read_checkpoint(found).get('meta', {}) if found else {}
-    seed = meta.get('seed') if options.seed is None else options.seed
+    seed = options.seed
+    if seed is None and checkpoint:
+        seed = checkpoint.meta.get('seed')
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     if options.amp:
         use_amp(cfg)
-    validate = options.validate and cfg.get('val_cfg') is not None
-    if not validate:
+    splits = ['train', 'val'] if options.validate and cfg.get('val_cfg') is not None else ['train']
+    if 'val' not in splits:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    work_dir = Path(cfg.work_dir)
-    cfg.resume = bool(found)
-    if found:
-        cfg.load_from = str(found)
-    if init_from:
-        cfg.load_from = str(init_from)
-    course = config_fingerprint(cfg)
-    if found:
-        why = check_fingerprint(
-            meta,
-            course,
-            world_size(cfg),
-            batch,
-            topology=options.allow_topology_change,
-            config=options.allow_config_change,
-        )
-        if why:
-            warn(f'exactness not guaranteed because {"; ".join(why)}')
-        if not options.allow_config_change:
-            check_checkpoint_classes(cfg, dict(class_counts(cfg.model, 'model')), meta, found)
-    check_writable(work_dir)
-    for key, folder in folders_written(cfg, 'val') if validate else ():
+    cfg.resume = bool(checkpoint)
+    if isinstance(init_from, Checkpoint):
+        checkpoint, init_from = init_from, init_from.path
+    if checkpoint or init_from:
+        cfg.load_from = str(checkpoint.path if checkpoint else init_from)
+    fingerprint = config_fingerprint(cfg)
+    if cfg.resume:
+        _check_resumable(cfg, checkpoint, fingerprint, options)
+    check_writable(Path(cfg.work_dir))
+    for key, folder in output_folders(cfg, 'val') if 'val' in splits else ():
         check_writable(folder, key)
     if is_main():
-        check_loaders(cfg, 'train', *(['val'] if validate else []), skip=options.skip_data_check)
+        check_loaders(cfg, *splits, skip=options.skip_data_check)
     scale_lr(cfg, options.auto_scale_lr)
-    runner = (
-        build_runner(cfg, 'train_loop', 'val_loop') if validate else build_runner(cfg, 'train_loop')
-    )
+    runner = build_runner(cfg, *[f'{split}_loop' for split in splits])
     check_batches(runner)
-    if validate:
+    if 'val' in splits:
         prepare_evaluation(runner, 'val')
-    runner.fingerprint, runner.rehearsal = course, options.rehearsal
-    runner.guard.signal_handler = listener
     for hook in options.hooks:
         runner.register_hook(hook)
-    if ranks:
-        ranks.runner = runner
+    runner.checkpoint, runner.fingerprint = checkpoint, fingerprint
+    runner.rehearsal = options.rehearsal
     if not cfg.resume:
         runner.load_mode = 'partial' if init_from else 'plain'
     runner.train_command = train_command(
         config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from
     )
     report_blocks(runner.model, cfg)
+    return runner
+
+
+def _check_resumable(
+    cfg: Config, checkpoint: Checkpoint, fingerprint: dict[str, str], options: TrainOptions
+) -> None:
+    """Refuse to resume what this run would continue differently, unless allowed."""
+    meta = checkpoint.meta
+    reasons = check_fingerprint(
+        meta, fingerprint, world_size(cfg), batch_size_of(cfg.train_dataloader),
+        topology=options.allow_topology_change, config=options.allow_config_change,
+    )  # fmt: skip
+    if reasons:
+        warn(f'exactness not guaranteed because {"; ".join(reasons)}')
+    if not options.allow_config_change:
+        heads = dict(class_counts(cfg.model, 'model'))
+        check_checkpoint_classes(cfg, heads, meta, checkpoint.path)
+
+
+def _run(runner: Runner, signal_handler: SignalHandler) -> None:
+    """Train to the end, and name the cause of an error in data workers or in memory."""
     batches = getattr(runner.train_loop, 'batches', None)
     try:
-        with config_errors(cfg, until=lambda: listener.started):
+        with config_errors(runner.cfg, until=lambda: signal_handler.started):
             run_loop(runner.train)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
@@ -200,4 +242,3 @@ def _train(
     finally:
         if batches:
             batches.close()
-    return work_dir

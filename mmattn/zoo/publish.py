@@ -1,5 +1,6 @@
 """Publish a training checkpoint: weights with a hash in their name, and a model card."""
 
+import copy
 import hashlib
 import json
 import re
@@ -13,16 +14,19 @@ from safetensors.torch import save
 from mmattn.checkpoint.load import block_forms, load_weights
 from mmattn.checkpoint.manifest import facts_of
 from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
-from mmattn.checkpoint.read import read_checkpoint, sha256
+from mmattn.checkpoint.read import Checkpoint, open_checkpoint, read_checkpoint
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import load_config
 from mmattn.engine.network import build_model, dataset_meta
 from mmattn.engine.run_config import run_name
 from mmattn.errors import CheckpointError, UsageError, WriteError
+from mmattn.files import sha256
 from mmattn.visualization.curves import read_scalars
 
 
-def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> dict[str, Path]:
+def publish(
+    config: str | Path, checkpoint: str | Path | Checkpoint, out_dir: str | Path
+) -> dict[str, Path]:
     """Write the weights of a checkpoint as `.safetensors` and `.pth`, and a model card.
 
     Names are `<config name>-<first 8 of the file's sha256>`. The same checkpoint gives the same
@@ -30,7 +34,7 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
 
     Args:
         config: config it was trained with; the weights must fit it.
-        checkpoint: checkpoint that training wrote.
+        checkpoint: checkpoint that training wrote, a file or an open one.
         out_dir: folder for the three files.
 
     Returns:
@@ -40,18 +44,18 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         CheckpointError: the checkpoint does not fit the config, or holds nan or inf.
         WriteError: `out_dir` cannot be written, or a file does not read back.
     """
-    model, cfg = build_model(config, checkpoint)
-    content = read_checkpoint(checkpoint)
+    checkpoint = open_checkpoint(checkpoint, training_state=False)
+    meta, attention = checkpoint.meta, checkpoint.meta.get('attention')
+    trained = load_config(config, attention=attention)
+    model, cfg = build_model(copy.deepcopy(trained), checkpoint)
     # copies: safetensors refuses tensors that share memory, as those of a module with two names do
     weights = {k: v.cpu().clone().contiguous() for k, v in sorted(model.state_dict().items())}
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             count = int((~value.isfinite()).sum())
             raise CheckpointError(
-                f'checkpoint {checkpoint}: {name} holds {count} non-finite values.'
+                f'checkpoint {checkpoint.path}: {name} holds {count} non-finite values.'
             )
-    meta = content.get('meta', {})
-    attention = meta.get('attention')
     stem = run_name(config, attention and attention['names'])
     dataset = _dataset_meta(cfg, meta)
     # one entry: safetensors writes several in an order that changes from process to process
@@ -73,8 +77,7 @@ def publish(config: str | Path, checkpoint: str | Path, out_dir: str | Path) -> 
         load_weights(model, read_back['state_dict'], path, read_back['meta'].get('blocks'))
         if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
-    trained = load_config(config, attention=attention)
-    card = _card(stem, Path(config).stem, trained, meta, dataset, Path(checkpoint), paths)
+    card = _card(stem, Path(config).stem, trained, dataset, checkpoint, paths)
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths
@@ -143,13 +146,13 @@ def _dataset_meta(cfg: Config, meta: dict) -> dict:
     return json.loads(json.dumps(fields))  # tuples become lists: the same bytes every time
 
 
-def _metrics(checkpoint: Path, stem: str) -> str:
+def _metrics(checkpoint: Checkpoint, stem: str) -> str:
     """The checkpoint's quality in Markdown: from a record of testing, else the training log."""
-    digest = sha256(checkpoint)
-    for folder in checkpoint.parent, Path('work_dirs') / stem:
+    file = checkpoint.path
+    for folder in file.parent, Path('work_dirs') / stem:
         for path in sorted((folder / 'metrics').glob('*.json')):
             record = json.loads(path.read_text())
-            if record.get('sha256') == digest:
+            if record.get('sha256') == checkpoint.sha256:
                 lines = '\n'.join(
                     f'| {k} | {"absent" if v is None else v} |'
                     for k, v in record['metrics'].items()
@@ -160,9 +163,9 @@ def _metrics(checkpoint: Path, stem: str) -> str:
                     f'By `{_without_machine(record["command"])}` on {record["hardware"]}, '
                     f'torch {record["torch"]}.'
                 )
-    original = facts_of(checkpoint).get('copy_of')  # best.pth where there are no links
-    number = re.search(r'(\d+)$', Path(original).stem if original else checkpoint.resolve().stem)
-    scalars = read_scalars(checkpoint.resolve().parent)
+    original = facts_of(file).get('copy_of')  # best.pth where there are no links
+    number = re.search(r'(\d+)$', Path(original).stem if original else file.resolve().stem)
+    scalars = read_scalars(file.resolve().parent)
     for metric in 'mIoU', 'coco/bbox_mAP':
         if number and int(number.group()) in scalars.get(metric, {}):
             value = scalars[metric][int(number.group())]
@@ -174,11 +177,11 @@ def _card(
     stem: str,
     config: str,
     cfg: Config,
-    meta: dict,
     dataset: dict,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     paths: dict[str, Path],
 ) -> str:
+    meta = checkpoint.meta
     blocks = meta.get('attention', {}).get('names')
     command = f'configs/{config}.py' + (f' --attention {blocks}' if blocks else '')
     sources = dict.fromkeys(map(_source, dataset_leaves(cfg.train_dataloader['dataset'])))
