@@ -12,7 +12,7 @@ from mmengine.config import Config
 from safetensors.torch import save
 
 from mmattn.checkpoint.load import block_forms, load_weights
-from mmattn.checkpoint.manifest import facts_of
+from mmattn.checkpoint.manifest import facts_of, file_sha256
 from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
 from mmattn.checkpoint.read import Checkpoint, open_checkpoint, read_checkpoint
 from mmattn.config.leaves import dataset_leaves
@@ -77,7 +77,7 @@ def publish(
         load_weights(model, read_back['state_dict'], path, read_back['meta'].get('blocks'))
         if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
-    card = _card(stem, Path(config).stem, trained, dataset, checkpoint, paths)
+    card = _card(stem, Path(config).stem, trained, meta, dataset, checkpoint.path, paths)
     paths['card'] = paths['safetensors'].with_suffix('.md')
     paths['card'].write_text(card, encoding='utf-8')
     return paths
@@ -146,13 +146,13 @@ def _dataset_meta(cfg: Config, meta: dict) -> dict:
     return json.loads(json.dumps(fields))  # tuples become lists: the same bytes every time
 
 
-def _metrics(checkpoint: Checkpoint, stem: str) -> str:
+def _metrics(checkpoint: Path, stem: str) -> str:
     """The checkpoint's quality in Markdown: from a record of testing, else the training log."""
-    file = checkpoint.path
-    for folder in file.parent, Path('work_dirs') / stem:
+    digest = file_sha256(checkpoint)
+    for folder in checkpoint.parent, Path('work_dirs') / stem:
         for path in sorted((folder / 'metrics').glob('*.json')):
             record = json.loads(path.read_text())
-            if record.get('sha256') == checkpoint.sha256:
+            if record.get('sha256') == digest:
                 lines = '\n'.join(
                     f'| {k} | {"absent" if v is None else v} |'
                     for k, v in record['metrics'].items()
@@ -163,9 +163,9 @@ def _metrics(checkpoint: Checkpoint, stem: str) -> str:
                     f'By `{_without_machine(record["command"])}` on {record["hardware"]}, '
                     f'torch {record["torch"]}.'
                 )
-    original = facts_of(file).get('copy_of')  # best.pth where there are no links
-    number = re.search(r'(\d+)$', Path(original).stem if original else file.resolve().stem)
-    scalars = read_scalars(file.resolve().parent)
+    original = facts_of(checkpoint).get('copy_of')  # best.pth where there are no links
+    number = re.search(r'(\d+)$', Path(original).stem if original else checkpoint.resolve().stem)
+    scalars = read_scalars(checkpoint.resolve().parent)
     for metric in 'mIoU', 'coco/bbox_mAP':
         if number and int(number.group()) in scalars.get(metric, {}):
             value = scalars[metric][int(number.group())]
@@ -177,11 +177,11 @@ def _card(
     stem: str,
     config: str,
     cfg: Config,
+    meta: dict,
     dataset: dict,
-    checkpoint: Checkpoint,
+    checkpoint: Path,
     paths: dict[str, Path],
 ) -> str:
-    meta = checkpoint.meta
     blocks = meta.get('attention', {}).get('names')
     command = f'configs/{config}.py' + (f' --attention {blocks}' if blocks else '')
     sources = dict.fromkeys(map(_source, dataset_leaves(cfg.train_dataloader['dataset'])))
