@@ -196,7 +196,7 @@ class DistributedRun:
 
     # ---- finding the rank that failed first ----------------------------------------------------
     def _root_cause(self, error: BaseException) -> Exception | None:
-        """The failure behind a secondary one, or a clearer error for DDP's; None for our own."""
+        """The cause of a secondary failure, or a clearer error for one of DDP; None otherwise."""
         text = str(error)
         if 'Expected to have finished reduction' in text:
             return self._unused_parameters_error(text)

@@ -17,7 +17,7 @@ from mmattn.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointHook(EngineCheckpointHook):
-    """mmengine's hook; a file is removed only after its successor is written and verified.
+    """mmengine's hook, but a file is removed only after its successor is written and verified.
 
     `best.pth` is a link to the best checkpoint; with several metrics, by the first of them. While
     gradients accumulate, a save waits for the optimizer's step. Arguments are those of
@@ -26,7 +26,7 @@ class CheckpointHook(EngineCheckpointHook):
     """
 
     _save_due = False
-    # metrics of the OpenMMLab packages that mmengine does not know, and of which more is better
+    # metrics of the OpenMMLab packages that mmengine does not know; a higher value is better
     _default_greater_keys: ClassVar[list[str]] = [
         *EngineCheckpointHook._default_greater_keys,
         *('IoU', 'Dice', 'Fscore', 'Recall'),
@@ -45,7 +45,7 @@ class CheckpointHook(EngineCheckpointHook):
             remove_leftovers(self.out_dir)
 
     def _in_out_dir(self, path: str | None) -> str | None:
-        """The path of a checkpoint in today's folder, which may have been moved."""
+        """The path of a checkpoint in `out_dir`: a resumed run may have been moved."""
         return path and os.path.join(self.out_dir, os.path.basename(path))
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
