@@ -147,15 +147,15 @@ def cost_lines(cost: Cost, machine: dict) -> Iterator[str]:
             f'{name:<{path_width}}{row.type:<22}{row.runs:>5}{row.parameters:>13,}'
             f'{row.macs / 1e9:>10.2f}{row.saved_bytes / 1e6:>10.1f}{ms:>10}'
         )
-    whole, blocks = cost.rows[0], [row for row in cost.rows if row.block]
+    total, blocks = cost.rows[0], [row for row in cost.rows if row.block]
     if blocks:
         shares = {
-            'parameters': sum(row.parameters for row in blocks) / whole.parameters,
-            'GMACs': sum(row.macs for row in blocks) / whole.macs,
-            'saved memory': sum(row.saved_bytes for row in blocks) / whole.saved_bytes,
+            'parameters': sum(row.parameters for row in blocks) / total.parameters,
+            'GMACs': sum(row.macs for row in blocks) / total.macs,
+            'saved memory': sum(row.saved_bytes for row in blocks) / total.saved_bytes,
         }
-        if whole.ms:
-            shares['ms'] = sum(row.ms for row in blocks) / whole.ms
+        if total.ms:
+            shares['ms'] = sum(row.ms for row in blocks) / total.ms
         text = ', '.join(f'{100 * share:.1f} % of {name}' for name, share in shares.items())
         yield f'{len(blocks)} attention block{"" if len(blocks) == 1 else "s"}: {text}'
 

@@ -176,8 +176,8 @@ def select_cases(
     ]
     if not selected:
         names = ', '.join(case.name for case in available)
-        given = ' with --size' if sized else ''
-        raise UsageError(f'nothing{given} fits {pattern!r}. There are: {names}.')
+        with_size = ' with --size' if sized else ''
+        raise UsageError(f'nothing{with_size} fits {pattern!r}. There are: {names}.')
     return selected
 
 

@@ -266,7 +266,7 @@ def compare_case(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     rounds: int = 7,
-    speed: dict[str, Any] | None = None,
+    machine: dict[str, Any] | None = None,
     log: Log = lambda text: None,
 ) -> list[Comparison]:
     """Measure a case against each of its baselines.
@@ -278,7 +278,7 @@ def compare_case(
         dtype: dtype of inputs and weights.
         rounds: how often our block and the baselines are timed, alternating; fewer if all would
             take more than 20 s.
-        speed: machine as `describe_machine` returns it, for the lower bound; None for no bound.
+        machine: figures of `describe_machine`, for the lower bound; None for no bound.
         log: called with a line before each measurement.
 
     Raises:
@@ -318,9 +318,9 @@ def compare_case(
         for baseline, value in zip(contenders.baselines, values, strict=True):
             figures[baseline][measure] = value
     bound_ms = None
-    if speed and 'forward' in case.measures:
+    if machine and 'forward' in case.measures:
         bound = lower_bound(contenders.ours, case.shapes(contenders.ours, run_size))
-        bound_ms = bound.ms(dtype.itemsize, speed['sgemm_gflops'], speed['copy_gb_per_s'])
+        bound_ms = bound.ms(dtype.itemsize, machine['sgemm_gflops'], machine['copy_gb_per_s'])
     has_targets = run_size == case.size and device == CPU and dtype == torch.float32
     return [
         Comparison(

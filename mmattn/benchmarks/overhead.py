@@ -165,12 +165,12 @@ def _comparisons(config: str | Path) -> list[tuple[str, Callable, Callable]]:
     networks['hooked'] = MODELS.build(stock)
     placements = dict(position='before_add'), dict(at='neck.fpn_convs.*')
     count = len(insert(networks['hooked'], [dict(cfg=dict(type=_NoOp), **p) for p in placements]))
-    nothing = f'{count} plugins that do nothing'
+    no_ops = f'{count} plugins that do nothing'
     return [
         ('build Mask R-CNN; with global context in c3-c5', _build(stock), _build(blocks)),
         *(
-            (f'{kind}, Mask R-CNN; {how}', run(networks['stock']), run(networks[name]))
-            for name, how in dict(hooked=nothing, ours="mmattn's without plugins").items()
+            (f'{kind}, Mask R-CNN; {variant}', run(networks['stock']), run(networks[name]))
+            for name, variant in dict(hooked=no_ops, ours="mmattn's without plugins").items()
             for kind, run in {'inference': _inference, 'training step': _training}.items()
         ),
     ]

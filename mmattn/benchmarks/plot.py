@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from mmattn.errors import WriteError
 
+from .compare import Curve
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .compare import Curve
 
 # Okabe and Ito's colours, safe for the colour-blind; markers, for prints without colours
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#8C8C00')
@@ -23,7 +24,7 @@ MAX_CURVES = len(_COLOURS)
 FORMATS = ('.png', '.pdf', '.svg')
 
 
-def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
+def plot_benchmark(curves: list[Curve], title: str, out: str | Path) -> None:
     """Draw both panels, ours solid and the baseline dashed, with logarithmic axes.
 
     A cross marks a size that the baseline was refused; the dotted line to it is extrapolated.
@@ -80,7 +81,7 @@ def plot_benchmark(curves: list['Curve'], title: str, out: str | Path) -> None:
         raise WriteError(f'cannot write {out}: {error.strerror}. Choose another --plot.') from error
 
 
-def _refusal(axes: 'Axes', curve: 'Curve', measure: str, unit: float, colour: str) -> None:
+def _refusal(axes: 'Axes', curve: Curve, measure: str, unit: float, colour: str) -> None:
     """A cross at the extrapolated time or memory, with the reason next to it."""
     pixels, reason = curve.refused[measure]
     points = [(x, y / unit) for x, y in curve.theirs[measure].items()]
@@ -94,7 +95,7 @@ def _refusal(axes: 'Axes', curve: 'Curve', measure: str, unit: float, colour: st
     axes.annotate(f'{curve.baseline} {reason}', (pixels, y), (-9, 0), **position, color=colour)
 
 
-def _label(curve: 'Curve') -> str:
+def _label(curve: Curve) -> str:
     batch, channels = curve.size
     return f'{curve.name}, {batch}x{channels} ({curve.baseline})'
 

@@ -110,8 +110,8 @@ def report_segmentation(
 def _measure(
     task: str, ours: Callable, mmseg: Callable, rounds: int, in_torch: bool
 ) -> SegmentationTiming:
-    for mine, other in zip(ours(), mmseg(), strict=True):
-        if not torch.equal(mine, other):
+    for our_output, mmseg_output in zip(ours(), mmseg(), strict=True):
+        if not torch.equal(our_output, mmseg_output):
             raise ResultsDiffer(f'{task}: mmattn differs from MMSegmentation.')
     times = min_times(rounds, ours, mmseg)
     memory = [peak_bytes(f) for f in (ours, mmseg)] if in_torch else (None, None)

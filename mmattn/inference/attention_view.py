@@ -31,12 +31,12 @@ class AttentionView:
     Attributes:
         page: HTML file.
         pictures: PNG files, one for each view.
-        seen: blocks with their views.
+        blocks: blocks with their views.
     """
 
     page: Path
     pictures: list[Path]
-    seen: list[BlockViews]
+    blocks: list[BlockViews]
 
 
 def view_attention(
@@ -83,23 +83,24 @@ def view_attention(
     if category and category not in predictor.classes:
         raise UsageError(f'--category {category}: there are {", ".join(predictor.classes)}.')
     loaded = predictor.load(image)
-    seen, shown = attention_views(predictor, loaded, query, required=cam is None)
+    blocks, shown = attention_views(predictor, loaded, query, required=cam is None)
     if cam:
-        seen.append(_grad_cam_view(predictor, loaded, shown, cam, category))
+        blocks.append(_grad_cam_view(predictor, loaded, shown, cam, category))
     page = out_dir / 'attention.html'
     height, width = shown.shape[:2]
-    about = f'{Path(config).stem}, {Path(checkpoint).name if checkpoint else "published weights"}'
+    weights = Path(checkpoint).name if checkpoint else 'published weights'
+    about = f'{Path(config).stem}, {weights}'
     about += f', {Path(image).name} at {width} x {height} as the network saw it'
     write_page(
-        page, seen, shown, title=f'Attention in {Path(config).stem}', about=about, query=query
+        page, blocks, shown, title=f'Attention in {Path(config).stem}', about=about, query=query
     )
     pictures = []
-    for block in seen:
+    for block in blocks:
         for view in block.views:
             name = re.sub(r'[^\w.]+', '_', f'{block.path or block.type} {view.name}')
             pictures.append(out_dir / f'{name}.png')
             save_picture(pictures[-1], view.picture)
-    return AttentionView(page, pictures, seen)
+    return AttentionView(page, pictures, blocks)
 
 
 def attention_views(

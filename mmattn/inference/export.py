@@ -143,8 +143,10 @@ def export(
             if sample
         ]
     complete = [c.complete for c in comparisons if c.complete is not None]
-    how = ' with the steps outside it applied' if missing else ''
-    _check_differences(complete, f'{config} as {kind}{how} differs from what infer computes', out)
+    condition = ' with the steps outside it applied' if missing else ''
+    _check_differences(
+        complete, f'{config} as {kind}{condition} differs from what infer computes', out
+    )
     if not missing:
         logits = [comparison.logits for comparison in comparisons]
         _check_differences(logits, f'{config} as {kind} differs from what infer computes', out)

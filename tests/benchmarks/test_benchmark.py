@@ -87,7 +87,7 @@ def test_training_step_of_a_network():
 
 def test_targets_stand_at_their_size_device_and_dtype():
     small = replace(case('CBAM'), size=(2, 32, 6, 7))
-    (row,) = compare.compare_case(small, speed=SPEED, rounds=1)
+    (row,) = compare.compare_case(small, machine=SPEED, rounds=1)
     assert row.targets == dict(forward=1.3, lower_bound=3)
     (line, aims) = report.table_lines(
         replace(row, ours=dict(row.ours, forward=1.0), lower_bound=0.1)

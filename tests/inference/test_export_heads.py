@@ -133,7 +133,7 @@ def test_every_head_is_exported_and_explained(name, photo, tmp_path):
     done = view_attention(
         config, weights, photo, out_dir=tmp_path / 'view', cam='backbone.layers.3', device='cpu'
     )
-    assert done.seen[-1].views[0].kind == 'map'
+    assert done.blocks[-1].views[0].kind == 'map'
 
 
 SLIDE = "dict(mode='slide', crop_size=(32, 32), stride=(24, 24))"

@@ -86,7 +86,7 @@ def test_the_page_has_it_also_without_attention(tmp_path):
     config = ROOT / 'configs' / 'fcn_r18_street.py'
     arguments = [config, tmp_path / 'net.pth', tmp_path / 'photo.png']
     done = view_attention(*arguments, out_dir=tmp_path / 'out', cam=LAYER, category='road')
-    (block,) = done.seen
+    (block,) = done.blocks
     assert (block.path, block.views[0].name) == (LAYER, 'Grad-CAM of road')
     assert cv2.imread(str(done.pictures[0])).shape == (64, 96, 3)
     with pytest.raises(UsageError, match='--category street: there are road, '):
