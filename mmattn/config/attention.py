@@ -6,6 +6,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmattn.errors import CheckpointError, UsageError
+from mmattn.models.with_plugins import type_with_plugins
 from mmattn.text import nearest
 
 from .names import CONFIG_FOLDERS
@@ -66,9 +67,6 @@ def apply_attention(cfg: Config) -> None:
     plugins = cfg.attention['plugins']
     if not plugins:
         return
-    # needs mmdet and mmseg
-    from mmattn.models.with_plugins import type_with_plugins
-
     scope = cfg.model.get('_scope_') or use_scope(cfg)
     network = find_class(cfg.model.type, scope)
     name = type_with_plugins(network) if inspect.isclass(network) else None

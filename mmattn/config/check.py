@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmattn.errors import UsageError
 from mmattn.log import warn
+from mmattn.models.with_plugins import type_with_plugins
 from mmattn.text import nearest, some
 
 from .registered import find_class
@@ -122,9 +123,6 @@ def _check_plugin_order(model: dict, scope: str) -> None:
         ability = 'runs all, in this order'
     else:
         return
-    # needs mmdet and mmseg
-    from mmattn.models.with_plugins import type_with_plugins
-
     name = type_with_plugins(network)
     remedy = f" Write type='{name}', which {ability}." if name else ''
     raise UsageError(f'config key model.backbone.plugins: {reason}.{remedy}')
