@@ -91,16 +91,16 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             count += 1
             with contextlib.redirect_stdout(io.StringIO()):
-                said = refusal(path)
-                stock = said and stock_error(path)
-            if not said:
+                ours = refusal(path)
+                stock = ours and stock_error(path)
+            if not ours:
                 continue
-            if _NO_MODEL in said and stock == 'it has no model':
+            if _NO_MODEL in ours and stock == 'it has no model':
                 parts += 1
                 continue
             refused += 1
             wrongly += stock is None
-            print(f'{package} {"/".join(path.parts[-2:])}\n  ours:  {said[:300]}\n  stock: {stock}')
+            print(f'{package} {"/".join(path.parts[-2:])}\n  ours:  {ours[:300]}\n  stock: {stock}')
     print(
         f'{count} configs, {parts} are parts without a model, {refused} refused, {wrongly} by us alone'
     )

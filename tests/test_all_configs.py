@@ -40,8 +40,8 @@ def test_the_sample_is_over_the_families():
 
 @pytest.mark.parametrize('part', range(4))
 def test_what_comes_with_the_packages_is_accepted(part):
-    said = {path.name: all_configs.refusal(path) for path in SAMPLE[part::4]}
-    assert {name: text for name, text in said.items() if text} == {}
+    refusals = {path.name: all_configs.refusal(path) for path in SAMPLE[part::4]}
+    assert {name: text for name, text in refusals.items() if text} == {}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_every_config_is_read_to_the_last_key(path):
         ('param_scheduler.1.powr=2', 'PolyLR has no powr. Did you mean power?'),
     ],
 )
-def test_a_key_that_nobody_reads_is_refused(option, message):
+def test_an_unused_key_is_rejected(option, message):
     with pytest.raises(UsageError, match=message):
         checked([option])
 

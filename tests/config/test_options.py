@@ -109,7 +109,7 @@ def test_brackets_that_do_not_match_are_named_with_their_key(option, config):
         load_config(config, parse_options([option]))
 
 
-def test_what_does_not_fit_is_said_as_it_was_understood(config):
+def test_an_option_that_does_not_fit_is_shown_as_it_was_parsed(config):
     with pytest.raises(UsageError, match=r'does not fit .*a.py: .*It was parsed as hooks.7.type=3'):
         load_config(config, parse_options(['hooks.7.type=3']))
 

@@ -1,4 +1,4 @@
-"""Keys that mmengine's runner, and what is below it, read from a config, and those that nobody does."""
+"""Keys that mmengine's runner and its parts use of a config, and unused ones."""
 
 import pytest
 import torch
@@ -149,8 +149,8 @@ def test_initialisers_read_override():
     ],
 )
 def test_what_comes_with_a_package_is_named_and_no_error(path, key, tmp_path, monkeypatch):
-    source, said, text = others(path), [], ''
-    monkeypatch.setattr(config_module, 'warn', said.append)
+    source, warnings, text = others(path), [], ''
+    monkeypatch.setattr(config_module, 'warn', warnings.append)
     for config in source, tmp_path / 'own.py', tmp_path / 'dumped.py':
         if config.stem == 'own':
             config.write_text(f"_base_ = '{source}'\n")
@@ -159,8 +159,10 @@ def test_what_comes_with_a_package_is_named_and_no_error(path, key, tmp_path, mo
         cfg = load_config(config)
         check_config(cfg)
         text = cfg.pretty_text
-        assert config.stem == 'dumped' or any(key in one and 'nothing uses' in one for one in said)
-        said.clear()
+        assert config.stem == 'dumped' or any(
+            key in text and 'nothing uses' in text for text in warnings
+        )
+        warnings.clear()
     (tmp_path / 'own.py').write_text(f"_base_ = '{source}'\nmodel = dict(tset_cfg=dict())\n")
     with pytest.raises(UsageError, match='has no tset_cfg. Did you mean test_cfg'):
         check_config(load_config(tmp_path / 'own.py'))
@@ -208,9 +210,9 @@ def test_a_variable_set_again_names_what_to_set_and_that_works(name, value, tmp_
     leaf.write_text(f"_base_ = 'base.py'\n{name} = {value}\n")
     with pytest.raises(
         UsageError, match=f'{name} has no effect: it is a variable of .*base.py'
-    ) as said:
+    ) as error:
         check_config(load_config(leaf))
-    keys = str(said.value).partition('Set what uses it: ')[2].rstrip('.').split(', ')
+    keys = str(error.value).partition('Set what uses it: ')[2].rstrip('.').split(', ')
     expected = [f'{x}_dataloader.dataset.data_root' for x in ('train', 'val', 'test')]
     assert sorted(keys) == sorted(
         expected if name == 'data_root' else ['train_dataloader.dataset.pipeline']

@@ -144,9 +144,12 @@ def test_parents_of_mmseg_are_found_whatever_its_package_is_called(tmp_path):
         load_config(others(f'mmseg {name}')).to_dict(),
     )
     assert cfg['model'].pop('_scope_') == 'mmseg' and cfg['model'] == stock['model']
-    for wrong, said in ('mmseg::no/such.py', 'no/such.py'), ('nobody::a/b.py', 'nobody'):
-        (tmp_path / 'b.py').write_text(f"_base_ = '{wrong}'\n")
-        with pytest.raises(UsageError, match=f'b.py cannot be read: .*{said}'):
+    for parent, package_or_path in (
+        ('mmseg::no/such.py', 'no/such.py'),
+        ('nobody::a/b.py', 'nobody'),
+    ):
+        (tmp_path / 'b.py').write_text(f"_base_ = '{parent}'\n")
+        with pytest.raises(UsageError, match=f'b.py cannot be read: .*{package_or_path}'):
             load_config(tmp_path / 'b.py')
 
 
@@ -213,6 +216,6 @@ def test_a_config_that_the_stock_tools_wrote_down_is_read(tmp_path):
     cfg = checked(tmp_path / 'dumped.py')
     assert cfg.model.to_dict() == stock.model.to_dict() and 'data_root' not in cfg
     text = '# mine\nzeta = 3\n' + (tmp_path / 'dumped.py').read_text()
-    (tmp_path / 'own.py').write_text(text)  # as nobody but a person writes it
+    (tmp_path / 'own.py').write_text(text)  # as only a person writes it
     with pytest.raises(UsageError, match='nothing uses it'):
         checked(tmp_path / 'own.py')

@@ -209,7 +209,7 @@ def test_the_plain_one_comes_first_and_of_several_one_is_to_be_named(tmp_path):
 
 def test_a_longer_name_is_another_model(tmp_path):
     published_as(tmp_path, 'fcn_r18_street')  # of the index
-    published_as(tmp_path, 'fcn_r18_mine')  # of nobody's: its notes tell
+    published_as(tmp_path, 'fcn_r18_mine')  # its meta names no model
     published_as(tmp_path, 'fcn_r18_street', 'cbam')
     with pytest.raises(CheckpointError, match='has no weights of fcn_r18: '):
         published_weights.resolve(tmp_path / 'fcn_r18.py', tmp_path)
