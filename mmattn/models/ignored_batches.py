@@ -58,7 +58,7 @@ class IgnoredBatches:
         still_counts = f'{others} may still count it in its batch'
         warn(
             f'no labelled pixel in {self.ignored_crops} of {self.crops} crops so far, '
-            f'now in {sample.metainfo.get("img_path", "an image")}: '
+            f'now of {sample.metainfo.get("img_path", "an image")}: '
             f'{still_counts if others and not whole_batch else "no loss from it"}'
         )
 
