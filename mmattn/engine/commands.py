@@ -1,4 +1,4 @@
-"""The command line that repeats a run."""
+"""The command line that reproduces a run."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from mmattn.config.options import command_line
 
 
 def relative_path(path: str | Path) -> str:
-    """A path as one would type it in the project's folder; never one of this machine."""
+    """A path relative to the working folder, or the file name alone; never an absolute path."""
     path = Path(path)
     if path.is_absolute():
         here = Path.cwd()
@@ -15,11 +15,13 @@ def relative_path(path: str | Path) -> str:
 
 
 def option_flags(options: dict) -> str:
-    given = command_line(options, relative_path)
-    return f' --cfg-options {given}' if given else ''
+    """`--cfg-options` with a leading space; '' without options."""
+    text = command_line(options, relative_path)
+    return f' --cfg-options {text}' if text else ''
 
 
 def train_command(config, options, seed, amp, auto_scale_lr, attention, init_from) -> str:
+    """The `tools/train.py` command of a training."""
     command = f'python tools/train.py {relative_path(config)}'
     command += f' --attention {attention}' if attention else ''
     command += f' --init-from {relative_path(init_from)}' if init_from else ''

@@ -1,4 +1,4 @@
-"""Evaluators as a config has them: what they score against, and where they write."""
+"""Evaluators in a config: the annotations they score against, and the files they write."""
 
 import inspect
 import os
@@ -17,18 +17,30 @@ from mmattn.evaluation.scored_images import score_tested_images
 
 from .hooks.comparison import ComparisonHook
 
-_DUMPS = ('.pkl', '.pickle')
-_FILES = ('.json', '.png', '.jpg', '.txt', '.csv', '.npy', '.npz', '.yaml', '.yml', '.zip', '.tar')
+_PICKLES = ('.pkl', '.pickle')
+_SUFFIXES = (
+    '.json',
+    '.png',
+    '.jpg',
+    '.txt',
+    '.csv',
+    '.npy',
+    '.npz',
+    '.yaml',
+    '.yml',
+    '.zip',
+    '.tar',
+)
 
 
 def align_evaluator(cfg: Config, part: str) -> None:
-    """Have COCO's metric score against the annotations that the data loader reads.
+    """Make COCO's metric score against the annotations that the data loader reads.
 
-    Where these are of several files, `evaluation.scored` joins them once the data sets are built.
-    mmdet's own metric is exchanged for `mmattn.CocoMetric`, which takes the same arguments.
+    Annotations in several files are joined once the data sets are built, see `mmattn.evaluation`.
+    mmdet's own metric is replaced by `mmattn.CocoMetric`, which has the same arguments.
 
     Args:
-        cfg: a config of the right scope; changed.
+        cfg: a config whose default scope is set; it is changed.
         part: 'val' or 'test'.
 
     Raises:
@@ -46,30 +58,30 @@ def align_evaluator(cfg: Config, part: str) -> None:
             continue
         if cls is CocoMetric:
             metric['type'] = 'mmattn.CocoMetric'
-        read = parts[min(index, len(parts) - 1)] if each else loader['dataset']
-        leaves = [leaf for leaf in dataset_leaves(read) if leaf.get('ann_file')]
+        dataset = parts[min(index, len(parts) - 1)] if each else loader['dataset']
+        leaves = [leaf for leaf in dataset_leaves(dataset) if leaf.get('ann_file')]
         files = {os.path.join(leaf.get('data_root') or '', leaf['ann_file']) for leaf in leaves}
-        own, other = next(iter(files), None), metric.get('ann_file')
+        read_file, scored_file = next(iter(files), None), metric.get('ann_file')
         if len({os.path.realpath(file) for file in files}) != 1:
             continue
-        if other is None:
-            metric['ann_file'] = own
-        elif os.path.realpath(other) != os.path.realpath(own):
+        if scored_file is None:
+            metric['ann_file'] = read_file
+        elif os.path.realpath(scored_file) != os.path.realpath(read_file):
             raise UsageError(
-                f'{part}_dataloader and {part}_evaluator use different annotation files: {own} and '
-                f'{other}. Leave {part}_evaluator.ann_file out.'
+                f'{part}_dataloader and {part}_evaluator use different annotation files: '
+                f'{read_file} and {scored_file}. Leave {part}_evaluator.ann_file out.'
             )
 
 
 def write_predictions(cfg: Config, out: str | Path) -> None:
-    """Have the test evaluator write: all predictions to a `.pkl`, else its own files to a folder.
+    """Make the test evaluator write all predictions to a `.pkl`, or its own files into a folder.
 
     Raises:
         UsageError: `out` is a file where a folder is needed, or the other way round; no metric of
             the config writes files.
     """
     out, evaluator = Path(out), cfg.test_evaluator
-    if out.suffix in _DUMPS:
+    if out.suffix in _PICKLES:
         if out.is_dir():
             raise UsageError(f'--out {out} is a folder. Name another file, or one inside it.')
         if _is_kind(evaluator, 'MultiDatasetsEvaluator'):
@@ -83,7 +95,7 @@ def write_predictions(cfg: Config, out: str | Path) -> None:
         else:
             cfg.test_evaluator = [*_as_list(evaluator), dump]
         return
-    if not out.is_dir() and (out.exists() or out.suffix.lower() in _FILES):
+    if not out.is_dir() and (out.exists() or out.suffix.lower() in _SUFFIXES):
         raise UsageError(
             f'--out {out}: results are written into a folder. Name one, such as '
             f'{out.with_suffix("")}_results, or a .pkl for all predictions.'
@@ -93,11 +105,11 @@ def write_predictions(cfg: Config, out: str | Path) -> None:
 
 def folder_of(out: str | Path) -> Path:
     """The folder that `--out` writes into."""
-    return Path(out).parent if Path(out).suffix in _DUMPS else Path(out)
+    return Path(out).parent if Path(out).suffix in _PICKLES else Path(out)
 
 
 def output_folders(cfg: Config, part: str) -> Iterator[tuple[str, Path]]:
-    """The config keys by which metrics of 'val' or 'test' write files, and the folders of these."""
+    """Config keys that make metrics of 'val' or 'test' write files, and the folders of these."""
     for _, metric, _ in _metrics(cfg.get(f'{part}_evaluator') or [], cfg):
         for key in 'outfile_prefix', 'output_dir', 'out_file_path':
             if metric.get(key):
@@ -143,13 +155,13 @@ def _write_into(cfg: Config, folder: Path) -> None:
     names = prefixes.get('dataset_prefixes', []) if each else []
     for index, metric, cls in _metrics(cfg.test_evaluator, cfg):
         if written and not each:
-            return  # several would write the same
+            return  # a second metric would write the same files
         if 'outfile_prefix' in _parameters(cls):
             name = names[index] if index < len(names) else 'results'
             metric['outfile_prefix'] = str(folder / name)
         elif 'output_dir' in _parameters(cls):
             if cls is IoUMetric:
-                metric['type'] = 'mmattn.IoUMetric'  # the names of folders are kept
+                metric['type'] = 'mmattn.IoUMetric'  # keeps the names of folders
             metric['output_dir'] = str(folder)
         else:
             continue
@@ -163,12 +175,12 @@ def _write_into(cfg: Config, folder: Path) -> None:
 
 
 def _metrics(evaluator, cfg: Config) -> Iterator[tuple[int, dict, type]]:
-    """Position, config and class of the metrics of an evaluator, of whichever form it is."""
+    """Index, config and class of the metrics of an evaluator in any of its forms."""
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
         evaluator = evaluator['metrics']
     for index, metric in enumerate(_as_list(evaluator)):
         if not isinstance(metric, dict):
-            continue  # built already
+            continue  # an object, not a config
         kind = metric.get('type')
         if isinstance(kind, str):
             kind = find_class(kind, cfg.get('default_scope') or 'mmengine')
@@ -186,7 +198,7 @@ def _as_list(value) -> list:
 
 
 def _parameters(cls: type) -> set[str]:
-    """Names of the arguments of a class and of its bases."""
+    """Names of the constructor arguments of a class and of its bases."""
     inits = (base.__init__ for base in cls.__mro__ if '__init__' in vars(base))
     return {name for init in inits if init is not object.__init__
             for name in inspect.signature(init).parameters}  # fmt: skip

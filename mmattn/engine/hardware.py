@@ -1,4 +1,4 @@
-"""The machine that a run computes on, in words."""
+"""A description of the machine."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import torch
 
 
 def hardware() -> str:
-    """What this run computes on, e.g. 'AMD EPYC, 2 cores, 2 threads'."""
+    """GPUs, or processor, cores and threads of this run: 'AMD EPYC, 2 cores, 2 threads'."""
     if torch.cuda.is_available():
         return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     name = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""How long a run is, and whether its loader and learning rate schedule fit that length."""
+"""The length of a run, and whether data loader and learning rate schedule agree with it."""
 
 import contextlib
 import inspect
@@ -10,16 +10,16 @@ from mmengine.optim import LinearParamScheduler
 from mmattn.errors import UsageError
 from mmattn.log import warn
 
-# Of a scheduler's state: where it is, and not what it is.
+# Keys of a scheduler's state that are progress, not configuration.
 _PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
 _COUNTS = ('max_iters', 'max_epochs', 'val_interval')
 
 
 def batch_size_of(dataloader: dict) -> int:
-    """Images of a batch, of the config of a data loader; its batch sampler may have the number.
+    """The batch size in the config of a data loader, or of its batch sampler.
 
     Raises:
-        UsageError: neither has it.
+        UsageError: neither has one.
     """
     for part in dataloader, dataloader.get('batch_sampler') or {}:
         if part.get('batch_size'):
@@ -28,7 +28,7 @@ def batch_size_of(dataloader: dict) -> int:
 
 
 def check_lengths(cfg: Config) -> None:
-    """Refuse a training of no step, and validations at no interval.
+    """Refuse a training without steps, and a validation interval below 1.
 
     Raises:
         UsageError: names the key and its value.
@@ -40,10 +40,10 @@ def check_lengths(cfg: Config) -> None:
 
 
 def check_batches(runner) -> None:
-    """Refuse a training loader of which an epoch has no batch.
+    """Refuse a training loader whose epoch has no batch.
 
     Raises:
-        UsageError: says how many images there are, and how many a batch wants.
+        UsageError: with the number of images and the batch size.
     """
     loader = runner.train_dataloader
     with contextlib.suppress(TypeError):  # a loader without a length
@@ -63,7 +63,7 @@ def check_batches(runner) -> None:
 
 
 def states_of(schedulers: list) -> list[dict]:
-    """States of schedulers without their functions, which each has from its config."""
+    """State dicts of schedulers without functions, which the config restores."""
     return [
         {k: v for k, v in scheduler.state_dict().items() if not inspect.isroutine(v)}
         for scheduler in schedulers
@@ -71,21 +71,20 @@ def states_of(schedulers: list) -> list[dict]:
 
 
 def plan_of(schedulers: list) -> list[dict]:
-    """What the config says of schedulers, without where they are."""
+    """Configuration of schedulers: their state without progress."""
     return [
         {k: v for k, v in state.items() if k not in _PROGRESS} for state in states_of(schedulers)
     ]
 
 
 def follow_plan(runner, plan: list[dict]) -> None:
-    """Have a resumed run follow the schedule of its config, where the checkpoint has another.
+    """Make a resumed run follow the schedule of its config, if the checkpoint has another.
 
-    A schedule goes by steps that build on each other, so it is run through up to where the
-    training is. Where both have the same plan, nothing is changed.
+    Each step of a schedule depends on the one before, so it is replayed up to the current step.
 
     Args:
-        runner: resumed.
-        plan: `plan_of` its schedulers before they were loaded.
+        runner: the runner, after resuming.
+        plan: `plan_of` its schedulers before the checkpoint was loaded.
     """
     schedulers = runner.param_schedulers
     if plan == plan_of(schedulers) or any(hasattr(s, 'monitor') for s in schedulers):
@@ -107,7 +106,7 @@ def follow_plan(runner, plan: list[dict]) -> None:
 
 
 def check_schedule(runner) -> None:
-    """Warn of a learning rate that reaches its end before the run does, or never."""
+    """Warn if the learning rate reaches its end before the run does, or never."""
     total, length = runner.train_loop.max_iters, len(runner.train_dataloader)
     falling = []
     for scheduler in runner.param_schedulers if isinstance(runner.param_schedulers, list) else ():
@@ -116,7 +115,7 @@ def check_schedule(runner) -> None:
             falling.append((scheduler.end * scale, scheduler.begin * scale, scheduler))
     if not falling:
         return
-    end, begin, last = max(falling, key=lambda found: found[0])
+    end, begin, last = max(falling, key=lambda item: item[0])
     name = type(last).__name__
     unit = 'epochs' if last.by_epoch else 'steps'
     wanted = f'{total // length if last.by_epoch else total}'
@@ -139,7 +138,7 @@ def check_schedule(runner) -> None:
 
 
 def _falls(scheduler) -> bool:
-    """Whether a scheduler leads the rate down to a value that it keeps from its end on."""
+    """Whether a scheduler lowers the rate to a value that it keeps after its end."""
     if isinstance(scheduler, LinearParamScheduler):
         return scheduler.end_factor < scheduler.start_factor
     return hasattr(scheduler, 'eta_min') and scheduler.end < 10**9
