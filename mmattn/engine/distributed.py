@@ -23,7 +23,9 @@ from mmengine.model import is_model_wrapper
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from mmattn.checkpoint.download import fetch
 from mmattn.checkpoint.find import last_good
+from mmattn.checkpoint.read import read_checkpoint
 from mmattn.errors import DistributedError, Exit, Terminated, UsageError, explain
 from mmattn.exit_status import clear_status, read_status, write_status
 from mmattn.log import warn
@@ -312,3 +314,12 @@ def world_size(cfg: Config) -> int:
 def is_main() -> bool:
     """Whether this is rank 0."""
     return int(os.environ.get('RANK', 0)) == 0 and get_dist_info()[0] == 0
+
+
+def read_after_download(address: str) -> dict:
+    """Read a checkpoint, which rank 0 downloads before the other processes look for it."""
+    if '://' in str(address) and get_dist_info()[1] > 1:
+        if get_dist_info()[0] == 0:
+            fetch(address)
+        dist.barrier()
+    return read_checkpoint(address)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mmengine
 import torch
-from mmengine.dist import get_dist_info
 from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
@@ -25,7 +24,6 @@ from mmengine.utils import apply_to
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.checkpoint.download import fetch
 from mmattn.checkpoint.fingerprint import fingerprint_hash
 from mmattn.checkpoint.load import block_forms, load_initial_weights, load_weights
 from mmattn.checkpoint.manifest import (
@@ -36,18 +34,19 @@ from mmattn.checkpoint.manifest import (
 )
 from mmattn.checkpoint.plain_values import plain_items, to_plain
 from mmattn.checkpoint.pretrained import report_pretrained
-from mmattn.checkpoint.read import Checkpoint, read_checkpoint
+from mmattn.checkpoint.read import Checkpoint
 from mmattn.checkpoint.write import write_checkpoint, write_pointer
 from mmattn.config import safe_files
 from mmattn.config.runner_keys import check_modules
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.log import warn
-from mmattn.text import nearest
 
+from .distributed import read_after_download
 from .hooks.checkpoint import adapt_checkpoint_hook
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
 from .nonfinite import detect_nonfinite, raise_nonfinite
+from .optimizer import warn_unused_custom_keys
 from .rehearsal.rehearse import rehearse
 from .resume.data import ResumableLoader, prepare_dataloader_cfg
 from .resume.loops import LOOPS, EpochLoop
@@ -163,7 +162,7 @@ class Runner(EngineRunner):
 
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict):
-            _warn_unused_custom_keys(optim_wrapper, self.model)
+            warn_unused_custom_keys(optim_wrapper, unwrap_model(self.model))
         built = super().build_optim_wrapper(optim_wrapper)
         if isinstance(built, OptimWrapperDict):
             raise UsageError(
@@ -380,7 +379,7 @@ class Runner(EngineRunner):
         """The content of a checkpoint, of which `self.checkpoint` keeps no tensors."""
         opened, self.checkpoint = self.checkpoint, None
         if opened is None or str(opened.path) != filename:
-            return _read_once_downloaded(filename)
+            return read_after_download(filename)
         content = dict(opened.content, meta=dict(opened.meta))
         opened.release()
         return content
@@ -420,36 +419,14 @@ class Runner(EngineRunner):
     def _init_model_weights(self) -> None:
         """Initialise as mmengine does, but read pretrained weights safely and report mismatches."""
         network, cfg = unwrap_model(self.model), self.cfg.get('model')
-        with report_pretrained(network, _read_once_downloaded, cfg):
+        with report_pretrained(network, read_after_download, cfg):
             super()._init_model_weights()
-
-
-def _read_once_downloaded(address: str) -> dict:
-    """Read a checkpoint, which rank 0 downloads before the other processes look for it."""
-    if '://' in str(address) and get_dist_info()[1] > 1:
-        if get_dist_info()[0] == 0:
-            fetch(address)
-        torch.distributed.barrier()
-    return read_checkpoint(address)
 
 
 def _is_brief(record: logging.LogRecord) -> bool:
     """Keep long dumps out of the console log."""
     long = 'System environment', 'Config:', 'Hooks will be executed', 'paramwise_options'
     return not record.getMessage().lstrip('\n- ').startswith(long)
-
-
-def _warn_unused_custom_keys(optim_wrapper: dict, model: nn.Module) -> None:
-    """Warn about `custom_keys` that match no parameter, common in copied recipes."""
-    keys = (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
-    names = [n if '.' in n else f'.{n}' for n, _ in unwrap_model(model).named_parameters()]
-    for key in keys:
-        if not any(key in name for name in names):
-            hint = nearest(key, {n.split('.')[0] for n in names})
-            warn(
-                f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in the name of no parameter.'
-                f'{hint or f" They are named like {names[0]}."}'
-            )
 
 
 BUILD_ERRORS = TypeError, KeyError, ValueError, AssertionError, AttributeError, ImportError

@@ -156,7 +156,7 @@ def test_groups_of_parameters_with_settings_of_their_own(tiny, tmp_path, monkeyp
     rates = sorted({group['lr'] for group in groups['param_groups']})
     assert len(rates) == 2 and rates[1] == pytest.approx(10 * rates[0])
     said = []
-    monkeypatch.setattr('mmattn.engine.runner.warn', said.append)
+    monkeypatch.setattr('mmattn.engine.optimizer.warn', said.append)
     settings = dict(custom_keys=dict(decode_haed=dict(lr_mult=10.0), decode_head=dict(lr_mult=1.0)))
     assert once(tmp_path / 'wrong', options | {'optim_wrapper.paramwise_cfg': settings})
     assert [text for text in said if 'custom_keys' in text] == [
