@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmattn.errors import WriteError
+from mmattn.errors import cannot_write
 
 from .ablation_results import BlockResult
 
@@ -54,4 +54,4 @@ def plot_pareto(results: list[BlockResult], metric: str, title: str, out: str | 
     try:
         figure.savefig(out, dpi=110)
     except OSError as error:
-        raise WriteError(f'cannot write {out}: {error.strerror}.') from error
+        raise cannot_write(out, error) from error

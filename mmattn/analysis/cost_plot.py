@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmattn.errors import WriteError
+from mmattn.errors import cannot_write
 
 from .cost import Cost
 
@@ -56,4 +56,4 @@ def plot_cost(cost: Cost, title: str, out: str | Path) -> None:
     try:
         figure.savefig(out, dpi=110)
     except OSError as error:
-        raise WriteError(f'cannot write {out}: {error.strerror}. Choose another --plot.') from error
+        raise cannot_write(out, error, 'Choose another --plot.') from error

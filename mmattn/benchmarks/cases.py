@@ -4,9 +4,9 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
 
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmattn import blocks
@@ -24,7 +24,7 @@ from .timing import CPU
 Size = tuple[int, int, int, int]  # N, C, H, W
 MEASURES = ('forward', 'step', 'saved', 'peak')
 
-_MASK_RCNN = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn_r50_coco.py'
+_MASK_RCNN = 'mask_rcnn_r50_coco'
 _IMAGE = (1, 3, 416, 672)  # half of 800x1333, padded to 32 as the pipeline does
 _FUSION = (1, 2048, 97, 97)  # stage 5 at crop 769 and stride 8, as in ANN's head
 _PAIRWISE = (1, 512, 97, 97)  # segmentation heads on Cityscapes, crop 769 and stride 8
@@ -255,7 +255,6 @@ class MaskRCNNStep(nn.Module):
     """A Mask R-CNN with an image: () -> the sum of its losses."""
 
     def __init__(self, attention: str | None, size: Size) -> None:
-        from mmengine.registry import MODELS, init_default_scope
 
         super().__init__()
         init_default_scope('mmdet')

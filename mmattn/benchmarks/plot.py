@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmattn.errors import WriteError
+from mmattn.errors import cannot_write
 
 from .compare import Curve
 
@@ -78,7 +78,7 @@ def plot_benchmark(curves: list[Curve], title: str, out: str | Path) -> None:
     try:
         figure.savefig(out, dpi=120)
     except OSError as error:
-        raise WriteError(f'cannot write {out}: {error.strerror}. Choose another --plot.') from error
+        raise cannot_write(out, error, 'Choose another --plot.') from error
 
 
 def _refusal(axes: 'Axes', curve: Curve, measure: str, unit: float, colour: str) -> None:

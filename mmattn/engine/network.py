@@ -5,7 +5,6 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -21,6 +20,7 @@ from mmattn.plugins import report
 
 from .build import config_errors
 from .distributed import is_main
+from .model_wrappers import unwrap_model
 from .run_config import class_counts, prepare_config, recorded_attention, replace_sync_bn
 
 
@@ -99,10 +99,9 @@ def report_blocks(model: nn.Module, cfg: Config) -> None:
     if not is_main():
         return
     with config_errors(cfg):
-        blocks = report(model.module if is_model_wrapper(model) else model, image_size(cfg))
+        blocks = report(unwrap_model(model), image_size(cfg))
     if blocks.rows:
-        lines = str(blocks).split('\nwarning: ', 1)[0]
-        print_log(f'attention:\n{lines}', logger='current')
+        print_log(f'attention:\n{blocks.table()}', logger='current')
         for text in blocks.warnings:
             warn(text)
 

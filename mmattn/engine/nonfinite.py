@@ -8,13 +8,13 @@ from types import MethodType
 
 import torch
 from mmengine.dist import get_dist_info
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
 from mmattn.checkpoint.plain_values import iter_tensors
 from mmattn.errors import NonFiniteError
 
+from .model_wrappers import unwrap_model
 from .resume.rng import set_rng_state
 
 _SHOWN = 5  # samples named in an error
@@ -74,7 +74,7 @@ def raise_nonfinite(runner, quantity: str, value: float) -> None:
         NonFiniteError: always.
     """
     guard = runner.guard
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap_model(runner.model)
     step = runner.iter + 1
     names = sample_names(guard.batch)
     record = dict(what=quantity, value=str(value), iteration=step, samples=names)

@@ -14,7 +14,6 @@ import torch
 from mmengine.hooks import CheckpointHook as EngineCheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
@@ -45,6 +44,7 @@ from .distributed import read_after_download
 from .hooks.checkpoint import adapt_checkpoint_hook
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
+from .model_wrappers import unwrap_model
 from .nonfinite import detect_nonfinite, raise_nonfinite
 from .optimizer import warn_unused_custom_keys
 from .rehearsal.rehearse import rehearse
@@ -434,10 +434,3 @@ BUILD_ERRORS = TypeError, KeyError, ValueError, AssertionError, AttributeError, 
 
 def _on_cpu(state: dict) -> dict:
     return apply_to(state, lambda x: hasattr(x, 'cpu'), lambda x: x.cpu())
-
-
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """The network inside a DDP wrapper or a test-time augmentation."""
-    if is_model_wrapper(model):
-        model = model.module
-    return model.module if isinstance(model, BaseTTAModel) else model

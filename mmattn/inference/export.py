@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmattn.config.published_weights import resolve
 from mmattn.datasets.loading import Loaded, check_file
-from mmattn.errors import DataError, MmattnError, UsageError, WriteError
+from mmattn.errors import DataError, MmattnError, UsageError, cannot_write
 from mmattn.files import check_writable
 
 from .export_formats import FORMATS, as_list, dynamic_shapes, export_onnx, export_torch
@@ -153,8 +153,7 @@ def export(
     try:
         write(out)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise WriteError(f'cannot write {out}: {reason}. Choose another --out.') from error
+        raise cannot_write(out, error, 'Choose another --out.') from error
     differences: dict[tuple[int, int], float] = {}
     for x, error in zip(inputs, errors, strict=True):
         size = x.image.shape[2], x.image.shape[3]

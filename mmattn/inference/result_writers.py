@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.datasets.loading import is_plain
-from mmattn.errors import WriteError
+from mmattn.errors import cannot_write
 from mmattn.log import warn
 from mmattn.visualization.comparison import overlay, save_picture, side_by_side
 from mmattn.visualization.objects import Objects, draw_objects
@@ -158,7 +158,7 @@ class DetectionWriter(ResultWriter):
             try:
                 path.write_text(json.dumps(content), encoding='utf-8')
             except OSError as error:
-                raise WriteError(f'cannot write {path}: {error.strerror}.') from error
+                raise cannot_write(path, error) from error
 
 
 def coco_results(objects: Objects, image_id: int, ids: list[int]) -> list[dict]:

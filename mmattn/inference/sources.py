@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from mmattn.errors import DataError, UsageError, WriteError
+from mmattn.errors import DataError, UsageError, cannot_write
 
 IMAGES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 VIDEOS = {'.mp4', '.avi', '.mov', '.mkv', '.webm'}
@@ -123,7 +123,7 @@ class OutputIndex:
             text = json.dumps(remaining | self.files, indent=0, ensure_ascii=False)
             path.write_text(text, encoding='utf-8')
         except OSError as error:
-            raise WriteError(f'cannot write {path}: {error.strerror}.') from error
+            raise cannot_write(path, error) from error
 
     def stale(self) -> list[str]:
         """Files of an earlier run that this one does not write again."""

@@ -73,6 +73,10 @@ class BlockReport:
     warnings: list[str]
 
     def __str__(self) -> str:
+        return '\n'.join([self.table(), *(f'warning: {text}' for text in self.warnings)])
+
+    def table(self) -> str:
+        """A line for each block, and one for all of them; without the warnings."""
         if not self.rows:
             return 'no attention blocks'
         table = [_COLUMNS]
@@ -103,7 +107,7 @@ class BlockReport:
         height, width = self.size
         count = f'{len(self.rows)} block{"" if len(self.rows) == 1 else "s"}'
         lines.append(f'{count}: {share}, for one image of {width}x{height}')
-        return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
+        return '\n'.join(lines)
 
 
 def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> BlockReport:

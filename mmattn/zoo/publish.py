@@ -19,7 +19,7 @@ from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import load_config
 from mmattn.engine.network import build_model, dataset_meta
 from mmattn.engine.run_config import run_name
-from mmattn.errors import CheckpointError, UsageError, WriteError
+from mmattn.errors import CheckpointError, UsageError, WriteError, cannot_write
 from mmattn.files import sha256
 from mmattn.visualization.curves import read_scalars
 
@@ -133,8 +133,7 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise WriteError(f'cannot write {path}: {reason}. Choose another --out-dir.') from error
+        raise cannot_write(path, error, 'Choose another --out-dir.') from error
     return path
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from mmengine.hooks import CheckpointHook, LoggerHook, ProfilerHook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as EngineRunner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
@@ -20,6 +19,7 @@ from mmengine.utils import ManagerMixin
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmattn.engine.model_wrappers import unwrap_model
 from mmattn.engine.out_of_memory import is_out_of_memory
 from mmattn.engine.resume.rng import get_rng_state, set_rng_state
 
@@ -34,7 +34,7 @@ def copy_network(runner) -> nn.Module | None:
 
     A test does not change the network, so it gets the network itself.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap_model(runner.model)
     if not runner.has_train_loop:
         return model
     try:
