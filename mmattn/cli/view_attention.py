@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         )
         size = view.page.stat().st_size / 1e6
         print(
-            f'done: {len(view.seen)} blocks in {view.page} ({size:.1f} MB, open it in a browser) '
+            f'done: {len(view.blocks)} blocks in {view.page} ({size:.1f} MB, open it in a browser) '
             f'and {len(view.pictures)} pictures next to it'
         )
 

@@ -295,8 +295,8 @@ def test_reduce_zero_label_on_labels_that_count_from_0(plain, said):
 def test_labels_up_to_the_number_of_classes_without_reduce_zero_label(plain):
     with pytest.raises(
         DataError,
-        match=r'label 3 \(2 px\) in .*a.png is no class \(allowed 0..2 and 255\). If 0 stands for '
-        'what has no class, set reduce_zero_label=True in every data set; if 3 does, write 255',
+        match=r'label 3 \(2 px\) in .*a.png is no class \(allowed 0..2 and 255\). If 0 means that '
+        'a pixel has no class, set reduce_zero_label=True in every data set; if 3 does, write 255',
     ):
         plain([[0, 3, 3]], [[1, 2, 2]])
     with pytest.raises(

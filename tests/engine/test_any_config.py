@@ -341,12 +341,12 @@ def test_a_disk_that_cannot_sync_folders(tmp_path, monkeypatch, code):
         save(tmp_path, 4)
 
 
-def test_a_set_that_lies_elsewhere_without_links(tmp_path, no_links, capsys):
+def test_a_set_that_lies_elsewhere_without_links(tmp_path, no_links, monkeypatch, capsys):
     from tests.test_tools import tool
 
     (tmp_path / 'data').mkdir()
     main = tool('prepare_data')
-    main.__globals__['prepare'] = lambda name: lambda root: None
+    monkeypatch.setitem(main.__globals__, 'prepare', lambda name: lambda root: None)
     code = main(['coco', '--root', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')])
     said = capsys.readouterr()
     assert code == 0 and f'val_dataloader.dataset.data_root={tmp_path / "data"} ' in said.out
