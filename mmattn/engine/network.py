@@ -20,7 +20,7 @@ from mmattn.plugins import report
 
 from .build import config_errors
 from .distributed import is_main
-from .model_wrappers import unwrap_model
+from .model_wrappers import unwrap_ddp
 from .run_config import class_counts, prepare_config, recorded_attention, replace_sync_bn
 
 
@@ -99,7 +99,7 @@ def report_blocks(model: nn.Module, cfg: Config) -> None:
     if not is_main():
         return
     with config_errors(cfg):
-        blocks = report(unwrap_model(model), image_size(cfg))
+        blocks = report(unwrap_ddp(model), image_size(cfg))
     if blocks.rows:
         print_log(f'attention:\n{blocks.table()}', logger='current')
         for text in blocks.warnings:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmattn.checkpoint.plain_values import iter_tensors
 from mmattn.errors import NonFiniteError
 
-from .model_wrappers import unwrap_model
+from .model_wrappers import unwrap_ddp
 from .resume.rng import set_rng_state
 
 _SHOWN = 5  # samples named in an error
@@ -74,7 +74,7 @@ def raise_nonfinite(runner, quantity: str, value: float) -> None:
         NonFiniteError: always.
     """
     guard = runner.guard
-    model = unwrap_model(runner.model)
+    model = unwrap_ddp(runner.model)
     step = runner.iter + 1
     names = sample_names(guard.batch)
     record = dict(what=quantity, value=str(value), iteration=step, samples=names)

@@ -8,7 +8,7 @@ from mmengine.dist import all_gather, broadcast, get_dist_info
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmattn.engine.model_wrappers import unwrap_model
+from mmattn.engine.model_wrappers import unwrap_ddp
 from mmattn.engine.resume.rng import derive_seed, get_rng_state, set_rng_state
 
 
@@ -48,7 +48,7 @@ class RandomnessHook(Hook):
             return
         self.started = True
         rank, world = get_dist_info()
-        model = unwrap_model(runner.model)
+        model = unwrap_ddp(runner.model)
         for name, parameter in model.named_parameters() if self.resumed_gradients else ():
             if name in self.resumed_gradients:
                 gradients = self.resumed_gradients[name]

@@ -19,7 +19,7 @@ from mmengine.utils import ManagerMixin
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.engine.model_wrappers import unwrap_model
+from mmattn.engine.model_wrappers import unwrap_ddp
 from mmattn.engine.out_of_memory import is_out_of_memory
 from mmattn.engine.resume.rng import get_rng_state, set_rng_state
 
@@ -34,7 +34,7 @@ def copy_network(runner) -> nn.Module | None:
 
     A test does not change the network, so it gets the network itself.
     """
-    model = unwrap_model(runner.model)
+    model = unwrap_ddp(runner.model)
     if not runner.has_train_loop:
         return model
     try:
