@@ -173,7 +173,7 @@ def _audit_label_maps(maps: LabelMaps, part: dict, pool: Executor) -> LabelStati
     faults += overall
     wrong = np.flatnonzero((label_counts > 0) & (maps.table < 0)).tolist()
     part.update(folder=str(maps.folder), images=maps.count)
-    errors = [fault for fault in faults if fault.kind != 'doubt']
+    errors = [fault for fault in faults if fault.kind != 'warning']
     missing_kinds = {fault.kind for fault in maps.missing}
     for kind in dict.fromkeys(fault.kind for fault in errors):
         same = [fault for fault in errors if fault.kind == kind]
@@ -183,8 +183,8 @@ def _audit_label_maps(maps: LabelMaps, part: dict, pool: Executor) -> LabelStati
         else:
             remedy = maps.remedy(kind, wrong, same)
         part['problems'].append(f'{same[-1].text}. {remedy}')
-    doubts = [fault for fault in faults if fault.kind == 'doubt']
-    part['warnings'] += warnings + [f'{fault.text}.' for fault in doubts]
+    part['warnings'] += warnings
+    part['warnings'] += [f'{fault.text}.' for fault in faults if fault.kind == 'warning']
     part['warnings'] += maps.unpaired_labels()
     pixels, count = statistics.pixels, len(maps.classes)
     labelled = int(pixels[:255].sum())
@@ -257,7 +257,7 @@ def _audit_coco(
         results = map(partial(_load_faults, loading), paths)
     for image_faults in track(results, total=len(paths), title=f'reading {folder}'):
         for fault in image_faults:
-            part['warnings' if fault.kind == 'doubt' else 'problems'].append(f'{fault.text}.')
+            part['warnings' if fault.kind == 'warning' else 'problems'].append(f'{fault.text}.')
     part.update(_count_boxes(images, annotations, categories, dataset.metainfo['classes']))
     part['held'] = _count_loaded(content, dataset, same)
 

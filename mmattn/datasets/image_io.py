@@ -46,7 +46,7 @@ class Fault(NamedTuple):
     """Something wrong with a file.
 
     Attributes:
-        kind: selects the remedy; 'doubt' where the file can still be used.
+        kind: selects the remedy; 'warning' where the file can still be used.
         text: a sentence without its full stop.
         megapixels: declared size of an image that is too large.
     """
@@ -141,8 +141,8 @@ def inspect_pair(
     """
     faults, header, size, counts = [], None, None, None
     try:
-        header, doubts = _inspect_image(pair[0], decode, image)
-        faults += doubts
+        header, warnings = _inspect_image(pair[0], decode, image)
+        faults += warnings
     except UnusableImage as unusable:
         faults.append(unusable.fault)
     try:
@@ -274,7 +274,7 @@ def header_fault(path: str) -> Fault | None:
 
 
 def _inspect_image(path: str, decode: bool, decoding: Decoding) -> tuple[_Header, list[Fault]]:
-    """Header of an image, and doubts about its content if that is decoded."""
+    """Header of an image, and warnings about its content if that is decoded."""
     source = path
     try:
         max_megapixels()  # sets Pillow's limit
@@ -319,7 +319,7 @@ def _decode(path: str, data: bytes, decoding: Decoding) -> list[Fault]:
     if decoded is None or (message and 'extraneous' not in message):
         reason = f': {message}' if message else ''
         raise UnusableImage('file', f'image {path} is damaged{reason}')
-    return [Fault('doubt', f'image {path} may be damaged: {message}')] if message else []
+    return [Fault('warning', f'image {path} may be damaged: {message}')] if message else []
 
 
 def inspect_label_map(path: str, decoding: Decoding) -> tuple[tuple[int, int], np.ndarray]:

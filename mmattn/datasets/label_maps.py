@@ -122,8 +122,8 @@ class LabelMaps(PairedFiles):
 
     def _confirm(self, index: int, info: ImageInfo) -> ImageInfo:
         """Drop faults found in headers if the steps of the config load the pair well."""
-        doubtful = {'unknown', 'size', 'exif'}
-        if not doubtful & {fault.kind for fault in info.faults}:
+        inconclusive = {'unknown', 'size', 'exif'}
+        if not inconclusive & {fault.kind for fault in info.faults}:
             return info
         try:
             results = self.loading.run(self.samples[index])
@@ -132,7 +132,7 @@ class LabelMaps(PairedFiles):
         image, labels = results.get('img'), label_map_of(results)
         if image is None or labels is None or image.shape[:2] != labels.shape:
             return info
-        return info._replace(faults=[f for f in info.faults if f.kind not in doubtful])
+        return info._replace(faults=[f for f in info.faults if f.kind not in inconclusive])
 
     def _load(self, index: int) -> ImageInfo:
         """Inspect what the steps of the config make of a pair."""

@@ -252,7 +252,7 @@ def _check_label_maps(maps: LabelMaps) -> list[str]:
         for info in maps.scan(pool):
             faults += info.faults
             label_counts += 0 if info.counts is None else info.counts
-    faults = [fault for fault in faults if fault.kind != 'doubt']
+    faults = [fault for fault in faults if fault.kind != 'warning']
     overall, warnings = maps.check_overall(label_counts)
     faults += overall
     if faults:

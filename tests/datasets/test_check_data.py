@@ -455,7 +455,7 @@ def test_a_damaged_jpeg_is_known_by_what_its_decoder_prints(tmp_path):
     reason = found[1][0].text.split(': ', 1)[1]
     assert found[1] == [files.Fault('file', f'image {bad} is damaged: {reason}')]
     assert 'Corrupt JPEG data: premature end' in found[1][0].text
-    assert found[3][0].kind == 'doubt' and ' extraneous bytes' in found[3][0].text
+    assert found[3][0].kind == 'warning' and ' extraneous bytes' in found[3][0].text
 
 
 @pytest.mark.parametrize('name', ['street', 'coco', 'bccd', 'dsb2018', 'cityscapes'])
