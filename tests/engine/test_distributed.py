@@ -105,9 +105,11 @@ def end_group(group: int) -> bool:
 
 def ended(work_dir, capsys) -> tuple[int, str]:
     """What `tools/exit_code.py` makes of a run."""
-    capsys.readouterr()
+    output = capsys.readouterr().out
     code = tool('exit_code')([str(work_dir)])
-    return code, capsys.readouterr().err
+    message = capsys.readouterr().err
+    print(output)  # what the processes wrote, in the report of a failure
+    return code, message
 
 
 def steps(trace) -> list[dict[int, str]]:
