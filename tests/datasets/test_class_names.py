@@ -70,9 +70,9 @@ def test_sets_of_one_config_have_one_order(root, truth, found, tmp_path):
     with pytest.raises(DataError, match='Put the categories of the file in the order') as first:
         evaluate(path, None, work_dir=tmp_path, cfg_options=file)
     assert 'metainfo.classes=' not in str(first.value)
-    told = file | {'test_dataloader.dataset.metainfo.classes': SWAPPED}
+    swapped = file | {'test_dataloader.dataset.metainfo.classes': SWAPPED}
     with pytest.raises(UsageError) as info:
-        evaluate(path, None, work_dir=tmp_path, cfg_options=told)
+        evaluate(path, None, work_dir=tmp_path, cfg_options=swapped)
     assert "('red', 'green')" in str(info.value) and "('green', 'red')" in str(info.value)
     assert 'same names in another order' in str(info.value)
     command = str(first.value).split('the order of the config: ')[1]  # the remedy of the first
@@ -252,6 +252,6 @@ def test_a_segmentor_whose_classes_are_renamed_in_another_order(street, tmp_path
     text = str(info.value)
     assert f'class 0 is {names[0]!r} in the checkpoint, {moved[0]!r} in' in text
     assert re.search('If the numbers in the label maps are those of the checkpoint', text)
-    told = {k: dict(classes=names) for k in sets}
-    after = evaluate(base, path, work_dir=tmp_path, cfg_options=small | told)
+    swapped = {k: dict(classes=names) for k in sets}
+    after = evaluate(base, path, work_dir=tmp_path, cfg_options=small | swapped)
     assert after['mIoU'] == before['mIoU'] and after['IoU.road'] == before['IoU.road']

@@ -47,7 +47,7 @@ class Faults(Hook):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def stop(self, runner) -> None:
-        """As a scheduler does: the launcher is told, which tells all."""
+        """As a scheduler does: the launcher receives the signal and passes it to all."""
         os.kill(os.getppid(), signal.SIGTERM)
         while not runner.guard.signal_handler.received:
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What the tests of resuming share: a tiny training that ends where it is told to."""
+"""What the tests of resuming share: a tiny training that ends at a given point."""
 
 from copy import deepcopy
 

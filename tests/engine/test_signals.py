@@ -52,7 +52,7 @@ def test_before_the_first_step_there_is_nothing_to_save(tiny, tmp_path, stage):
 
 
 def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
-    """With its code, and what a distributed one has its other processes told."""
+    """With its code, which a distributed one also reports to its other processes."""
     from mmattn.engine import test as module
 
     monkeypatch.setattr(module, 'run_loop', lambda job: signal.raise_signal(signal.SIGTERM))

@@ -185,9 +185,9 @@ def test_a_file_for_a_folder_is_refused_before_the_test(detector, tmp_path):
         ) as info:
             run(out=tmp_path / name)
     assert not (tmp_path / 'new.json').exists() and (tmp_path / 'plain').read_text() == 'kept'
-    told = Path(str(info.value).split('such as ')[1].split(',')[0])  # the remedy
-    run(out=told)
-    assert names(told) == ['results.bbox.json']
+    suggested = Path(str(info.value).split('such as ')[1].split(',')[0])  # the remedy
+    run(out=suggested)
+    assert names(suggested) == ['results.bbox.json']
     run(out=tmp_path / 'all.pkl')
     assert (tmp_path / 'all.pkl').stat().st_size > 500
     (tmp_path / 'folder.pkl').mkdir()

@@ -324,11 +324,11 @@ def test_a_training_is_validated_on_each_set_and_its_best_is_found(root, sets, f
     remedy = re.search(
         r"val_evaluator = (dict.*\)\]\)); the figure .* is then ('.*')", str(info.value)
     )
-    told = f"""{files}
+    text = f"""{files}
 val_evaluator = {remedy[1]}
 default_hooks = dict(checkpoint=dict(save_best={remedy[2]}))
 """
-    work = train(config(tmp_path / 'own.py', root, told), work_dir=tmp_path / 'work')
+    work = train(config(tmp_path / 'own.py', root, text), work_dir=tmp_path / 'work')
     (log,) = work.glob('*/vis_data/scalars.json')
     last = json.loads(log.read_text().splitlines()[-1])
     for name in 'val', 'other':
@@ -345,7 +345,7 @@ def test_a_training_is_refused_before_its_first_step(root, found, tmp_path):
 
 
 def test_metrics_that_score_all_images_of_their_file(root, sets):
-    """Panoptic quality is of each image, but its files are of all; others cannot be told which."""
+    """Panoptic quality is of each image, but its files are of all; the others do not learn which."""
     index = type('Index', (), dict(imgs={i['id']: i for i in sets['val']['images']}))
     evaluator = type('E', (), {})
     folder = dict(img=str(root / 'images/'))
