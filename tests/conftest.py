@@ -1,6 +1,7 @@
 """Tiny data that several tests share, and a seed for everything random."""
 
 import gc
+import importlib
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -27,11 +28,15 @@ def own_scope():
     DefaultScope._instance_dict.clear()
 
 
-@pytest.fixture(scope='session', autouse=True)
-def frozen():
+def freeze() -> None:
     """What is imported lives on: to look through it takes a second, which every data set asks for."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def frozen():
+    freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -49,6 +54,9 @@ def street(tmp_path_factory):
 
     root = tmp_path_factory.mktemp('data') / 'street'
     generate(root, images=dict(train=4, val=2, test=2), size=(128, 64))
+    for used in ('mmattn.cli.train', 'mmdet.models', 'mmseg.models', 'matplotlib.pyplot', 'sympy'):
+        importlib.import_module(used)
+    freeze()
     return root
 
 

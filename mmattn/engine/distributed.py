@@ -31,6 +31,8 @@ from mmattn.exit_status import clear_status, read_status, write_status
 from mmattn.log import warn
 from mmattn.text import some
 
+from .signals import SignalInterrupt
+
 TIMEOUT = 600  # seconds without an answer from the other ranks: `env_cfg.dist_cfg.timeout`
 _START_TIMEOUT = 60  # least seconds for all ranks to start
 _REPORT_SECONDS = 5  # in which a surviving rank reports in the store
@@ -172,11 +174,12 @@ class DistributedRun:
             dist.barrier()  # a rank that is done early must not report before another fails
             if self.rank == 0:
                 self._write_status(Exit.OK, 'done')
-        except BaseException as error:
+        except BaseException as caught:
+            error = caught.error if isinstance(caught, SignalInterrupt) else caught
             try:
                 cause = self._root_cause(error)
-            except Terminated as terminated:  # by the launcher, while asking who is missing
-                cause = self._root_cause(terminated)
+            except SignalInterrupt as interrupt:  # by the launcher, while asking who is missing
+                cause = self._root_cause(interrupt.error)
             known = explain(cause or error)
             code, message = known or (Exit.BUG, f'unexpected {type(error).__name__}: {error}')
             self._write_status(code, message)

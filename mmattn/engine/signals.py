@@ -18,6 +18,21 @@ from mmattn.errors import Terminated
 _SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 
 
+class SignalInterrupt(BaseException):
+    """Carries an error from a signal handler past the `except Exception` of interrupted code.
+
+    Like `KeyboardInterrupt`, it is no `Exception`: a library would report it as a failure of its
+    own, or go on.
+
+    Args:
+        error: the error to raise where the handling of signals ends.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class SignalHandler:
     """Handles SIGTERM, SIGUSR1 and SIGINT during a training or a test.
 
@@ -47,9 +62,12 @@ class SignalHandler:
         previous, self.received = self.received, signal.Signals(number).name
         if number == signal.SIGINT and (previous or not self.started):
             raise KeyboardInterrupt
-        self.check_peers()
-        if not self.started:
-            self.check_start()
+        try:
+            self.check_peers()
+            if not self.started:
+                self.check_start()
+        except Exception as error:
+            raise SignalInterrupt(error) from None
         if number == signal.SIGINT:
             print_log('stopping after this step; Ctrl-C again to stop at once', logger='current')
 
@@ -66,6 +84,10 @@ def handle_signals(training: bool = True) -> Iterator[SignalHandler]:
 
     Args:
         training: False for a test.
+
+    Raises:
+        Terminated: by a signal before the first step of a training, or during a test.
+        MmattnError: by a signal after another process has failed; see `check_peers`.
     """
     handler = SignalHandler(training)
     if threading.current_thread() is not threading.main_thread():
@@ -77,6 +99,8 @@ def handle_signals(training: bool = True) -> Iterator[SignalHandler]:
     _replaced.update(replaced)
     try:
         yield handler
+    except SignalInterrupt as interrupt:
+        raise interrupt.error from None
     finally:
         for number, previous in replaced.items():
             signal.signal(number, previous)

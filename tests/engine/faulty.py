@@ -21,10 +21,20 @@ from mmattn.errors import DataError  # noqa: E402
 FOLDER = Path(os.environ['TRACE'])
 
 
+class Trace(Hook):
+    """The loss of every step, also of one after which the training is stopped."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        with open(FOLDER / f'trace_{runner.rank}.txt', 'a') as file:
+            file.write(f'{runner.iter + 1} {outputs["loss"].item().hex()}\n')
+
+
 class Faults(Hook):
     """Each fault, (rank, step from 1, what), happens once; a marker file tells that it has."""
 
-    priority = 'VERY_HIGH'
+    priority = 'LOWEST'  # after the hook that notes that the step has begun
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.look(runner, runner.iter + 1)
@@ -33,17 +43,22 @@ class Faults(Hook):
         self.look(runner, batch_idx + 1)
 
     def look(self, runner, now) -> None:
+        self.step = now
+        self.arrival(runner.rank).touch()
         for rank, step, what in json.loads(os.environ.get('FAULTS', '[]')):
             marker = FOLDER / f'{what}_{rank}_{step}'
             if (rank, step) == (runner.rank, now) and not marker.exists():
                 marker.touch()
                 getattr(self, what)(runner)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        with open(FOLDER / f'trace_{runner.rank}.txt', 'a') as file:
-            file.write(f'{runner.iter + 1} {outputs["loss"].item().hex()}\n')
+    def arrival(self, rank) -> Path:
+        """The file that says that a rank of this launch has begun the step."""
+        return FOLDER / f'trace_{os.environ["MASTER_PORT"]}_{rank}_{self.step}'
 
     def kill(self, runner) -> None:
+        """As a lack of memory in the step does: all ranks have begun it."""
+        while not all(self.arrival(rank).exists() for rank in range(runner.world_size)):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def stop(self, runner) -> None:
@@ -70,6 +85,7 @@ register = Runner.register_hooks
 
 def with_faults(self, *args, **kwargs) -> None:
     register(self, *args, **kwargs)
+    self.register_hook(Trace())
     self.register_hook(Faults())
 
 

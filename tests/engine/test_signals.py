@@ -1,5 +1,6 @@
 """A signal ends a training after its step, with a checkpoint that resumes exactly."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import pytest
 from mmattn.checkpoint.find import last_good
 from mmattn.checkpoint.manifest import facts_of
 from mmattn.engine.signals import handle_signals
-from mmattn.errors import Exit, Stopped, Terminated, explain
+from mmattn.errors import DistributedError, Exit, Stopped, Terminated, explain
 from mmattn.testing.kill import compare_records
 from tests.engine.killing import CONFIG, At, once, record
 
@@ -59,6 +60,26 @@ def test_a_test_ends_at_once(tiny, tmp_path, monkeypatch):
     with pytest.raises(Terminated, match=r'^stopped by SIGTERM\.$'):
         module.test(CONFIG, None, work_dir=tmp_path / 'run', cfg_options=tiny)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_signal_passes_the_except_clauses_of_libraries(training):
+    """As that of mmengine around its formatting of a config, which reported a syntax error."""
+    with pytest.raises(Terminated, match='^stopped by SIGTERM'), handle_signals(training):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise SyntaxError('check the syntax') from error
+
+
+def test_a_failure_of_another_process_passes_them_too():
+    def check():
+        raise DistributedError('rank 1 was killed.')
+
+    with pytest.raises(DistributedError, match='^rank 1 was killed'), handle_signals() as handler:
+        handler.check_peers, handler.started = check, True
+        with contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize('training', [True, False])
