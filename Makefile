@@ -2,11 +2,14 @@
 # make test   set-up if needed, then all tests
 # make setup  make .venv; PYTHON=python3.12 chooses the interpreter
 # make lint   ruff, and the order of the rooms, as CI runs them
+# make test-core       the wheel with the oldest torch and numpy alone, in an environment of its own
+# make test-libraries  blocks in networks of torchvision, timm, segmentation_models.pytorch,
+#                      ultralytics and transformers, in an environment of its own
 
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint test-core test-libraries
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -24,3 +27,9 @@ lint: setup
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports --no-logo
+
+test-core:
+	@$(PYTHON) tests/environments.py core
+
+test-libraries:
+	@$(PYTHON) tests/environments.py libraries

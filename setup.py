@@ -61,22 +61,15 @@ setup(
     package_data={'mmattn': ['py.typed', 'visualization/*.html']},
     entry_points={'console_scripts': ['mmattn = mmattn.cli.main:main']},
     cmdclass={'build_py': BuildWithConfigs},
-    install_requires=['torch>=2.10', 'numpy', 'pycocotools', 'safetensors'],
-    # Two lines provide the same import names, and pip would install both over each other: hence
-    # extras, never install_requires. See README, "Installing".
+    install_requires=['torch>=2.1', 'numpy'],
+    # The networks of OpenMMLab come with `det` alone: two lines of packages provide the same import
+    # names, and whoever has one of them must not get the other. See docs/compatibility.md.
     extras_require={
-        'onedl': [*pins('onedl'), *pins('mmcv'), *pins('runtime')],
-        'openmmlab': [
-            'mmengine>=0.10.4',
-            'mmcv>=2.1,<2.2',
-            'mmdet==3.3.0',
-            'mmsegmentation==1.2.2',
-            'setuptools<82',
-            'numpy<2',
-        ],
-        'cam': ['grad-cam'],
+        'det': [*pins('onedl'), *pins('mmcv'), *pins('runtime')],
         'export': ['onnx', 'onnxscript', 'onnxruntime'],
         'hub': ['huggingface_hub'],
+        'view': ['grad-cam'],
+        'data': ['tifffile', 'faster-coco-eval'],
         'dev': pins('dev'),
     },
 )

@@ -1,11 +1,13 @@
-"""Attention for detection and segmentation on the MMCV ecosystem.
+"""Attention blocks for any network of torch, and for detection and segmentation on MMCV.
 
 The public names are those of `__all__`; everything else may move. Importing this package loads
-neither torch nor any mm* package; each name loads its module on first use.
+neither torch nor any mm* package; each name loads its module on first use. Blocks, `insert`,
+`report`, `record`, `from_author` and `list_blocks` need torch and numpy alone.
 """
 
 import ast
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 __version__ = '0.1.0'
@@ -52,16 +54,34 @@ _PACKAGES = (  # `mmattn.plugins` and the like without an import of their own
     'visualization',
     'zoo',
 )
-__all__ = ['__version__', *_MODULES]
+_ON_TORCH_ALONE = (
+    'mmattn.blocks',
+    'mmattn.blocks.base',
+    'mmattn.plugins',
+    'mmattn.visualization.recording',
+    'mmattn.zoo.authors',
+    'mmattn.zoo.catalogue',
+)
+_complete = all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'))
+# `from mmattn import *` gives what works here; the other names say what they need
+__all__ = [
+    '__version__',
+    *(name for name, module in _MODULES.items() if _complete or module in _ON_TORCH_ALONE),
+]
 
 
 def __getattr__(name: str):
-    if name in _PACKAGES:
-        return import_module(f'mmattn.{name}')
-    if name not in _MODULES:
+    if name not in _PACKAGES and name not in _MODULES:
         raise AttributeError(f'module mmattn has no attribute {name}')
-    return getattr(import_module(_MODULES[name]), name)
+    try:
+        module = import_module(_MODULES.get(name, f'mmattn.{name}'))
+    except ImportError as error:
+        problem = import_module('mmattn.compat').import_problem(error)
+        if problem is None:
+            raise
+        raise ImportError(f'mmattn.{name}: {problem}', name=error.name) from error
+    return module if name in _PACKAGES else getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_PACKAGES])
+    return sorted(['__version__', *_MODULES, *_PACKAGES])

@@ -1,9 +1,24 @@
-"""Installed OpenMMLab packages, and what to do when one is missing."""
+"""Installed packages: what to do when one is missing, or is there without its operators.
+
+The blocks and what puts them into networks need torch and numpy alone. All else comes with an extra
+of the package, such as `pip install "mmattn[det]"`.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+# extra -> top-level modules that it installs
+EXTRAS = {
+    'det': (
+        'mmengine', 'mmcv', 'mmdet', 'mmseg', 'pycocotools', 'safetensors', 'cityscapesscripts',
+        'cv2', 'PIL', 'matplotlib', 'rich', 'scipy', 'tensorboard', 'yaml',
+    ),
+    'export': ('onnx', 'onnxscript', 'onnxruntime'),
+    'hub': ('huggingface_hub',),
+    'view': ('pytorch_grad_cam', 'ttach'),
+    'data': ('tifffile', 'faster_coco_eval'),
+}  # fmt: skip
 # import name: (distribution of the maintained OneDL fork, distribution of the original project)
 DISTRIBUTIONS = {
     'mmengine': ('onedl-mmengine', 'mmengine'),
@@ -11,6 +26,13 @@ DISTRIBUTIONS = {
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
 }
+
+
+# Builds the operators with the torch that is installed, which takes about ten minutes.
+BUILD_MMCV = (
+    'pip install "setuptools<82" wheel ninja psutil && MMCV_WITH_OPS=1 pip install --no-deps '
+    '--no-build-isolation --force-reinstall --no-cache-dir {}'
+)
 
 
 def installed_versions() -> dict[str, str]:
@@ -35,14 +57,29 @@ def installation_problem() -> str | None:
                 f'Run: pip uninstall -y {onedl} {original}, then install one of them again.'
             )
         if onedl not in versions and original not in versions and find_spec(module) is None:
-            return f'{module} is not installed. Run make setup, or: pip install "mmattn[onedl]"'
+            return f'{module} is not installed. Run: {command("det")}'
     mmcv = Path(find_spec('mmcv').origin).parent
     if not list(mmcv.glob('_ext.*')):
+        name = DISTRIBUTIONS['mmcv']['onedl-mmcv' not in versions]
         return (
-            'mmcv was installed without its compiled operators. Run: pip uninstall -y onedl-mmcv '
-            'mmcv; pip cache remove onedl_mmcv; pip install --no-build-isolation onedl-mmcv==2.3.6'
+            'mmcv was installed without its compiled operators, as pip builds it where it sees no '
+            f'torch. Run: {BUILD_MMCV.format(f"{name}=={versions[name]}")}'
         )
     return None
+
+
+def command(extra: str) -> str:
+    """The command that installs an extra."""
+    return f'pip install "mmattn[{extra}]"'
+
+
+def import_problem(error: ImportError) -> str | None:
+    """What to do about a failed import, in one sentence; None if it is not of a known package."""
+    module = (error.name or '').partition('.')[0]
+    for extra, modules in EXTRAS.items():
+        if module in modules and find_spec(module) is None:
+            return f'{module} is not installed. Run: {command(extra)}'
+    return installation_problem() if module in EXTRAS['det'] else None
 
 
 def is_installed(*modules: str) -> bool:
@@ -51,3 +88,9 @@ def is_installed(*modules: str) -> bool:
         return all(find_spec(module) is not None for module in modules)
     except ImportError:  # raised by an import hook
         return False
+
+
+def missing(what: str, module: str) -> ImportError:
+    """The error of something that needs a module which is not installed."""
+    error = ImportError(name=module)
+    return ImportError(f'{what} needs {module}: {import_problem(error) or error}', name=module)

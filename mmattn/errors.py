@@ -122,8 +122,8 @@ def explain(error: BaseException) -> tuple[Exit, str] | None:
     """Exit code and message of an expected error; None for a bug."""
     if isinstance(error, MmattnError):
         return error.code, str(error.args[0])
-    if isinstance(error, ImportError) and compat.installation_problem():
-        return Exit.USAGE, compat.installation_problem()
+    if isinstance(error, ImportError) and (problem := compat.import_problem(error)):
+        return Exit.USAGE, problem
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, 'interrupted'
     if isinstance(error, OSError) and error.errno in _IO:

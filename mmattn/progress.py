@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from mmattn.compat import is_installed
+
 T = TypeVar('T')
 
 
@@ -18,7 +20,7 @@ def track(items: Iterable[T], *, total: int | None, title: str) -> Iterator[T]:
         total: number of items; None if unknown.
         title: text in front of the bar.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and is_installed('rich'):
         from rich.console import Console
         from rich.progress import track as bar
 
@@ -49,7 +51,7 @@ def stages() -> Iterator[Callable[[str], None]]:
 
     def show(text: str) -> None:
         nonlocal timer
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_installed('rich'):
             print(f'\r\x1b[2K{text}', end='', file=sys.stderr, flush=True)
             return
         timer.cancel()

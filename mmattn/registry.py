@@ -1,18 +1,89 @@
-"""The registries of mmattn, children of mmengine's.
+"""The registries of mmattn: children of mmengine's, or of nothing where mmengine is not installed.
 
-A config of any scope reaches them by prefix, `type='mmattn.CBAM'`, without `custom_imports`:
-mmengine imports this module for the prefix and, at the first lookup, every module in `locations`.
+With mmengine a config of any scope reaches them by prefix, `type='mmattn.CBAM'`, without
+`custom_imports`: mmengine imports this module for the prefix and, at the first lookup, every module
+in `locations`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import Registry
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from mmattn.compat import is_installed
+
+if is_installed('mmengine'):
+    from mmengine import registry as mmengine_registry
+    from mmengine.registry import Registry
+else:
+    mmengine_registry = None
+
+    class Registry:
+        """The part of mmengine's class of this name that the blocks need.
+
+        Args:
+            name: what is registered, for messages.
+            scope: prefix of the names, 'mmattn'.
+            locations: modules that register something when they are imported.
+        """
+
+        def __init__(
+            self, name: str, *, parent: None = None, scope: str, locations: Iterable[str] = ()
+        ) -> None:
+            self.name, self.scope, self.parent = name, scope, parent
+            self.children: dict[str, Registry] = {}
+            self._module_dict: dict[str, type] = {}
+            self._locations = list(locations)
+
+        def import_from_location(self) -> None:
+            locations, self._locations = self._locations, []
+            for location in locations:
+                import_module(location)
+
+        @staticmethod
+        def split_scope_key(key: str) -> tuple[str | None, str]:
+            scope, _, name = key.rpartition('.')
+            return scope or None, name
+
+        @contextmanager
+        def switch_scope_and_registry(self, scope: str | None) -> Iterator['Registry']:
+            yield self
+
+        def register_module(self, name: str | None = None, force: bool = False) -> Callable:
+            """A decorator that registers a class under `name`, or else under its own.
+
+            Raises:
+                KeyError: the name is taken, unless `force`.
+            """
+
+            def register(cls: type) -> type:
+                key = name or cls.__name__
+                if key in self._module_dict and not force:
+                    raise KeyError(f'{key} is already registered in {self.name}')
+                self._module_dict[key] = cls
+                return cls
+
+            return register
+
+        def get(self, key: str) -> type | None:
+            """The class of a name with or without the prefix; None if there is none."""
+            self.import_from_location()
+            scope, name = self.split_scope_key(key)
+            return self._module_dict.get(name) if scope in (None, self.scope) else None
+
+        def build(self, cfg: dict[str, Any], **arguments: Any) -> Any:
+            """An object of the class that `cfg['type']` names, with the other keys as arguments.
+
+            Raises:
+                KeyError: the name is not registered.
+            """
+            arguments = {**cfg, **arguments}
+            cls = arguments.pop('type')
+            if isinstance(cls, str):
+                cls, name = self.get(cls), cls
+                if cls is None:
+                    raise KeyError(f'{name} is not registered in {self.name}')
+            return cls(**arguments)
 
 
 class OnDemandRegistry(Registry):
@@ -85,13 +156,15 @@ class _Classes(MutableMapping):
         return len(self.registry)
 
 
-def _child(parent: Registry, *locations: str, kind: type[Registry] = Registry) -> Registry:
-    return kind(parent.name, parent=parent, scope='mmattn', locations=list(locations))
+def _child(name: str, *locations: str, kind: type[Registry] = Registry) -> Registry:
+    parent = getattr(mmengine_registry, f'{name}s'.upper(), None)
+    return kind(name, parent=parent, scope='mmattn', locations=list(locations))
 
 
 # Blocks need none of the three packages that the networks are built on.
 _networks = ('mmattn.models',) if is_installed('mmcv', 'mmdet', 'mmseg') else ()
-MODELS = _child(MMENGINE_MODELS, 'mmattn.blocks', *_networks, kind=OnDemandRegistry)
-DATASETS = _child(MMENGINE_DATASETS, 'mmattn.datasets.camvid')
-METRICS = _child(MMENGINE_METRICS, 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou_metric')
-HOOKS = _child(MMENGINE_HOOKS, 'mmattn.engine.hooks')
+MODELS = _child('model', 'mmattn.blocks', *_networks, kind=OnDemandRegistry)
+ROOT = MODELS.parent or MODELS  # where names of any package are looked up
+DATASETS = _child('dataset', 'mmattn.datasets.camvid')
+METRICS = _child('metric', 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou_metric')
+HOOKS = _child('hook', 'mmattn.engine.hooks')

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+
+from mmattn.compat import is_installed
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -25,7 +26,10 @@ def seeded():
 @pytest.fixture(autouse=True)
 def own_scope():
     """A scope that one test sets is not met by the next: which test comes next is chance."""
-    DefaultScope._instance_dict.clear()
+    if is_installed('mmengine'):
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
 
 
 def freeze() -> None:

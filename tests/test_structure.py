@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 MODULES = sorted((ROOT / 'mmattn').rglob('*.py'))
 MAY_BE_MISSING = {
     'cityscapesscripts', 'faster_coco_eval', 'huggingface_hub', 'matplotlib', 'mmcv', 'mmdet',
-    'mmseg', 'onnxruntime', 'pycocotools', 'pytorch_grad_cam', 'ray', 'rich', 'tifffile', 'timm',
+    'mmengine', 'mmseg', 'onnxruntime', 'pycocotools', 'pytorch_grad_cam', 'ray', 'rich',
+    'tifffile', 'timm',
 }  # fmt: skip
 KERNELS = ('ops/criss_cross.py', 'criss_cross_triton')  # Triton compiles where it is imported
 COMPILER = ('config/runner_keys.py', 'torch._inductor')  # private: other releases may lack it

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmattn.ops import Pairs
@@ -50,7 +49,7 @@ def recorded(name: str, by: str | None = None, view: str | None = None) -> Calla
     return decorate
 
 
-class AttentionBlock(BaseModule):
+class AttentionBlock(nn.Module):
     """Base of all blocks.
 
     A block checks its arguments, builds its layers, and ends `__init__` with `self.start()`, which
@@ -70,6 +69,7 @@ class AttentionBlock(BaseModule):
     gated: ClassVar[bool] = False  # whether `init` changes the function, see `form`
     dynamic_from: ClassVar[int] = 2  # least H and W of a program exported with dynamic sizes
     without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by definition
+    is_init: bool = False  # `init_weights` was called
     _recorder: Callable | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'AttentionBlock':
@@ -112,11 +112,17 @@ class AttentionBlock(BaseModule):
         self.start()
 
     def init_weights(self) -> None:
-        """Initialise the block again, once, after its parent has overwritten its weights."""
-        is_first_call = not self.is_init
-        super().init_weights()
-        if is_first_call:
-            self.reset_parameters()
+        """Initialise the block again, once, after its parent has overwritten its weights.
+
+        A network of mmengine calls this on every child that has it.
+        """
+        if self.is_init:
+            return
+        for child in self.children():
+            if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
+                child.init_weights()
+        self.reset_parameters()
+        self.is_init = True
 
     def identity(self, *inputs: Tensor) -> Tensor:
         """Output of a new block with init='identity' for these inputs."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .precision import disable_autocast, upcast
+from .torch_compat import is_compiling
 
 
 def affine_sample(
@@ -57,7 +58,7 @@ def affine_sample(
         # CPU only: the check is cheaper than the pass it saves; on a GPU it would synchronise, and
         # fake tensors have no values
         can_check = type(is_identity) is Tensor and is_identity.is_cpu
-        if can_check and not torch.compiler.is_compiling() and not is_identity.any():
+        if can_check and not is_compiling() and not is_identity.any():
             return y
         return _KeepIdentity.apply(y, x, is_identity)
 

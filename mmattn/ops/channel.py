@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .precision import disable_autocast, upcast
+from .torch_compat import is_compiling
 
 _MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 
@@ -74,7 +75,7 @@ def first_max(x: Tensor, dim: int) -> Tensor:
 
     Faster than `x.max(dim).values`: the index is computed in two steps, and only for a gradient.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return x.max(dim).values
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x.amax(dim)
@@ -116,7 +117,7 @@ def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     weights = upcast(logits).flatten(2).softmax(-1)  # (N, 1, P)
     flat, factors = x.flatten(2), weights.to(x.dtype)[:, 0]
     with disable_autocast(x):
-        if torch.compiler.is_compiling() or len(x) == 0:
+        if is_compiling() or len(x) == 0:
             context = (flat @ factors[:, :, None]).flatten(1)
         else:  # a batched product with one column is several times slower
             context = torch.stack([torch.mv(t, f) for t, f in zip(flat, factors, strict=True)])
@@ -148,7 +149,7 @@ def scale_halves(x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Ten
         (N, C, H, W).
     """
     groups, half = x.shape[1] // (2 * first.shape[1]), first.shape[1]
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         return _ScaleHalves.apply(x.contiguous(), first, second, shuffle)
     halves = x.unflatten(1, (groups, 2, half)).flatten(0, 1).unbind(1)  # 2 (N G, k, H, W)
     y = torch.cat([t * f for t, f in zip(halves, (first, second), strict=True)], 1)

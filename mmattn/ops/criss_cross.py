@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .memory import require
 from .precision import disable_autocast, upcast
+from .torch_compat import is_compiling
 
 _BLOCK = 1 << 23  # weights at a time: 32 MB in fp32; more is not faster
 
@@ -45,7 +46,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     require(v.numel() * v.element_size(), v, 'criss-cross attention')
     q, k, v = (t.permute(0, 2, 3, 1) for t in (q, k, v))  # (N, H, W, E or C)
     with disable_autocast(q):
-        if torch.compiler.is_compiling():  # a graph has no loop over blocks
+        if is_compiling():  # a graph has no loop over blocks
             out = _whole(q, k, v)
         else:
             channels_adjacent = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))

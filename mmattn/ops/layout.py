@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .precision import disable_autocast, to_autocast_dtype
+from .torch_compat import is_compiling
 
 _PAGE = 4096  # bytes
 
 
 def channels_last(x: Tensor) -> Tensor:
     """x (N, C, H, W) in channels_last, copied only if it is not."""
-    if torch.compiler.is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
+    if is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous(memory_format=torch.channels_last)
     return _Relayout.apply(x, True)
 
@@ -28,7 +29,7 @@ def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
     """
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return channels_last(y)
-    if torch.compiler.is_compiling() or y.is_contiguous():
+    if is_compiling() or y.is_contiguous():
         return y.contiguous()
     return _Relayout.apply(y, False)
 
@@ -40,7 +41,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     x, weight, bias = (t if t is None else to_autocast_dtype(t) for t in (x, weight, bias))
     with disable_autocast(x):
-        if torch.compiler.is_compiling():
+        if is_compiling():
             y = _linear(x, weight, bias)
         else:
             y = _Project.apply(x, weight, bias)

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .torch_compat import is_compiling
+
 _CHECKED_FROM = 1 << 30  # bytes; for less, the check costs more than it is worth
 _CGROUP = Path('/sys/fs/cgroup')
 
@@ -21,7 +23,7 @@ def require(nbytes: int, like: Tensor, what: str) -> None:
     Raises:
         MemoryError: the message has the bytes needed, the bytes free and a remedy.
     """
-    if torch.compiler.is_compiling() or nbytes < _CHECKED_FROM:
+    if is_compiling() or nbytes < _CHECKED_FROM:
         return
     free = free_memory(like.device)
     if free is not None and nbytes > free:

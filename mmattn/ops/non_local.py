@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .memory import require
 from .precision import disable_autocast, upcast
+from .torch_compat import is_compiling, is_exporting
 
 _MATH = 0  # torch.nn.attention.SDPBackend.MATH, which builds the map
 _ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, which fit into the cache
@@ -50,11 +51,9 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
     with disable_autocast(q):
         same_dtype = q.dtype == k.dtype == v.dtype and q.shape[0] > 0
-        if same_dtype and (
-            q.shape[1] == v.shape[1] or not v.is_cpu or torch.compiler.is_compiling()
-        ):
+        if same_dtype and (q.shape[1] == v.shape[1] or not v.is_cpu or is_compiling()):
             heads = [_adjacent(t.mT)[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
-            if torch.compiler.is_compiling() or _fused(*heads, scale):
+            if is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
         return _RowAttention.apply(upcast(q), upcast(k), v, scale)
 
@@ -78,7 +77,7 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     # fused kernels treat a non-finite query row as masked; propagate NaN instead
     nan = (q.detach() - q.detach()).sum(-1, keepdim=True)  # or 0
-    if torch.compiler.is_compiling():
+    if is_compiling():
         out = out + nan
     else:
         out.data.add_(nan)  # without autograd, which saves `out` and would save the sum as well
@@ -196,7 +195,7 @@ def concatenation_attention(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     require(_bytes(v, 2 * v.shape[0] * v.shape[1] * a.shape[1]), v, 'concatenation attention')
     with disable_autocast(a):
         a, b = upcast(a), upcast(b)
-        if torch.compiler.is_exporting():  # ONNX and the like have no sorted search
+        if is_exporting():  # ONNX and the like have no sorted search
             return (concatenation_weights(a, b) @ upcast(v).mT).mT.to(v.dtype)
         return _SortedRelu.apply(a, b, v)
 

@@ -5,6 +5,8 @@ import contextlib
 import torch
 from torch import Tensor
 
+from .torch_compat import autocast_dtype, has_autocast
+
 
 def upcast(x: Tensor) -> Tensor:
     """x in fp32; unchanged if it is fp32 or wider."""
@@ -13,14 +15,12 @@ def upcast(x: Tensor) -> Tensor:
 
 def disable_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Context without autocast on the device of x, so that upcast tensors stay in fp32."""
-    if torch.amp.is_autocast_available(x.device.type):
+    if has_autocast(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:
     """x in the dtype that autocast gives to matrix products; unchanged where autocast is off."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    dtype = autocast_dtype(x.device.type)
+    return x if dtype is None else x.to(dtype)

@@ -7,7 +7,6 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -178,6 +177,8 @@ def run_parts(model: nn.Module, image: Tensor, boxes: tuple[int, int] = TESTING)
         model(image)
         return
     if hasattr(model, 'forward_transformer'):  # queries and keys need the size of each image
+        from mmengine.structures import BaseDataElement
+
         sizes = dict(img_shape=image.shape[2:], batch_input_shape=image.shape[2:])
         model._forward(image, [BaseDataElement(metainfo=sizes) for _ in image])
         return

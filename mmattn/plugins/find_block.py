@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 
-from mmengine.registry import Registry
 from torch import nn
 
-from mmattn.registry import MODELS
+from mmattn.registry import MODELS, ROOT, Registry
 
-_ROOT = MODELS.parent  # mmengine's registry
 # Modules of optional packages that register a block when they are imported.
 _REGISTERED_BY = {'DCN': 'mmcv.ops', 'DCNv2': 'mmcv.ops'}
 
@@ -26,7 +24,7 @@ def find_block(name: str, network: type | None = None) -> type[nn.Module] | None
     if name in _REGISTERED_BY:
         with suppress(ImportError):
             import_module(_REGISTERED_BY[name])
-    with _ROOT.switch_scope_and_registry(None) as current:
+    with ROOT.switch_scope_and_registry(None) as current:
         registries = [MODELS, *_registries_of(network), current]
     matches = (registry.get(name) for registry in registries)
     return next((cls for cls in matches if cls is not None), None)
@@ -37,14 +35,14 @@ def _registries_of(network: type | None) -> Iterator[Registry]:
         yield network.stock_registry
     for base in getattr(network, '__mro__', ()):
         package = base.__module__.partition('.')[0]
-        if package in _ROOT.children:
-            yield _ROOT.children[package]
+        if package in ROOT.children:
+            yield ROOT.children[package]
 
 
 def suggest(name: str) -> str:
     """A hint for a name that is not registered, ' Did you mean ...?'; '' without a near one."""
-    known = {f'{r.scope}.{key}' for r in _ROOT.children.values() for key in r.module_dict}
-    known |= set(_ROOT.module_dict)
+    known = {f'{r.scope}.{key}' for r in ROOT.children.values() for key in r.module_dict}
+    known |= set(ROOT.module_dict)
     same = sorted(k for k in known if k.rpartition('.')[2] == name.rpartition('.')[2])
     near = same[:2] or difflib.get_close_matches(name, sorted(known), n=2, cutoff=0.5)
     return f' Did you mean {" or ".join(near)}?' if near else ''

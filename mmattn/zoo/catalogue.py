@@ -10,6 +10,7 @@ from torch import nn
 
 from mmattn.blocks import AttentionBlock
 from mmattn.blocks.base import registered_blocks
+from mmattn.compat import is_installed
 from mmattn.errors import UsageError
 from mmattn.plugins.flops import flop_counter
 
@@ -68,6 +69,9 @@ def to_markdown(blocks: list[BlockInfo]) -> str:
 
 def print_table(blocks: list[BlockInfo]) -> None:
     """Print the table in the width of the terminal; uncut where output is piped."""
+    if not is_installed('rich'):
+        print(to_markdown(blocks), end='')
+        return
     from rich.console import Console
     from rich.table import Table
 

@@ -52,6 +52,7 @@ def test_formula(pooling_type, fusion_types, ratio, init):
     agree(drawn(ContextBlock(8, **arguments)), formula, draw(2, 8, 4, 3), **arguments)
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('ratio', [1 / 16, 1 / 4])
 @pytest.mark.parametrize('fusion_types', FUSIONS)
 @pytest.mark.parametrize('pooling_type', ['att', 'avg'])

@@ -5,7 +5,6 @@ import re
 import sys
 
 import pytest
-from mmengine.registry import MODELS, DefaultScope
 from torch._inductor import config as inductor
 
 from mmattn.blocks import PROMISES, AttentionBlock
@@ -34,6 +33,7 @@ def test_contract(build, check, monkeypatch):
         check(build)
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('init', ['paper', 'identity'])
 @pytest.mark.parametrize('build', CASES)
 def test_a_pretrained_checkpoint_wins(build, init, tmp_path):
@@ -50,8 +50,11 @@ def test_declared(cls):
     assert 'Reference code:' in header
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg'])
 def test_found_from_any_scope(scope):
+    from mmengine.registry import MODELS, DefaultScope
+
     with DefaultScope.overwrite_default_scope(scope):
         for name, cls in BLOCKS.items():
             assert MODELS.get(f'mmattn.{name}') is cls

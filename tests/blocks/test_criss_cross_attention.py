@@ -5,6 +5,7 @@ from mmattn import CrissCrossAttention
 from tests.conftest import randomise
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_mmcv(dtype, tolerance):
     from mmcv.ops import CrissCrossAttention as Theirs

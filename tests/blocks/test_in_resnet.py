@@ -11,6 +11,8 @@ from mmattn import insert
 from mmattn.blocks import AFNB, CMPESE
 from tests.blocks.contract import registered
 
+pytestmark = pytest.mark.openmmlab
+
 BLOCKS = registered()
 POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 STAGES = (False, True, False, True)

@@ -74,6 +74,7 @@ def test_both_orders_of_the_dot_product(size):
     agree(drawn(NonLocal2d(3, **arguments)), formula, draw(1, 3, *size), **arguments)
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('norm_cfg', [None, BN, dict(type='GN', num_groups=2)])
 @pytest.mark.parametrize('sub_sample', [False, True])

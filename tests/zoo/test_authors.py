@@ -247,6 +247,7 @@ def test_timms_squeeze_and_excitation():
     )
 
 
+@pytest.mark.openmmlab
 def test_classes_of_mmcv_and_mmsegmentation_are_taken_as_they_are():
     from mmcv.cnn import ContextBlock, NonLocal2d
     from mmseg.models.decode_heads.da_head import PAM

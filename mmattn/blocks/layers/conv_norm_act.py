@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.ops import channels_last, match_memory_format, project
+from mmattn.registry import ROOT
 
 _CONVS = {'Conv2d': nn.Conv2d, 'Conv': nn.Conv2d}
 _NORMS = {  # type: layer, name in the state dict
@@ -201,7 +201,7 @@ def _norm_name(layer: type) -> str:
 
 
 def _find(argument: str, name: str | type, known: Any) -> type:
-    cls = MODELS.get(name) if isinstance(name, str) else name
+    cls = ROOT.get(name) if isinstance(name, str) else name
     if cls is None:
         raise ValueError(f'{argument}: type={name!r}, allowed {", ".join(known)}, or a registered')
     return cls

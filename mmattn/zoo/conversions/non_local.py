@@ -3,7 +3,8 @@
 from torch import nn
 
 from mmattn import blocks
-from mmattn.models import DAHead
+from mmattn.compat import missing
+from mmattn.registry import MODELS
 
 from ..author_module import AuthorModule
 
@@ -149,7 +150,10 @@ def danet_head(author: AuthorModule) -> nn.Module:
         author.fail(
             f'in_channels={channels}, allowed 32 and more: the attention has 1 / 32 of them'
         )
-    return DAHead(
+    head = MODELS.get('DAHead')
+    if head is None:
+        raise missing('mmattn.DAHead', 'mmseg')
+    return head(
         pam_channels=channels // 32,
         in_channels=channels,
         channels=channels // 4,
