@@ -62,7 +62,10 @@ _ON_TORCH_ALONE = (
     'mmattn.zoo.authors',
     'mmattn.zoo.catalogue',
 )
-_complete = all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'))
+try:
+    _complete = all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'))
+except ImportError:  # raised by an import hook
+    _complete = False
 # `from mmattn import *` gives what works here; the other names say what they need
 __all__ = [
     '__version__',

@@ -44,6 +44,15 @@ def frozen():
 
 
 @pytest.fixture(scope='session', autouse=True)
+def no_yapf():
+    """Configs are written as mmengine hands them to yapf, which takes half a second for each."""
+    if is_installed('mmengine'):
+        from mmengine.config import config
+
+        config.FormatCode = lambda text, **style: (text, True)
+
+
+@pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
     """Verdicts on data sets go nowhere that outlives the tests."""
     from mmattn.datasets import check_cache

@@ -159,7 +159,9 @@ def test_compat_is_content_here_and_names_what_is_missing(monkeypatch):
     )
     assert 'onedl-mmcv and mmcv are both installed' in compat.installation_problem()
     monkeypatch.setattr(compat, 'DISTRIBUTIONS', {'mm_nowhere': ('a', 'b')})
-    assert compat.installation_problem().startswith('mm_nowhere is not installed. Run make setup')
+    assert compat.installation_problem().startswith(
+        'mm_nowhere is not installed. Run: pip install "mmattn[det]"'
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import nn
 
 import mmattn
 from mmattn.plugins import named_plugins
+from mmattn.registry import MODELS
 from tests.conftest import randomise
 
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'pycocotools')
@@ -113,10 +114,8 @@ def test_weights_of_an_author():
     torch.testing.assert_close(block(x), x * gate[:, :, None, None])
 
 
-def test_a_block_of_ones_own_is_found_by_name():
-    from mmattn.registry import MODELS
-
-    @MODELS.register_module(force=True)
+def test_a_block_of_ones_own_is_found_by_name(request):
+    @MODELS.register_module()
     class Halved(mmattn.AttentionBlock):
         _abbr_, kind = 'halved', 'channel'
 
@@ -127,6 +126,7 @@ def test_a_block_of_ones_own_is_found_by_name():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x / 2
 
+    request.addfinalizer(lambda: MODELS.module_dict.pop('Halved'))
     model = network()
     mmattn.insert(model, [dict(cfg=dict(type='Halved'), at='layer1.0')])
     assert isinstance(model.layer1[0].halved, Halved)
