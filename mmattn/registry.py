@@ -164,7 +164,9 @@ def _child(name: str, *locations: str, kind: type[Registry] = Registry) -> Regis
 # Blocks need none of the three packages that the networks are built on.
 _networks = ('mmattn.models',) if is_installed('mmcv', 'mmdet', 'mmseg') else ()
 MODELS = _child('model', 'mmattn.blocks', *_networks, kind=OnDemandRegistry)
-ROOT = MODELS.parent or MODELS  # where names of any package are looked up
+ROOT = (
+    MODELS if MODELS.parent is None else MODELS.parent
+)  # where names of any package are looked up
 DATASETS = _child('dataset', 'mmattn.datasets.camvid')
 METRICS = _child('metric', 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou_metric')
 HOOKS = _child('hook', 'mmattn.engine.hooks')
