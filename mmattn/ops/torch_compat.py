@@ -11,7 +11,11 @@ else:  # before 2.3
 is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
 
 if hasattr(torch.amp, 'is_autocast_available'):
-    has_autocast = torch.amp.is_autocast_available
+
+    def has_autocast(device: str) -> bool:
+        """Whether a type of device has autocast."""
+        # torch.compile of 2.10 cannot trace the question: it would split each block into parts
+        return device in ('cpu', 'cuda') or torch.amp.is_autocast_available(device)
 
     def autocast_dtype(device: str) -> torch.dtype | None:
         """The dtype of matrix products on a type of device under autocast; None where it is off."""
