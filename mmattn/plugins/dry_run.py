@@ -77,8 +77,8 @@ def dry_run(
     """Run a network with tensors that have a shape and no values.
 
     Args:
-        model: a detector of mmdet, a segmentor of mmseg, or any network that takes images
-            (N, C, H, W). Its training or evaluation mode stays as it is.
+        model: a detector of mmdet or torchvision, a segmentor of mmseg, or any network that takes
+            images (N, C, H, W). It is not changed.
         modules: path -> module, for those with stats of their own.
         size: H and W of the images.
         batch: N.
@@ -112,24 +112,20 @@ def dry_run(
                 item.largest_saved = max(item.largest_saved, nbytes)
 
     with ExitStack() as stack:
+        stack.enter_context(unchanged(model))
         for path, module in modules.items():
             stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
             stack.callback(module.register_forward_hook(partial(leave, path)).remove)
-        stack.enter_context(_plain_forwards(model))
-        stack.enter_context(_disabled_operators())
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         if training:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t))
         else:
             stack.enter_context(torch.no_grad())
-        fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        image = stack.enter_context(fake_images(model, size, batch))
         for value in (*model.parameters(), *model.buffers()):
-            fake_value = fake.from_tensor(value)
+            fake_value = image.fake_mode.from_tensor(value)
             counted[fake_value.untyped_storage()._cdata] = fake_value
         stack.enter_context(counter)
-        channels = input_channels(model)
-        image = torch.empty(batch, channels, *size, dtype=like.dtype, device=like.device)
         try:
             run_parts(model, image, _boxes(model) if training else TESTING)
         except NotOneMap as error:
@@ -146,6 +142,41 @@ def dry_run(
             stats.reason = text.splitlines()[0] if text else repr(error)
     stats.total.macs = counter.get_total_flops() // 2
     return stats
+
+
+@contextmanager
+def fake_images(model: nn.Module, size: tuple[int, int], batch: int = 1) -> Iterator[Tensor]:
+    """Fake images (N, C, H, W) for a network, which runs with fake tensors within."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    shape = (batch, input_channels(model), *size)
+    with (
+        _plain_forwards(model),
+        _disabled_operators(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        yield torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore modes, `requires_grad` and all attributes of modules afterwards.
+
+    Networks keep what they have computed, such as anchors; fake tensors must not be among them.
+    """
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, values in attributes:
+            vars(module).clear()
+            vars(module).update(values)
+        for module, values in buffers:
+            module._buffers.clear()
+            module._buffers.update(values)
+        for parameter, requires_grad in grads:
+            parameter.requires_grad = requires_grad
 
 
 def input_channels(model: nn.Module) -> int:
@@ -173,6 +204,9 @@ def run_parts(model: nn.Module, image: Tensor, boxes: tuple[int, int] = TESTING)
         boxes: numbers of boxes per image for box heads and for mask heads. They are all zero, as
             their positions do not change the cost.
     """
+    if _is_torchvision_detector(model):
+        _run_torchvision_detector(model, image, boxes)
+        return
     if not hasattr(model, 'extract_feat'):
         model(image)
         return
@@ -197,6 +231,28 @@ def run_parts(model: nn.Module, image: Tensor, boxes: tuple[int, int] = TESTING)
             roi_head._bbox_forward(*stage_args, maps, image.new_zeros(boxes[0] * len(image), 5))
         if getattr(roi_head, 'with_mask', False):
             roi_head._mask_forward(*stage_args, maps, image.new_zeros(boxes[1] * len(image), 5))
+
+
+def _is_torchvision_detector(model: nn.Module) -> bool:
+    parts = 'roi_heads', 'anchor_generator'
+    whole = hasattr(model, 'backbone') and hasattr(model, 'transform')
+    return whole and any(hasattr(model, part) for part in parts)
+
+
+def _run_torchvision_detector(model: nn.Module, image: Tensor, boxes: tuple[int, int]) -> None:
+    """Run backbone and heads, without the resizing before and the boxes in between."""
+    maps = model.backbone(image)
+    maps = list(maps.values()) if isinstance(maps, dict) else [maps]
+    if not hasattr(model, 'roi_heads'):
+        model.head(maps)
+        return
+    model.rpn.head(maps)
+    heads = model.roi_heads
+    for kind, number in ('box', boxes[0]), ('mask', boxes[1]), ('keypoint', boxes[1]):
+        if (pool := getattr(heads, f'{kind}_roi_pool', None)) is not None:
+            shape = (number * len(image), maps[0].shape[1], *pool.output_size)
+            x = getattr(heads, f'{kind}_head')(maps[0].new_empty(shape))
+            getattr(heads, f'{kind}_predictor')(x)
 
 
 def _boxes(model: nn.Module) -> tuple[int, int]:

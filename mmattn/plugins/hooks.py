@@ -1,4 +1,4 @@
-"""Forward hooks that run plugins before or after a module."""
+"""Forward hooks that run plugins before or after a module, in the layout that they need."""
 
 from typing import Any
 
@@ -7,6 +7,25 @@ from torch import Tensor, nn
 
 class NotOneMap(TypeError):
     """A plugin follows a module that returns something else than one map."""
+
+
+def take_nhwc(block: nn.Module) -> None:
+    """Let a block that works on maps (N, C, H, W) take and return (N, H, W, C)."""
+    block.register_forward_pre_hook(_to_nchw)
+    block.register_forward_hook(_to_nhwc)
+
+
+def _to_nchw(block: nn.Module, inputs: tuple) -> tuple:
+    x = inputs[0]
+    if x.ndim != 4:
+        raise NotOneMap(
+            f'plugin {block.plugin.place}: there is a tensor {tuple(x.shape)}, not (N, H, W, C)'
+        )
+    return (x.permute(0, 3, 1, 2), *inputs[1:])
+
+
+def _to_nhwc(block: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output.permute(0, 2, 3, 1).contiguous()  # a copy unless the block kept the format
 
 
 class RunPlugins:

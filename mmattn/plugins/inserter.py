@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import re
 from collections.abc import Callable
 from inspect import signature
 from itertools import chain
@@ -13,12 +12,20 @@ from torch import nn
 from mmattn.blocks import AttentionBlock
 
 from .find_block import find_block, suggest
-from .hooks import RunPlugins
-from .module_info import abbreviation, free_attribute, last_conv, out_channels
+from .hooks import RunPlugins, take_nhwc
+from .module_info import (
+    abbreviation,
+    free_attribute,
+    iterates_over_children,
+    last_conv,
+    out_channels,
+)
+from .observed_maps import LAYOUTS, ObservedMaps
 from .plugin import Plugin, named_plugins
+from .stages import block_paths, find_stages, last_of_each_size
 from .weights import convert_plain_weights, copy_plain_weights
 
-_KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn')
+_KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn', 'layout')
 _VALUE_TYPES = dict(position=str, at=str, replace=str, stages=(list, tuple), blocks=(list, tuple))
 _GEOMETRY = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
 
@@ -30,6 +37,7 @@ class PluginInserter:
         model: the network.
         plugin: the dict, see `insert`.
         index: position of the dict in its list, for messages.
+        maps: the maps that the modules of the network return.
 
     Attributes:
         place: the key that names the place: 'position', 'at' or 'replace'.
@@ -39,8 +47,8 @@ class PluginInserter:
         ValueError: a dict that cannot be understood.
     """
 
-    def __init__(self, model: nn.Module, plugin: dict, index: int) -> None:
-        self.model, self.index = model, index
+    def __init__(self, model: nn.Module, plugin: dict, index: int, maps: ObservedMaps) -> None:
+        self.model, self.index, self.maps = model, index, maps
         self.undo: Callable = lambda function, *args: None
         cfg = plugin.get('cfg') if isinstance(plugin, dict) else None
         if not isinstance(cfg, dict) or not isinstance(cfg.get('type'), str | type):
@@ -63,6 +71,10 @@ class PluginInserter:
             if plugin.get(key) is not None and not isinstance(plugin[key], types):
                 allowed = 'a string' if types is str else 'a list'
                 self.fail(f'{key}={plugin[key]!r}, allowed is {allowed}')
+        if plugin.get('layout', 'NCHW') not in LAYOUTS:
+            self.fail(f'layout={plugin["layout"]!r}, allowed are {" and ".join(LAYOUTS)}')
+        if 'layout' in plugin and self.place == 'replace':
+            self.fail('layout goes with position and at, not with replace')
         self.plugin = dict(plugin)
         self.cls = self._block_class()
         self.trainable = bool(plugin.get('learn', False))
@@ -124,19 +136,17 @@ class PluginInserter:
 
     def _stages(self) -> list[tuple[str, list[str]]]:
         """Paths of the chosen stages and of the chosen residual blocks in each."""
-        for backbone in getattr(self.model, 'backbone', self.model).modules():
-            names = getattr(backbone, 'res_layers', None) or sorted(
-                name for name, _ in backbone.named_children() if re.fullmatch(r'layer\d+', name)
+        stages = find_stages(self.model)
+        if not stages:
+            last = last_of_each_size(self.model, self.maps.shapes())
+            hint = (
+                f'; the last of each map size are at={", ".join(map(repr, last))}' if last else ''
             )
-            if len(names) > 1 or hasattr(backbone, 'res_layers'):
-                break
-        else:
             self.fail(
-                'position needs stages named layer1, layer2, ..., and '
-                f'{type(self.model).__name__} has none. Name modules with at'
+                'position needs stages named layer1, layer2, ..., or stages.0, stages.1, ..., each '
+                f'a sequence of blocks, and {type(self.model).__name__} has none. Name modules '
+                f'with at{hint}'
             )
-        prefix = next(path for path, m in self.model.named_modules() if m is backbone)
-        stages = [f'{prefix}.{name}' if prefix else name for name in names]
         chosen = self.plugin.get('stages')
         chosen = (True,) * len(stages) if chosen is None else tuple(chosen)
         if len(chosen) != len(stages):
@@ -151,8 +161,7 @@ class PluginInserter:
 
     def _residual_blocks(self, stage: str) -> list[str]:
         """Paths of the chosen residual blocks of a stage, from its start to its end."""
-        children = self.model.get_submodule(stage).named_children()
-        paths = [f'{stage}.{name}' for name, m in children if not hasattr(m, 'plugin')]
+        paths = [f'{stage}.{path}' for path in block_paths(self.model.get_submodule(stage))]
         chosen = self.plugin.get('blocks')
         if chosen is None:
             return paths
@@ -186,7 +195,13 @@ class PluginInserter:
         """Put a block after a module, under its path."""
         module = self.model.get_submodule(path)
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            return self._add(path, self._build(path, out_channels(module)), f'after {path}')
+            channels, layout = self._map_after(path)
+            return self._add(path, self._build(path, channels), f'after {path}', layout)
+        if iterates_over_children(module):
+            self.fail(
+                f'{path} ({type(module).__name__}) runs all its children, and would run the block '
+                'as one of them. Name the last of them, or the module after it, with at'
+            )
         if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             self.fail(
                 f'{path} is a {type(module).__name__}, which does not return one map. '
@@ -194,12 +209,29 @@ class PluginInserter:
             )
         return self._add_hooked(path, path)
 
+    def _map_after(self, path: str) -> tuple[int | None, str]:
+        """Channels and layout of the map that a module returns; None for unknown channels."""
+        layout = self.plugin.get('layout')
+        channels = out_channels(self.model.get_submodule(path))
+        observed = self.maps.get(path) if channels is None else None
+        if observed is None:
+            return channels, layout or 'NCHW'
+        if not observed.layout and (len(observed.shape) != 4 or layout is None):
+            what = f'tensor {observed.shape}' if observed.shape else observed.type
+            self.fail(
+                f'{path} ({type(self.model.get_submodule(path)).__name__}) returns a {what}, not a '
+                'map (N, C, H, W) or (N, H, W, C). Name a module that returns one map'
+            )
+        layout = layout or observed.layout
+        return observed.channels(layout), layout
+
     def _add_hooked(self, host: str, path: str, before: bool = False) -> str:
         """Add a block to a host, to run after the module at `path`, or before it."""
         module, owner = self.model.get_submodule(path), self.model.get_submodule(host)
         place = f'{"before" if before else "after"} {path}'
-        channels = getattr(module, 'in_channels', None) if before else out_channels(module)
-        block_path = self._add(host, self._build(path, channels), place)
+        known = (getattr(module, 'in_channels', None), 'NCHW') if before else self._map_after(path)
+        channels, layout = known
+        block_path = self._add(host, self._build(path, channels), place, layout)
         hooks = module._forward_pre_hooks if before else module._forward_hooks
         hook = next(reversed(hooks.values()), None)
         if not (isinstance(hook, RunPlugins) and hook.host is owner):
@@ -263,7 +295,7 @@ class PluginInserter:
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f'{self.label} at {path}: {error}') from error
 
-    def _add(self, host: str, block: nn.Module, place: str) -> str:
+    def _add(self, host: str, block: nn.Module, place: str, layout: str = 'NCHW') -> str:
         """Make a block a child of a host; returns its path."""
         owner = self.model.get_submodule(host)
         name = free_attribute(owner, f'{abbreviation(self.cls)}{self.cfg.get("postfix", "")}')
@@ -276,7 +308,9 @@ class PluginInserter:
         like = next((weight for weight in weights if weight.is_floating_point()), None)
         if like is not None:
             block.to(like.device, like.dtype)
-        block.plugin = Plugin(self.index, place, self.trainable)
+        block.plugin = Plugin(self.index, place, self.trainable, layout)
+        if layout == 'NHWC':
+            take_nhwc(block)
         block.train(owner.training)
         owner.add_module(name, block)
         self.undo(delattr, owner, name)

@@ -1,5 +1,6 @@
 """Facts about modules of other libraries that placing a plugin needs."""
 
+import inspect
 import re
 from itertools import chain, count
 
@@ -23,6 +24,16 @@ def free_attribute(owner: nn.Module, name: str) -> str:
     return next(
         n for n in candidates if not hasattr(owner, n) or isinstance(getattr(owner, n), nn.Module)
     )
+
+
+def iterates_over_children(module: nn.Module) -> bool:
+    """Whether a forward runs all children in a loop, a block among them, too."""
+    try:
+        source = inspect.getsource(type(module).forward)
+    except (OSError, TypeError):  # written in a terminal, or compiled
+        return False
+    loop = r'\bself\.(named_)?(children|modules)\(\)|\bself(\._modules)?\.(items|values)\(\)'
+    return bool(re.search(rf'{loop}|\bin self:', source))
 
 
 def last_conv(block: nn.Module) -> int:

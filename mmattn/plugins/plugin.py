@@ -15,6 +15,7 @@ class Plugin:
         place: where it acts, in words, e.g. 'after backbone.layer1.0.bn3'.
         trainable: whether it learns in a frozen stage and its norms update under `norm_eval`; the
             key `learn` of the dict.
+        layout: axes of the map there, 'NCHW' or 'NHWC'; the block itself always gets (N, C, H, W).
         replaces: whether it stands in place of a convolution, rather than after or before a module.
         weight_map: for a replacement that starts from the weights of the convolution: (key of the
             convolution, key of the replacement, factor).
@@ -23,6 +24,7 @@ class Plugin:
     index: int
     place: str
     trainable: bool = False
+    layout: str = 'NCHW'
     replaces: bool = False
     weight_map: tuple[tuple[str, str, float], ...] = ()
 

@@ -1,8 +1,6 @@
 """Report of the blocks of a network: place, cost, and whether they can learn."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.blocks import AttentionBlock
 
-from .dry_run import dry_run
+from .dry_run import dry_run, unchanged
 from .plugin import named_plugins
 
 _COLUMNS = (
@@ -117,8 +115,9 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> BlockReport:
     not changed.
 
     Args:
-        model: a detector of mmdet, a segmentor of mmseg, or any network that takes (1, 3, H, W).
-        size: H and W of the image in pixels.
+        model: a detector of mmdet or torchvision, a segmentor of mmseg, or any network that takes
+            (1, 3, H, W).
+        size: H and W of the image in pixels, after the resizing that a detector does itself.
 
     Raises:
         ValueError: a block cannot take its input, or its input is not one map; the message names
@@ -129,7 +128,7 @@ def report(model: nn.Module, size: tuple[int, int] = (512, 512)) -> BlockReport:
     for path, module in model.named_modules():  # including those that heads build themselves
         if path in plugins or (isinstance(module, AttentionBlock) and not _within(path, blocks)):
             blocks[path] = module
-    with _restored_modes(model):
+    with unchanged(model):
         model.train()
         frozen = {path: _frozen(block) for path, block in blocks.items()}
         norm_eval = {path: _norm_eval(block) for path, block in blocks.items()}
@@ -196,20 +195,6 @@ def _warning(kind: str, rows: list[BlockRow], remedy: str) -> str:
     return f'{path} never runs: nothing calls the module that it follows. Name another place'
 
 
-@contextmanager
-def _restored_modes(model: nn.Module) -> Iterator[None]:
-    """Restore the training mode of modules and `requires_grad` of parameters afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    grads = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, requires_grad in grads:
-            parameter.requires_grad = requires_grad
-
-
 def _frozen(block: nn.Module) -> bool:
     values = list(block.parameters())
     return bool(values) and not any(value.requires_grad for value in values)
@@ -231,7 +216,7 @@ def _is_identity(block: nn.Module) -> bool | None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).to(like) for shape in shapes]
     with torch.no_grad():
-        output = block(*inputs)
+        output = block.forward(*inputs)  # without the hooks of its place
         expected = block.identity(*inputs) if isinstance(block, AttentionBlock) else inputs[0]
     return output.shape == expected.shape and torch.allclose(output, expected, rtol=0, atol=1e-5)
 
