@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.errors import UsageError
+from mmattn.ops.torch_compat import OutOfMemoryError
 
 from .baselines import Baseline
 from .cases import MEASURES, Case, Size
@@ -174,7 +175,7 @@ class _Contenders:
                 return f()
             except RuntimeError as error:
                 half = self.dtype.itemsize == 2  # some operations mix dtypes or lack this one
-                if not (half or isinstance(error, BaselineUnsupported | torch.OutOfMemoryError)):
+                if not (half or isinstance(error, BaselineUnsupported | OutOfMemoryError)):
                     raise
                 self.unsupported[baseline, measure] = str(error).partition('\n')[0]
                 raise BaselineUnsupported from error

@@ -38,6 +38,7 @@ from torch import Tensor
 from mmattn.errors import CheckpointError, NonFiniteError, WriteError
 from mmattn.files import sync_file, sync_folder, write_text_atomic
 from mmattn.log import warn
+from mmattn.ops import torch_compat
 
 from .find import POINTER, last_good
 from .manifest import facts_of, manifest_of, read_manifest
@@ -199,12 +200,12 @@ class _HashingFile:
 @contextlib.contextmanager
 def _no_checksums() -> Iterator[None]:
     """Disable the archive's checksums: slow, never read by torch, and sha256 replaces them."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
+    before = torch_compat.get_crc32_options()
+    torch_compat.set_crc32_options(False)
     try:
         yield
     finally:
-        torch.serialization.set_crc32_options(before)
+        torch_compat.set_crc32_options(before)
 
 
 def _remove_parts(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Top-level config keys that mmengine's runner uses, from its source, and their values."""
 
 import ast
-import functools
 import inspect
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from mmengine.runner import Runner
 from torch import fx, nn
 
 from mmattn.errors import UsageError
+from mmattn.ops.torch_compat import has_cpp_compiler
 from mmattn.plugins import named_plugins
 
 _OTHER_KEYS = {
@@ -99,22 +99,11 @@ def _check_compile(value) -> None:
         raise UsageError(
             f'config key compile.backend={backend!r}: torch.compile has {", ".join(backends)}.'
         )
-    if backend == 'inductor' and not torch.cuda.is_available() and not _has_compiler():
+    if backend == 'inductor' and not torch.cuda.is_available() and not has_cpp_compiler():
         raise UsageError(
             'config key compile: torch.compile needs a C++ compiler on a CPU, and there is none. '
             "Install g++, or write compile=dict(backend='eager') or compile=False."
         )
-
-
-@functools.cache
-def _has_compiler() -> bool:
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return False
-    return True
 
 
 def check_modules(cfg: Config, model: nn.Module) -> None:

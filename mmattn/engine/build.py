@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmattn.blocks.base import registered_blocks
 from mmattn.errors import DataError, UsageError
+from mmattn.ops.torch_compat import AcceleratorError, DistError
 
 from .distributed import DistributedRun, is_main
 from .out_of_memory import is_out_of_memory
@@ -70,7 +70,7 @@ def build_runner(cfg: Config, *loops: str) -> Runner:
     return runner
 
 
-_NOT_OF_CONFIG = torch.AcceleratorError, torch.distributed.DistError
+_NOT_OF_CONFIG = AcceleratorError, DistError
 
 
 @contextlib.contextmanager

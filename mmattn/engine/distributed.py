@@ -29,6 +29,7 @@ from mmattn.checkpoint.read import read_checkpoint
 from mmattn.errors import DistributedError, Exit, Terminated, UsageError, explain
 from mmattn.exit_status import clear_status, read_status, write_status
 from mmattn.log import warn
+from mmattn.ops.torch_compat import DistError
 from mmattn.text import some
 
 from .signals import SignalInterrupt
@@ -159,7 +160,7 @@ class DistributedRun:
         for rank in range(world):
             try:
                 processes.append(json.loads(self.store.get(f'{rank}')))
-            except dist.DistError as error:
+            except DistError as error:
                 raise DistributedError(
                     f'rank {rank} did not come within {seconds:g} s. Look whether its machine '
                     'reaches the address and port of the first.'
@@ -213,7 +214,7 @@ class DistributedRun:
             if status:
                 return _secondary_error(status)
             return self._missing_ranks_error(dead, text) if dead else None
-        if 'gloo/' not in text and not isinstance(error, dist.DistError):
+        if 'gloo/' not in text and not isinstance(error, DistError):
             return None
         missing = self._missing_ranks()
         status = read_status(self.work_dir)

@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import torch
-
 from mmattn.checkpoint.find import last_good
 from mmattn.errors import MemoryShortage
+from mmattn.ops.torch_compat import OutOfMemoryError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that host or device memory ran out."""
-    return isinstance(
-        error, MemoryError | torch.OutOfMemoryError
-    ) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | OutOfMemoryError) or "can't allocate memory" in str(
+        error
+    )
 
 
 def out_of_memory_error(runner, error: BaseException) -> MemoryShortage:

@@ -1,6 +1,9 @@
-"""Functions of torch that 2.1, the oldest release for the blocks, has not or names otherwise."""
+"""What 2.1, the oldest torch that is supported, lacks or names otherwise."""
+
+import functools
 
 import torch
+from torch import distributed
 
 if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
@@ -36,3 +39,43 @@ else:  # before 2.4
         if device == 'cuda' and torch.is_autocast_enabled():
             return torch.get_autocast_gpu_dtype()
         return None
+
+
+OutOfMemoryError = getattr(torch, 'OutOfMemoryError', torch.cuda.OutOfMemoryError)  # before 2.5
+# before 2.8 most errors of a device are plain RuntimeErrors
+AcceleratorError = getattr(torch, 'AcceleratorError', torch.cuda.CudaError)
+
+# before 2.2 errors of a store are plain RuntimeErrors
+DistError = getattr(
+    distributed, 'DistError', getattr(distributed, 'DistBackendError', RuntimeError)
+)
+
+if hasattr(torch.serialization, 'set_crc32_options'):
+    get_crc32_options = torch.serialization.get_crc32_options
+    set_crc32_options = torch.serialization.set_crc32_options
+
+else:  # before 2.6
+
+    def get_crc32_options() -> bool:
+        """Whether `torch.save` writes checksums: always."""
+        return True
+
+    def set_crc32_options(compute_crc32: bool) -> None:
+        """Changes nothing."""
+
+
+@functools.cache
+def has_cpp_compiler() -> bool:
+    """Whether `torch.compile` finds a C++ compiler."""
+    # loaded on first use: a second of imports
+    from torch._inductor import exc
+
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+    except ImportError:  # before 2.4
+        from torch._inductor.codecache import cpp_compiler as get_cpp_compiler
+    try:
+        get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return False
+    return True

@@ -101,7 +101,7 @@ def test_modules_that_cannot_be_taken_are_refused(key, value, message, street, t
 
 
 def test_without_a_compiler_compile_says_what_to_write(monkeypatch):
-    monkeypatch.setattr(runner_keys, '_has_compiler', lambda: False)
+    monkeypatch.setattr(runner_keys, 'has_cpp_compiler', lambda: False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(
         UsageError, match=r"needs a C\+\+ compiler.*write compile=dict\(backend='eager'\)"

@@ -29,6 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from mmattn.checkpoint.plain_values import plain_items
 from mmattn.config import safe_files
 from mmattn.errors import DataError, MmattnError, WriteError
+from mmattn.ops.torch_compat import AcceleratorError
 from mmattn.text import some
 
 from ..signals import kill_children_at_exit
@@ -318,7 +319,7 @@ def _sample_name(dataset: ResumableDataset, position: int) -> str:
 def _sample_error(error: Exception, dataset: ResumableDataset, position: int) -> DataError | None:
     """The error that names a sample whose pipeline failed; None if `error` explains itself."""
     text = str(error).strip()
-    explained = isinstance(error, MmattnError | MemoryError | OSError | torch.AcceleratorError)
+    explained = isinstance(error, MmattnError | MemoryError | OSError | AcceleratorError)
     if explained or 'failed to load image' in text or "can't allocate memory" in text:
         return None
     reason = text.splitlines()[-1].rstrip('.') if text else 'no message'
