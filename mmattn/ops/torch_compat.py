@@ -79,3 +79,15 @@ def has_cpp_compiler() -> bool:
     except exc.InvalidCxxCompiler:
         return False
     return True
+
+
+if hasattr(torch.Generator, 'clone_state'):
+    Generator = torch.Generator
+
+else:  # before 2.4
+
+    class Generator(torch.Generator):
+        """A generator of random numbers that can be copied, as mmengine does with configs."""
+
+        def __deepcopy__(self, memo: dict) -> 'Generator':
+            return Generator(self.device).set_state(self.get_state())

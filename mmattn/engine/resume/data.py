@@ -29,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from mmattn.checkpoint.plain_values import plain_items
 from mmattn.config import safe_files
 from mmattn.errors import DataError, MmattnError, WriteError
-from mmattn.ops.torch_compat import AcceleratorError
+from mmattn.ops.torch_compat import AcceleratorError, Generator
 from mmattn.text import some
 
 from ..signals import kill_children_at_exit
@@ -405,5 +405,5 @@ def prepare_dataloader_cfg(cfg: dict, seed: int | None) -> dict:
     cfg['worker_init_fn'] = dict(type=init_worker, then=init)
     if cfg.get('batch_sampler'):
         cfg.setdefault('batch_size', None)  # the batch sampler may set it
-    cfg.setdefault('generator', torch.Generator())
+    cfg.setdefault('generator', Generator())
     return cfg
