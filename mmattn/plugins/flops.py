@@ -1,5 +1,6 @@
 """Counting FLOP: torch's counter, extended by the operators that it does not know."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ def flop_counter() -> FlopCounterMode:
         _aten.mv: lambda a, x, *args, **kwargs: 2 * torch.Size(a).numel(),
         _aten.addmm_: _product,
         _aten.baddbmm_: _product,
-        _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     }
+    with contextlib.suppress(AttributeError):  # torch 2.1 computes it of other operators
+        known[_aten._scaled_dot_product_flash_attention_for_cpu] = _attention
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
