@@ -8,12 +8,7 @@ from importlib import import_module
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .flops import flop_counter
 from .hooks import NotOneMap
@@ -23,12 +18,14 @@ class _NeedsValues(RuntimeError):
     """The output shape of a compiled operator depends on values."""
 
 
-# Errors of a network that cannot run with shapes alone.
+# Names of errors of a network that cannot run with shapes alone. One class is in a module that
+# takes 0.4 s to import.
 _NEEDS_VALUES = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-    _NeedsValues,
+    'DataDependentOutputException',
+    'DynamicOutputShapeException',
+    'GuardOnDataDependentSymNode',
+    'UnsupportedOperatorException',
+    '_NeedsValues',
 )
 TESTING = (1000, 100)  # boxes per image that box heads and mask heads see in testing
 _TRAINING = (512, 128)  # the same in training, by default
@@ -131,7 +128,7 @@ def dry_run(
         except NotOneMap as error:
             raise ValueError(str(error)) from error
         except Exception as error:  # a user's network may do anything with fake tensors
-            if running and not isinstance(error, _NEEDS_VALUES):
+            if running and type(error).__name__ not in _NEEDS_VALUES:
                 path = running[-1]
                 place = getattr(getattr(modules[path], 'plugin', None), 'place', '')
                 shape = stats.modules[path].input_shapes[-1]
@@ -152,9 +149,19 @@ def fake_images(model: nn.Module, size: tuple[int, int], batch: int = 1) -> Iter
     with (
         _plain_forwards(model),
         _disabled_operators(),
-        FakeTensorMode(allow_non_fake_inputs=True),
+        _fake_mode(),
     ):
         yield torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _fake_mode() -> FakeTensorMode:
+    """Tensors without values; one value that is read from a tensor is a symbol.
+
+    Heads of ultralytics fill tensors with strides, which they keep in a tensor.
+    """
+    shapes = import_module('torch.fx.experimental.symbolic_shapes')  # 0.4 s
+    env = shapes.ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=False)
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=env, static_shapes=True)
 
 
 @contextmanager

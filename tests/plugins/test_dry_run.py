@@ -28,3 +28,23 @@ def test_compiled_operators_meet_no_tensors_without_values():
     assert dry_run(Compiled(returns=True), {}, (4, 4)).reason == 'nms needs values'
     image = torch.rand(1, 3, 4, 4)
     assert Compiled()(image).abs().sum() > 0  # they are themselves again
+
+
+class Filling(nn.Module):
+    """A head of ultralytics: anchors of a stride that is kept in a tensor, cached by size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.stride, self.anchors = nn.Conv2d(3, 4, 1), torch.tensor([8.0]), None
+
+    def forward(self, x):
+        if self.anchors is None:
+            self.anchors = torch.cat([torch.full((9, 2), stride) for stride in self.stride])
+        return self.conv(x).mean() * self.anchors
+
+
+def test_a_single_value_of_a_tensor_is_a_symbol_that_is_not_kept():
+    model = Filling()
+    found = dry_run(model, {}, (8, 8))
+    assert found.reason == '' and found.total.macs == 64 * 12
+    assert model.anchors is None and model(torch.rand(1, 3, 8, 8)).isfinite().all()
