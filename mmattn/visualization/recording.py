@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ def record(
         with record(model, queries=[(0.5, 0.5)]) as maps:
             model(images)
         maps['backbone.layer1.0.cbam']['channel'][0]  # (N, C)
+
+    Copies of the model that are made meanwhile are recorded, too: predictors run one.
 
     Args:
         model: any module that contains blocks of mmattn, or is one.
@@ -88,20 +91,47 @@ def watching(model: nn.Module, watch: Callable[[Use], None]) -> Iterator[None]:
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, AttentionBlock)}
     if not blocks:
         raise ValueError(f'record: no block of mmattn in {type(model).__name__}')
-    if any(block._recorder is not None for block in blocks.values()):
+    if any(getattr(block._recorder, 'active', False) for block in blocks.values()):
         raise ValueError(f'record: {type(model).__name__} is being recorded already')
-    paths = {id(block): name for name, block in blocks.items()}
-
-    def notify(block: AttentionBlock, *use) -> None:
-        watch(Use(paths[id(block)], block, *use))
-
-    for block in blocks.values():
-        block._recorder = notify
+    recording = _Recording(watch)
+    for path, block in blocks.items():
+        block._recorder = _Recorder(path, recording)
     try:
         yield
     finally:
+        recording.active = False
         for block in blocks.values():
             del block._recorder
+
+
+@dataclass
+class _Recording:
+    watch: Callable[[Use], None]
+    active: bool = True
+
+
+class _Recorder:
+    """Passes on the uses of one block, and of copies of it, while a recording lasts.
+
+    Predictors run a copy of the network that they are given.
+    """
+
+    def __init__(self, path: str, recording: _Recording) -> None:
+        self.path, self.recording = path, recording
+
+    @property
+    def active(self) -> bool:
+        return self.recording.active
+
+    def __call__(self, block: AttentionBlock, *use: Any) -> None:
+        if self.active:
+            self.recording.watch(Use(self.path, block, *use))
+
+    def __deepcopy__(self, memo: dict) -> '_Recorder':
+        return self
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # no recording in a file
 
 
 def _indices(positions: list[tuple[float, float]], like: Tensor) -> Tensor:

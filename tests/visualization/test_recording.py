@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +19,23 @@ def test_paths_names_and_one_map_a_use():
     assert set(maps) == {'0', '1'}
     assert [tuple(m.shape) for m in maps['0']['channel']] == [(2, 16), (2, 16), (1, 16), (1, 16)]
     assert [tuple(m.shape) for m in maps['1']['spatial']] == [(2, 1, 5, 7), (1, 1, 3, 3)]
+
+
+def test_copies_made_meanwhile_are_recorded_until_the_end():
+    model, x = nn.Sequential(SE(16, reduction=4)), torch.randn(2, 16, 5, 7)
+    with record(model) as maps:
+        copied = copy.deepcopy(model)
+        copied(x)
+        stored = pickle.loads(pickle.dumps(model))
+        stored(x)
+        with pytest.raises(ValueError, match='is being recorded already'), record(copied):
+            pass
+    assert len(maps['0']['channel']) == 1
+    copied(x)
+    assert len(maps['0']['channel']) == 1
+    with record(copied) as others:
+        copied(x)
+    assert len(others['0']['channel']) == 1 == len(maps['0']['channel'])
 
 
 def test_queries_are_fractions_of_height_and_width():
