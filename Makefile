@@ -5,11 +5,13 @@
 # make test-core       the wheel with the oldest torch and numpy alone, in an environment of its own
 # make test-libraries  blocks in networks of torchvision, timm, segmentation_models.pytorch,
 #                      ultralytics and transformers, in an environment of its own
+# make test-openmmlab  the original OpenMMLab packages on the oldest torch, in an environment of its
+#                      own; compiles mmcv once. Python 3.11 and older have this torch
 
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo test lint test-core test-libraries
+.PHONY: setup demo test lint test-core test-libraries test-openmmlab
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -33,3 +35,6 @@ test-core:
 
 test-libraries:
 	@$(PYTHON) tests/environments.py libraries
+
+test-openmmlab:
+	@$(PYTHON) tests/environments.py openmmlab

@@ -2,6 +2,7 @@
 
 python tests/environments.py core        the oldest torch, numpy, nothing else
 python tests/environments.py libraries   torchvision, timm, segmentation_models.pytorch, ultralytics, transformers
+python tests/environments.py openmmlab   the original OpenMMLab packages, mmcv compiled
 
 The wheel is built and installed as a user would; the tests run outside the clone, so that they can
 import nothing but what is installed. An environment is made anew when its requirements change.
@@ -26,7 +27,9 @@ TESTS = {  # environment -> what it runs
         'tests/visualization/test_recording.py', 'tests/zoo/test_authors.py',
     ),
     'libraries': ('tests/core/test_core.py', 'tests/libraries'),
+    'openmmlab': ('tests/openmmlab',),
 }  # fmt: skip
+COMPILED = {'openmmlab': 'mmcv==2.1.0'}  # environment -> what is compiled with its torch
 
 _spec = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools' / 'setup_env.py')
 setup_env = importlib.util.module_from_spec(_spec)
@@ -92,6 +95,9 @@ def test(name: str, arguments: list[str]) -> None:
     setup_env.echo(f'environment: .venv-{name}')
     environment = Environment(name)
     environment.make()
+    if name in COMPILED:
+        setup_env.PYTHON = environment.python
+        setup_env.install_mmcv(COMPILED[name], pinned=[])
     wheel = build_wheel()
     start = time.monotonic()
     environment.run('installing the wheel', '5 s', '--force-reinstall', '--no-deps', wheel)

@@ -85,12 +85,14 @@ def test_a_wheel_without_operators_is_thrown_away_and_built_again(setup_env, mon
     monkeypatch.setattr(setup_env, 'run', run)
     monkeypatch.setattr(setup_env.subprocess, 'run', lambda *_, **__: None)
     monkeypatch.setattr(setup_env, 'ask', lambda _: '2.13.0+cpu')
-    wheel = setup_env.mmcv_wheel()
+    wheel = setup_env.mmcv_wheel('onedl-mmcv==2.3.6')
     assert len(calls) == 2 and python_tag() in wheel.name and wheel.exists()
-    assert setup_env.mmcv_wheel() == wheel and len(calls) == 2  # never built twice
+    assert (
+        setup_env.mmcv_wheel('onedl-mmcv==2.3.6') == wheel and len(calls) == 2
+    )  # never built twice
     monkeypatch.setattr(setup_env, 'ask', lambda _: '2.14.0+cpu')
     names = iter([f'onedl_mmcv-2.3.6-{python_tag()}-linux.whl'])
-    assert setup_env.mmcv_wheel() != wheel  # another torch is another build
+    assert setup_env.mmcv_wheel('onedl-mmcv==2.3.6') != wheel  # another torch is another build
 
 
 def python_tag() -> str:

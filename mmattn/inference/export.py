@@ -107,6 +107,11 @@ def export(
             out; the file is not written.
         WriteError: the file cannot be written.
     """
+    if not hasattr(torch.export, 'Dim'):  # before 2.2
+        raise UsageError(
+            f'export needs exporters that torch {torch.__version__} lacks. Run it where torch 2.13 '
+            'is installed, which reads checkpoints of trainings here.'
+        )
     if kind not in FORMATS:
         raise UsageError(f'--format {kind}: allowed are {", ".join(FORMATS)}.')
     out = Path(out or f'{Path(config).stem}{FORMATS[kind]}')
