@@ -268,8 +268,9 @@ def mmcv_wheel(requirement: str) -> Path:
     memory_gb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
     jobs = os.environ.get('MAX_JOBS') or max(1, min(os.cpu_count() or 1, int(memory_gb // 2)))
     part = store / f'part-{os.getpid()}'
-    # debug information takes two thirds of the time
-    flags = f'{os.environ.get("CFLAGS", "")} -g0'.strip()
+    # without debug information, which takes two thirds of the time; some releases of setuptools
+    # replace Python's own flags by these, others append them
+    flags = f'-O3 -DNDEBUG -fwrapv -g0 {os.environ.get("CFLAGS", "")}'.strip()
     command = pip('wheel', '-v', '--no-build-isolation', '--no-deps', '-w', part, requirement)
     try:
         for _source in 'pip cache', 'source':
