@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmattn.errors import MmattnError, UsageError
+from mmattn.ops.torch_compat import event_start
 
 CPU = torch.device('cpu')
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16, fp64=torch.float64)
@@ -154,7 +155,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device = CPU) -> int:
         step()
     current = peak = 0
     events = trace.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns()):
+    for event in sorted((e for e in events if e.name() == '[memory]'), key=event_start):
         current += event.nbytes()
         peak = max(peak, current)
     return peak

@@ -174,7 +174,7 @@ def _read(path: Path, structure: bool = False) -> dict:
         device = 'meta' if structure else 'cpu'  # torch reads no values for the first
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r'GLOBAL (\S+)', str(error))
+        refused = re.search(r'(?:GLOBAL|Unsupported class) (\S+)', str(error))
         if refused:
             remedy = 'Ask its author for safetensors.'
             if refused[1] == 'argparse.Namespace':  # of DETR's and torchvision's scripts

@@ -1,9 +1,12 @@
 """What 2.1, the oldest torch that is supported, lacks or names otherwise."""
 
+import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
@@ -91,3 +94,33 @@ else:  # before 2.4
 
         def __deepcopy__(self, memo: dict) -> 'Generator':
             return Generator(self.device).set_state(self.get_state())
+
+
+def register_load_state_dict_pre_hook(module: nn.Module, hook: Callable[..., None]) -> None:
+    """Call `hook(module, state_dict, ...)` before a module loads weights."""
+    if hasattr(module, 'register_load_state_dict_pre_hook'):
+        module.register_load_state_dict_pre_hook(hook)
+    else:  # before 2.5
+        module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+def set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Replace the module at a path; `nn.Module` has this since 2.5."""
+    parent, _, name = path.rpartition('.')
+    setattr(model.get_submodule(parent), name, module)
+
+
+def fake_tensor_mode(shape_env: Any) -> contextlib.AbstractContextManager:
+    """Tensors without values, of fixed shapes; a value that is read is a symbol of `shape_env`."""
+    # loaded on first use: half a second of imports
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        return FakeTensorMode(allow_non_fake_inputs=True, shape_env=shape_env, static_shapes=True)
+    except TypeError:  # before 2.2, where a value cannot be read
+        return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def event_start(event: Any) -> int:
+    """When an event of the profiler began: in ns, before 2.4 in us."""
+    return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()

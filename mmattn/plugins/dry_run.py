@@ -1,14 +1,15 @@
 """Dry run with fake tensors: shapes, MACs and memory without computing."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mmattn.ops.torch_compat import fake_tensor_mode
 
 from .flops import flop_counter
 from .hooks import NotOneMap
@@ -154,14 +155,14 @@ def fake_images(model: nn.Module, size: tuple[int, int], batch: int = 1) -> Iter
         yield torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
-def _fake_mode() -> FakeTensorMode:
+def _fake_mode() -> AbstractContextManager:
     """Tensors without values; one value that is read from a tensor is a symbol.
 
     Heads of ultralytics fill tensors with strides, which they keep in a tensor.
     """
     shapes = import_module('torch.fx.experimental.symbolic_shapes')  # 0.4 s
     env = shapes.ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=False)
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=env, static_shapes=True)
+    return fake_tensor_mode(env)
 
 
 @contextmanager

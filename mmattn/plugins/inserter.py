@@ -10,6 +10,7 @@ from typing import NoReturn
 from torch import nn
 
 from mmattn.blocks import AttentionBlock
+from mmattn.ops.torch_compat import register_load_state_dict_pre_hook, set_submodule
 
 from .find_block import find_block, suggest
 from .hooks import RunPlugins, take_nhwc
@@ -269,9 +270,9 @@ class PluginInserter:
             getattr(new, hooks).update(getattr(old, hooks))
         place = f'instead of {path}'
         new.plugin = Plugin(self.index, place, self.trainable, replaces=True, weight_map=weight_map)
-        new.register_load_state_dict_pre_hook(convert_plain_weights)
-        self.model.set_submodule(path, new)
-        self.undo(self.model.set_submodule, path, old)
+        register_load_state_dict_pre_hook(new, convert_plain_weights)
+        set_submodule(self.model, path, new)
+        self.undo(set_submodule, self.model, path, old)
         return path
 
     # ---- blocks ----
