@@ -1,5 +1,6 @@
 """Dry run with fake tensors: shapes, MACs and memory without computing."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -147,11 +148,15 @@ def fake_images(model: nn.Module, size: tuple[int, int], batch: int = 1) -> Iter
     """Fake images (N, C, H, W) for a network, which runs with fake tensors within."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     shape = (batch, input_channels(model), *size)
+    logger = logging.getLogger('torch._subclasses.fake_tensor')  # logs what it raises, too
     with (
+        ExitStack() as stack,
         _plain_forwards(model),
         _disabled_operators(),
         _fake_mode(),
     ):
+        stack.callback(setattr, logger, 'disabled', logger.disabled)
+        logger.disabled = True
         yield torch.empty(shape, dtype=like.dtype, device=like.device)
 
 

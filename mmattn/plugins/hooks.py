@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 
 class NotOneMap(TypeError):
@@ -49,7 +50,7 @@ class RunPlugins:
         return self.run(output)
 
     def run(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor | Proxy):  # a proxy is a tensor that torch.fx traces
             raise NotOneMap(
                 f'plugin {self.names[0]} {self.place}: there is a {type(x).__name__}, not one map. '
                 'Name a module that returns one map, such as neck.fpn_convs.*'

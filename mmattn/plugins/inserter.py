@@ -224,6 +224,11 @@ class PluginInserter:
                 'map (N, C, H, W) or (N, H, W, C). Name a module that returns one map'
             )
         layout = layout or observed.layout
+        if layout == '?':
+            self.fail(
+                f'{path} returns a map {observed.shape}, which may be (N, C, H, W) or '
+                "(N, H, W, C). Write layout='NCHW' or layout='NHWC'"
+            )
         return observed.channels(layout), layout
 
     def _add_hooked(self, host: str, path: str, before: bool = False) -> str:

@@ -20,7 +20,7 @@ class ObservedMap(NamedTuple):
 
     Attributes:
         shape: (N, C, H, W) or (N, H, W, C); of any other tensor its own; () for no tensor.
-        layout: 'NCHW', 'NHWC', or '' for what is no map.
+        layout: 'NCHW', 'NHWC', '?' for a map whose shape fits both, or '' for what is no map.
         type: name of its class.
     """
 
@@ -30,7 +30,7 @@ class ObservedMap(NamedTuple):
 
     def channels(self, layout: str) -> int:
         """C, if the map has this layout."""
-        return self.shape[1 if layout == 'NCHW' else 3]
+        return self.shape[3 if layout == 'NHWC' else 1]
 
 
 class ObservedMaps:
@@ -52,7 +52,7 @@ class ObservedMaps:
         found = {}
         for path, module in self.model.named_modules():
             if (out := self._by_module.get(id(module))) and out.layout and path:
-                sizes = out.shape[2:] if out.layout == 'NCHW' else out.shape[1:3]
+                sizes = out.shape[1:3] if out.layout == 'NHWC' else out.shape[2:]
                 found[path] = (out.channels(out.layout), *sizes)
         return found
 
@@ -65,36 +65,62 @@ class ObservedMaps:
                 found.setdefault(module, _summary(values, size))
             if ended:
                 break
+        return self._resolved(found)
+
+    def _resolved(self, found: dict[int, ObservedMap | None]) -> dict[int, ObservedMap | None]:
+        """Where a shape fits both layouts, take the one of other modules of the same class."""
+        layouts: dict[type, set[str]] = {}
+        for module in self.model.modules():
+            if (out := found.get(id(module))) and out.layout in LAYOUTS:
+                layouts.setdefault(_returning_class(module), set()).add(out.layout)
+        for module in self.model.modules():
+            known = layouts.get(_returning_class(module), ())
+            if (out := found.get(id(module))) and out.layout == '?' and len(known) == 1:
+                found[id(module)] = out._replace(layout=next(iter(known)))
         return found
 
 
 def layout_of(shape: tuple[int, ...], size: tuple[int, int]) -> str:
-    """'NCHW' or 'NHWC': which two axes have the ratio of height and width; '' if none do.
+    """'NCHW' or 'NHWC': which two axes have the ratio of height and width; '' if none, '?' if both.
 
     Args:
         shape: of the output.
-        size: H and W of the image. If they are equal and those of the map equal its channels, the
-            layout is 'NCHW'.
+        size: H and W of the image.
     """
     if len(shape) != 4:
         return ''
     height, width = size
     _, a, b, c = shape
     misfits = {'NCHW': abs(b * width - c * height), 'NHWC': abs(a * width - b * height)}
-    best = min(LAYOUTS, key=misfits.__getitem__)  # heights and widths are rounded
-    return best if misfits[best] <= (0 if height == width else max(size)) else ''
+    best = min(LAYOUTS, key=misfits.__getitem__)
+    if misfits[best] > (0 if height == width else max(size)):  # heights and widths are rounded
+        return ''
+    return '?' if misfits['NCHW'] == misfits['NHWC'] else best
+
+
+def _returning_class(module: nn.Module) -> type:
+    """Class of the module that makes the output: of a sequence, of its last one."""
+    while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        members = [m for m in module if not hasattr(m, 'plugin')]
+        if not members:
+            break
+        module = members[-1]
+    return type(module)
 
 
 def _sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     """Sizes of images, H and W, that the network may take: many transformers take but one."""
     yield _SIZE
+    told = {}  # in the order in which modules have them
     for module in model.modules():
-        for owner, name in (module, 'img_size'), (getattr(module, 'config', None), 'image_size'):
-            size = getattr(owner, name, None)
-            size = (size, size) if isinstance(size, int) else size
-            if isinstance(size, tuple | list) and [type(side) for side in size] == [int, int]:
-                yield tuple(size)
-                return
+        config, cfg = getattr(module, 'config', None), getattr(module, 'default_cfg', None)
+        size = getattr(module, 'img_size', None) or getattr(config, 'image_size', None)
+        if size is None and isinstance(cfg, dict):
+            size = cfg.get('input_size', ())[1:]
+        size = (size, size) if isinstance(size, int) else size
+        if isinstance(size, tuple | list) and [type(side) for side in size] == [int, int]:
+            told[tuple(size)] = True
+    yield from list(told)[:2]
     yield (224, 224)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from string import digits
 
 from torch import nn
 
@@ -14,17 +15,17 @@ def find_stages(model: nn.Module) -> list[str]:
     A stage is a sequence of blocks, such as `layer1` of a ResNet, or a module with one, such as
     `stages.0` of a ConvNeXt of timm with its `blocks`. A block has a forward of its own: a
     convolution with its norm is none. Two or more stages are children of one module, and their
-    names differ in the number at the end. They hold a tenth of the parameters or more, as parallel
-    branches do not. The outermost such module counts, that of `backbone` before others.
+    names differ in the number at the end. They hold a twentieth of the parameters or more, as
+    parallel branches do not. The outermost such module counts, that of `backbone` before others.
     """
     for root in _roots(model):
-        least = sum(p.numel() for p in root.parameters()) / 10
+        least = sum(p.numel() for p in root.parameters()) / 20
         for module in root.modules():
-            stages = getattr(module, 'res_layers', None) or _numbered_stages(module)
-            weights = (p for name in stages for p in module.get_submodule(name).parameters())
-            if stages and sum(p.numel() for p in weights) >= least:
-                prefix = next(path for path, m in model.named_modules() if m is module)
-                return [f'{prefix}.{name}' if prefix else name for name in stages]
+            for names in _groups(module):
+                weights = (p for name in names for p in module.get_submodule(name).parameters())
+                if sum(p.numel() for p in weights) >= least:
+                    prefix = next(path for path, m in model.named_modules() if m is module)
+                    return [f'{prefix}.{name}' if prefix else name for name in names]
     return []
 
 
@@ -48,9 +49,10 @@ def last_of_each_size(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> l
     groups: dict[str, dict[tuple, str]] = {}
     for path, (_, *size) in shapes.items():
         parent, _, name = path.rpartition('.')
-        if name.isdigit() and id(model.get_submodule(path)) in inside:
-            groups.setdefault(parent, {}).pop(tuple(size), None)
-            groups[parent][tuple(size)] = path
+        if name[-1].isdigit() and id(model.get_submodule(path)) in inside:
+            group = groups.setdefault(f'{parent}.{name.rstrip(digits)}', {})
+            group.pop(tuple(size), None)
+            group[tuple(size)] = path
     best = max(groups.values(), key=len, default={})
     return list(best.values()) if len(best) > 1 else []
 
@@ -63,13 +65,15 @@ def _roots(model: nn.Module) -> Iterator[nn.Module]:
     yield model
 
 
-def _numbered_stages(module: nn.Module) -> list[str]:
-    """Names of the stages among the children of a module."""
+def _groups(module: nn.Module) -> list[list[str]]:
+    """Names of children that may be stages, grouped by what precedes their numbers."""
+    if hasattr(module, 'res_layers'):  # a ResNet of MMDetection, perhaps of one stage
+        return [list(module.res_layers)]
     groups: dict[str, list[str]] = {}
     for name, child in module.named_children():
         if (match := re.fullmatch(r'(.*?)\d+', name)) and _sequence(child) is not None:
             groups.setdefault(match[1], []).append(name)
-    return next((names for names in groups.values() if len(names) > 1), [])
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _sequence(module: nn.Module) -> tuple[str, nn.Module] | None:

@@ -233,7 +233,7 @@ def test_a_layout_of_a_replacement_is_refused():
         ((1, 36, 56, 88), (224, 352), 'NCHW'),
         ((1, 512, 4, 6), (224, 352), 'NCHW'),
         ((1, 7, 7, 768), (224, 224), 'NHWC'),
-        ((1, 56, 56, 56), (224, 224), 'NCHW'),
+        ((1, 56, 56, 56), (224, 224), '?'),
         ((1, 512, 1, 1), (224, 352), 'NCHW'),
         ((1, 49, 768), (224, 224), ''),
         ((4, 49, 3, 32), (224, 224), ''),
@@ -331,6 +331,30 @@ def test_the_network_may_run_only_at_one_size():
     model = Backbone(dict(stem=stem(), block=Fixed(8)))
     mmattn.insert(model, [dict(cfg=CBAM, at='block')])
     assert model.block.cbam.in_channels == 8
+
+
+class Square(Last):
+    """Takes 32x32 only, so that 8 channels of 8x8 may be of either layout."""
+
+    img_size = 32
+
+    def forward(self, x):
+        if x.shape[1] != x.shape[2]:
+            raise ValueError('only 32x32')
+        return super().forward(x)
+
+
+def test_a_shape_that_fits_both_layouts_is_that_of_its_class_or_asked_for():
+    embed = nn.Sequential(*stem(), ToLast())
+    stages = nn.Sequential(nn.Sequential(Square(8)), Merge(8), nn.Sequential(Square(16)))
+    model = Backbone(dict(embed=embed, layers=stages))
+    mmattn.insert(model, [STAGE])
+    assert [block.plugin.layout for _, block in named_plugins(model)] == ['NHWC', 'NHWC']
+    model = Backbone(dict(embed=embed, block=Square(8)))
+    with pytest.raises(ValueError, match=r"block returns a map \(1, 8, 8, 8\), .* layout='NCHW'"):
+        mmattn.insert(model, [dict(cfg=CBAM, at='block')])
+    mmattn.insert(model, [dict(cfg=CBAM, at='block', layout='NHWC')])
+    assert model.block.cbam.plugin.layout == 'NHWC' and model.block.cbam.in_channels == 8
 
 
 def test_a_module_that_runs_with_different_channels_is_asked_for():
