@@ -29,6 +29,16 @@ def _to_nhwc(block: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     return output.permute(0, 2, 3, 1).contiguous()  # a copy unless the block kept the format
 
 
+def pin_forward(module: nn.Module) -> None:
+    """Make `forward` an attribute of a module that has hooks, without changing what it does.
+
+    Where a network cannot be compiled as one graph, torch.compile would run a module with hooks by
+    the program of a sibling without, and the hooks would be skipped: it does not check that there
+    are none (`skip_nnmodule_hook_guards`). It does check that there is no such attribute.
+    """
+    vars(module)['forward'] = module.forward
+
+
 class RunPlugins:
     """A hook that sends a map through plugins, in the order in which they were added.
 

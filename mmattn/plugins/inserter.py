@@ -13,7 +13,7 @@ from mmattn.blocks import AttentionBlock
 from mmattn.ops.torch_compat import register_load_state_dict_pre_hook, set_submodule
 
 from .find_block import find_block, suggest
-from .hooks import RunPlugins, take_nhwc
+from .hooks import RunPlugins, pin_forward, take_nhwc
 from .module_info import (
     abbreviation,
     free_attribute,
@@ -244,6 +244,9 @@ class PluginInserter:
             hook = RunPlugins(owner, place)
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             self.undo(register(hook).remove)
+            if 'forward' not in vars(module):
+                pin_forward(module)
+                self.undo(vars(module).pop, 'forward')
         hook.names.append(block_path.rsplit('.', 1)[-1])
         self.undo(hook.names.pop)
         return block_path
@@ -273,6 +276,8 @@ class PluginInserter:
                 self.fail(str(error))
         for hooks in '_forward_hooks', '_forward_pre_hooks':  # of plugins around it
             getattr(new, hooks).update(getattr(old, hooks))
+        if 'forward' in vars(old):
+            pin_forward(new)
         place = f'instead of {path}'
         new.plugin = Plugin(self.index, place, self.trainable, replaces=True, weight_map=weight_map)
         register_load_state_dict_pre_hook(new, convert_plain_weights)

@@ -946,3 +946,31 @@ def test_a_backbones_plugin_that_cannot_be_understood_says_so(plugins):
         network(
             'faster_rcnn_r18_bccd.py', 'mmattn.FasterRCNN', dict(type='ResNet', plugins=plugins)
         )
+
+
+class Broken(nn.Module):
+    """Two blocks, each of them a graph of its own for torch.compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.units = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(3)
+        )
+
+    def forward(self, x):
+        for unit in self.units:
+            torch._dynamo.graph_break()
+            x = unit(x)
+        return x
+
+
+@pytest.mark.parametrize('at', ['units.1.0', 'units.2.1'])
+def test_compiled_code_of_a_sibling_without_plugins_is_not_taken(at):
+    model = randomise(Broken()).eval()
+    insert(model, [line(at=at)])
+    x = torch.randn(1, 4, 5, 7)
+    for network in model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)):
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(network, backend='eager')(x), model(x))
+        host = network.get_submodule(at)
+        assert host.forward.__self__ is host  # not of the network that was copied
