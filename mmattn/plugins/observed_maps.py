@@ -59,6 +59,7 @@ class ObservedMaps:
     @cached_property
     def _by_module(self) -> dict[int, ObservedMap | None]:
         found: dict[int, ObservedMap | None] = {}
+        self._observed = list(self.model.modules())  # kept, so that no later module has their id
         for size in _sizes(self.model):
             outputs, ended = _outputs(self.model, size)
             for module, values in outputs.items():

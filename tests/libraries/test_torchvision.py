@@ -207,10 +207,18 @@ def test_features_are_extracted_with_the_blocks_acting(name, node):
 
 
 @pytest.mark.parametrize('name', ['resnet', 'faster_rcnn'])
-def test_torchscript_compiles_no_blocks(name):
+def test_torchscript_compiles_no_blocks_by_script(name):
     torch.jit.script(CASES[name].plain())
     with pytest.raises(Exception, match='contextlib|RunPlugins'):
         torch.jit.script(CASES[name].with_blocks())
+
+
+@pytest.mark.parametrize('name', ['resnet', 'swin'])
+def test_torchscript_compiles_blocks_by_trace(name):
+    model, images = trained(CASES[name]), CASES[name].images()
+    program = torch.jit.trace(model, images, check_trace=False)
+    with torch.no_grad():
+        close([program(images)], [model(images)], 1e-4)  # fused, so rounded otherwise
 
 
 def test_the_page(tmp_path, monkeypatch):
