@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import fx, nn
 
 from mmattn.errors import UsageError
-from mmattn.ops.torch_compat import has_cpp_compiler
+from mmattn.ops.torch_compat import can_compile, has_cpp_compiler
 from mmattn.plugins import named_plugins
 
 _OTHER_KEYS = {
@@ -84,6 +84,11 @@ def _check_compile(value) -> None:
         raise UsageError(
             f'config key compile={value!r}: allowed are True, False and the arguments of '
             "torch.compile, e.g. compile=dict(backend='eager')."
+        )
+    if not can_compile:
+        raise UsageError(
+            'config key compile: blocks are compiled by torch 2.4 and newer, and torch '
+            f'{torch.__version__} is installed. Write compile=False.'
         )
     options = {} if value is True else value
     arguments = set(inspect.signature(torch.compile).parameters) - {'model'}

@@ -13,6 +13,9 @@ if hasattr(torch.compiler, 'is_compiling'):
 else:  # before 2.3
     is_compiling = torch._utils.is_compiling
 
+# before 2.4 torch.compile gives wrong values for what is written into views of a tensor
+can_compile = hasattr(torch.amp, 'is_autocast_available')
+
 # before 2.7 an export cannot be told from a compilation: both take what every format can hold
 is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
 

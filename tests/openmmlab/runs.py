@@ -102,8 +102,14 @@ def call(*arguments: object, code: int = 0) -> str:
     return said
 
 
-def mmattn(command: str, config: str, *arguments: object, root: Path, code: int = 0) -> str:
-    """Run a command of mmattn on a config of its own, with a few steps on the scenes."""
+def mmattn(
+    command: str, config: str, *arguments: object, root: Path, code: int = 0, **more: object
+) -> str:
+    """Run a command of mmattn on a config of its own, with a few steps on the scenes.
+
+    Args:
+        more: other values at the top level of the config.
+    """
     options = tiny_options(root) | {'default_hooks.checkpoint.max_keep_ckpts': -1}
     if config.startswith('mask_rcnn'):
         scales = dict(train=2, val=1, test=1)
@@ -112,6 +118,7 @@ def mmattn(command: str, config: str, *arguments: object, root: Path, code: int 
             for name, index in scales.items()
         }
         options['model.test_cfg.rcnn.score_thr'] = 0.0
+    options |= more
     changes = [f'{key}={value}' for key, value in options.items()]
     path = shipped('mmattn') / 'configs' / f'{config}.py'
     return call(

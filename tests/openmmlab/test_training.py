@@ -62,7 +62,11 @@ def test_our_tools_train_test_and_resume(config, street, tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in state.items())
 
 
-def test_export_is_refused_in_one_sentence(street):
+def test_what_needs_a_newer_torch_is_refused_in_one_sentence(street, tmp_path):
     said = mmattn('export', 'ccnet_r18_street', '--format', 'torch', root=street, code=2)
-    (error,) = [line for line in said.splitlines() if line.startswith('error: ')]
-    assert 'torch 2.1.2' in error and 'torch 2.13' in error
+    said += mmattn(
+        'train', 'ccnet_r18_street', '--work-dir', tmp_path, root=street, code=2, compile=True
+    )
+    export, compiled = [line for line in said.splitlines() if line.startswith('error: ')]
+    assert 'torch 2.1.2' in export and 'torch 2.13' in export
+    assert 'torch 2.1.2' in compiled and 'torch 2.4 and newer' in compiled
