@@ -16,6 +16,11 @@ def pins(name: str) -> list[str]:
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
 
 
+def names(name: str) -> list[str]:
+    """The packages in one file, in any version: those that an environment has are left alone."""
+    return [pin.partition('==')[0] for pin in pins(name)]
+
+
 def version() -> str:
     """`__version__` of the package, without importing it."""
     lines = (ROOT / 'mmattn' / '__init__.py').read_text().splitlines()
@@ -65,7 +70,7 @@ setup(
     # The networks of OpenMMLab come with `det` alone: two lines of packages provide the same import
     # names, and whoever has one of them must not get the other. See docs/compatibility.md.
     extras_require={
-        'det': [*pins('onedl'), *pins('mmcv'), *pins('runtime')],
+        'det': [*pins('onedl'), *pins('mmcv'), *names('runtime')],
         'export': ['onnx', 'onnxscript', 'onnxruntime'],
         'hub': ['huggingface_hub'],
         'view': ['grad-cam'],

@@ -81,11 +81,12 @@ def build_wheel() -> Path:
     folder = environment.folder / 'dist'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(ROOT / 'build', ignore_errors=True)  # its files would be in the wheel
-    quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL)
-    setup_env.echo('  building the wheel (usually 20 s)')
-    environment.call('-m', 'build', '--outdir', folder, ROOT, **quiet)
-    files = sorted(folder.iterdir())
-    environment.call('-m', 'twine', 'check', '--strict', *files, **quiet)
+    log = environment.folder / 'build.log'
+    setup_env.echo(f'  building the wheel (usually 20 s; log: {log.relative_to(ROOT)})')
+    with open(log, 'w') as file:
+        logged = dict(cwd=ROOT, stdout=file, stderr=file)
+        environment.call('-m', 'build', '--outdir', folder, ROOT, **logged)
+        environment.call('-m', 'twine', 'check', '--strict', *sorted(folder.iterdir()), **logged)
     (wheel,) = folder.glob('*.whl')
     return wheel
 
