@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .torch_compat import autocast_dtype, has_autocast
+from .torch_compat import autocast_dtype, exports_autocast, has_autocast
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -15,8 +15,9 @@ def upcast(x: Tensor) -> Tensor:
 
 def disable_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Context without autocast on the device of x, so that upcast tensors stay in fp32."""
-    if has_autocast(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    if has_autocast(device) and (exports_autocast or autocast_dtype(device) is not None):
+        return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 

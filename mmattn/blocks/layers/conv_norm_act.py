@@ -75,7 +75,7 @@ class ConvNormAct(nn.Sequential):
 
     @property
     def norm(self) -> nn.Module | None:
-        return self.get_submodule(self.norm_name) if self.norm_name else None
+        return self._modules[self.norm_name] if self.norm_name else None
 
     def reset_parameters(self) -> None:
         if hasattr(self.conv, 'init_weights'):  # a registered layer with its own initialisation
