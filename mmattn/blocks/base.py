@@ -174,7 +174,7 @@ class AttentionBlock(nn.Module):
 
     def _check_batch(self, norm: nn.Module, x: Tensor, name: str) -> None:
         """A batch norm in training needs two values per channel; SyncBN counts all processes."""
-        is_local = isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.training
+        is_local = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.training
         if is_local and x.shape[0] * x.shape[2:].numel() == 1:
             self._check(
                 False,

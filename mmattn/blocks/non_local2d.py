@@ -18,6 +18,7 @@ from mmattn.ops import (
     softmax_attention,
     upcast,
 )
+from mmattn.ops.torch_compat import HAS_OLD_EXPORT
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded, zero
@@ -107,7 +108,12 @@ class NonLocal2d(PairwiseBlock):
     @property
     def limits(self) -> dict[str, str]:
         """Pooling by 2 leaves no key on a map of one row or column."""
-        return dict(any_size='with sub_sample, H and W from 2') if self.sub_sample else {}
+        if not self.sub_sample:
+            return {}
+        limits = dict(any_size='with sub_sample, H and W from 2')
+        if HAS_OLD_EXPORT:
+            limits['export'] = 'with sub_sample and torch before 2.7, even H and W'
+        return limits
 
     @property
     def dynamic_from(self) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .precision import disable_autocast, upcast
-from .torch_compat import is_compiling
+from .torch_compat import is_compiling, is_exporting
 
 _MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 
@@ -26,7 +26,9 @@ def channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
         (A X, A): (N, C, P) in the dtype of x, and (N, C, C), rows sum to 1, in fp32 or wider.
     """
     with disable_autocast(x):
-        weights = (-_Gram.apply(upcast(x))).softmax(-1)
+        rows = upcast(x)
+        gram = rows @ rows.mT if is_exporting() else _Gram.apply(rows)  # 2.4 cannot export it
+        weights = (-gram).softmax(-1)
         return weights.to(x.dtype) @ x, weights
 
 

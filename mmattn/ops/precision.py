@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .torch_compat import autocast_dtype, exports_autocast, has_autocast
+from .torch_compat import HAS_OLD_EXPORT, autocast_dtype, has_autocast
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def upcast(x: Tensor) -> Tensor:
 def disable_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Context without autocast on the device of x, so that upcast tensors stay in fp32."""
     device = x.device.type
-    if has_autocast(device) and (exports_autocast or autocast_dtype(device) is not None):
+    if has_autocast(device) and not (HAS_OLD_EXPORT and autocast_dtype(device) is None):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

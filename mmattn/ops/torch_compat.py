@@ -19,8 +19,8 @@ can_compile = hasattr(torch.amp, 'is_autocast_available')
 # before 2.7 an export cannot be told from a compilation: both take what every format can hold
 is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
 
-# before 2.7 torch.export refuses a program that switches autocast off
-exports_autocast = hasattr(torch.compiler, 'is_exporting')
+# torch.export before 2.7 refuses a program that switches autocast off, and pools even sizes alone
+HAS_OLD_EXPORT = not hasattr(torch.compiler, 'is_exporting')
 
 if hasattr(torch.amp, 'is_autocast_available'):
 

@@ -80,7 +80,7 @@ def _run_twice(layer: ConvNormAct, x: Tensor) -> Tensor:
     """layer(x), with the running statistics of the norm updated as by two equal runs."""
     norm = layer.norm
     if not isinstance(norm, nn.modules.batchnorm._NormBase):
-        if not isinstance(norm, nn.GroupNorm | None):
+        if not isinstance(norm, (nn.GroupNorm, type(None))):
             layer(x)  # an unknown norm may keep statistics of any kind
         return run_folded(layer, x)
     if not (norm.training and norm.track_running_stats):
