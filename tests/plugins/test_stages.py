@@ -188,6 +188,26 @@ def test_in_nhwc_it_is_the_block_between_two_permutes(name):
     assert not torch.allclose(model(x), network(name)(x), atol=1e-2)
 
 
+class Doubled(nn.Module):
+    """Returns another memory format than it gets."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        assert x.shape[1] in (8, 16)
+        return 2 * x.contiguous()
+
+
+def test_in_nhwc_the_network_gets_back_what_it_can_view():
+    model, x = network('last'), torch.randn(2, 3, 32, 48)
+    mmattn.insert(model, [dict(cfg=dict(type=Doubled), position='after_stage')])
+    seen = []
+    model.layers[0].register_forward_hook(lambda module, inputs, y: seen.append(y))
+    model(x)
+    assert seen[0].is_contiguous() and seen[0].view(2, -1).shape == (2, 8 * 12 * 8)
+
+
 def test_in_nhwc_it_is_copied_saved_reported_and_recorded():
     model, x = network('last features'), torch.randn(2, 3, 32, 48)
     mmattn.insert(model, [dict(STAGE, cfg=dict(CBAM, init='identity'))])
