@@ -19,6 +19,7 @@ EXTRAS = {
     'view': ('pytorch_grad_cam', 'ttach'),
     'data': ('tifffile', 'faster_coco_eval'),
 }  # fmt: skip
+_NAMES = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}  # on PyPI
 # import name: (distribution of the maintained OneDL fork, distribution of the original project)
 DISTRIBUTIONS = {
     'mmengine': ('onedl-mmengine', 'mmengine'),
@@ -57,7 +58,7 @@ def installation_problem() -> str | None:
                 f'Run: pip uninstall -y {onedl} {original}, then install one of them again.'
             )
         if onedl not in versions and original not in versions and find_spec(module) is None:
-            return f'{module} is not installed. Run: {command("det")}'
+            return f'{module} is not installed. Run: {command("det", module)}'
     mmcv = Path(find_spec('mmcv').origin).parent
     if not list(mmcv.glob('_ext.*')):
         name = DISTRIBUTIONS['mmcv']['onedl-mmcv' not in versions]
@@ -68,9 +69,19 @@ def installation_problem() -> str | None:
     return None
 
 
-def command(extra: str) -> str:
-    """The command that installs an extra."""
-    return f'pip install "mmattn[{extra}]"'
+def command(extra: str, module: str) -> str:
+    """The command that installs a module: by its extra, unless that would replace other packages.
+
+    Next to an original OpenMMLab package the extra `det` would install the forks over it.
+    """
+    originals = {original for _, original in DISTRIBUTIONS.values()}
+    if extra != 'det' or not originals & installed_versions().keys():
+        return f'pip install "mmattn[{extra}]"'
+    if module == 'mmcv':
+        return BUILD_MMCV.format('mmcv==2.1.0')
+    if module in DISTRIBUTIONS:
+        return f'pip install {DISTRIBUTIONS[module][1]}'
+    return f'pip install {_NAMES.get(module, module)}'
 
 
 def import_problem(error: ImportError) -> str | None:
@@ -78,7 +89,7 @@ def import_problem(error: ImportError) -> str | None:
     module = (error.name or '').partition('.')[0]
     for extra, modules in EXTRAS.items():
         if module in modules and find_spec(module) is None:
-            return f'{module} is not installed. Run: {command(extra)}'
+            return f'{module} is not installed. Run: {command(extra, module)}'
     return installation_problem() if module in EXTRAS['det'] else None
 
 

@@ -165,6 +165,23 @@ def test_compat_is_content_here_and_names_what_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    'module, run',
+    [
+        ('safetensors', 'pip install safetensors'),
+        ('cv2', 'pip install opencv-python'),
+        ('mmseg', 'pip install mmsegmentation'),
+        ('mmcv', '--no-cache-dir mmcv==2.1.0'),
+        ('tifffile', 'pip install "mmattn[data]"'),
+    ],
+)
+def test_next_to_the_original_packages_their_forks_are_not_recommended(monkeypatch, module, run):
+    monkeypatch.setattr(compat, 'installed_versions', lambda: {'mmdet': '3.3.0'})
+    monkeypatch.setattr(compat, 'find_spec', lambda _: None)
+    problem = compat.import_problem(ImportError(name=module))
+    assert problem.startswith(f'{module} is not installed. Run: ') and problem.endswith(run)
+
+
+@pytest.mark.parametrize(
     'error, code, text',
     [
         (errors.UsageError('wrong\x1b[2J'), 2, 'error: wrong\\x1b[2J'),
