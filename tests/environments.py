@@ -24,9 +24,9 @@ REQUIREMENTS = ROOT / 'requirements' / 'environments'
 TESTS = {  # environment -> what it runs
     'core': (
         '-m', 'not openmmlab', 'tests/core', 'tests/ops', 'tests/blocks', 'tests/plugins/test_flops.py',
-        'tests/visualization/test_recording.py', 'tests/zoo/test_authors.py',
+        'tests/plugins/test_stages.py', 'tests/visualization/test_recording.py', 'tests/zoo/test_authors.py',
     ),
-    'libraries': ('tests/core/test_core.py', 'tests/libraries'),
+    'libraries': ('tests/core', 'tests/plugins/test_stages.py', 'tests/libraries'),
     'openmmlab': ('tests/openmmlab',),
 }  # fmt: skip
 COMPILED = {'openmmlab': 'mmcv==2.1.0'}  # environment -> what is compiled with its torch
@@ -107,7 +107,8 @@ def test(name: str, arguments: list[str]) -> None:
     folder = environment.folder / 'run'
     shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns('__pycache__')
-    shutil.copytree(ROOT / 'tests', folder / 'tests', ignore=ignored)
+    for part in 'tests', 'docs/recipes':
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy(ROOT / 'pyproject.toml', folder)
     env = {**os.environ, 'MMATTN_ENVIRONMENT': name}
     environment.call('-m', 'pytest', *(arguments or TESTS[name]), cwd=folder, env=env)
