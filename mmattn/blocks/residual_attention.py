@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmattn.ops import resize_bilinear
+from mmattn.ops.torch_compat import HAS_OLD_EXPORT
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -89,6 +90,7 @@ class ResidualAttention(AttentionBlock):
 
     _abbr_ = 'residual_attention'
     kind = 'spatial and channel'
+    limits = dict(export='with torch before 2.7, even H and W') if HAS_OLD_EXPORT else {}
     typical = dict(depth=1)
     examples = (
         dict(in_channels=4, depth=2, t=1),

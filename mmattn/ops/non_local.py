@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .memory import require
 from .precision import disable_autocast, upcast
-from .torch_compat import is_compiling, is_exporting
+from .torch_compat import HAS_NARROW_ATTENTION, is_compiling, is_exporting
 
 _MATH = 0  # torch.nn.attention.SDPBackend.MATH, which builds the map
 _ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, which fit into the cache
@@ -69,6 +69,8 @@ def _bytes(like: Tensor, *elements: int) -> int:
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether torch has a kernel for these tensors that does not build the map."""
+    if HAS_NARROW_ATTENTION and q.dtype == torch.float16 and q.is_cpu:
+        return False
     return torch._fused_sdp_choice(q, k, v, scale=scale) != _MATH
 
 

@@ -21,6 +21,8 @@ is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
 
 # torch.export before 2.7 refuses a program that switches autocast off, and pools even sizes alone
 HAS_OLD_EXPORT = not hasattr(torch.compiler, 'is_exporting')
+# attention on a CPU holds logits in fp16 there, which overflow
+HAS_NARROW_ATTENTION = HAS_OLD_EXPORT
 
 if hasattr(torch.amp, 'is_autocast_available'):
 

@@ -40,6 +40,7 @@ def test_formula(form, train):
     agree(block, formula, draw(2, 3, 6, 7), draw(2, 6, 3, 4), **form)
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('norm_cfg', [BN, None])
 @pytest.mark.parametrize('low, high', [((7, 9), (4, 5)), ((5, 4), (5, 4))])

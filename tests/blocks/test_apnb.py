@@ -38,6 +38,7 @@ def test_formula(form, train):
     agree(drawn(APNB(4, **form), train), formula, draw(2, 4, 5, 4), **form)
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('act_cfg', [RELU, LEAKY, None])
 @pytest.mark.parametrize('norm_cfg', [BN, None, dict(type='GN', num_groups=2)])

@@ -22,6 +22,7 @@ def test_formula(scale, in_channels):
     agree(drawn(CAM(in_channels)), formula, scale * draw(2, 5, 4, 3))
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('scale', [0.2, 1])
 def test_mmseg(scale):
     theirs = pytest.importorskip('mmseg.models.decode_heads.da_head').CAM

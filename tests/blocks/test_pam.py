@@ -24,6 +24,7 @@ def test_formula(arguments):
     agree(drawn(PAM(*arguments)), formula, draw(2, arguments[0], 4, 3))
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('arguments', [(16, 2), (8, 8)])
 def test_mmseg(arguments):
     theirs = pytest.importorskip('mmseg.models.decode_heads.da_head').PAM

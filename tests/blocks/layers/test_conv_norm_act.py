@@ -16,6 +16,7 @@ ACTS = [None, dict(type='ReLU'), dict(type='LeakyReLU'), dict(type='LeakyReLU', 
 ACTS += [dict(type='Sigmoid'), dict(type='HSwish')]
 
 
+@pytest.mark.openmmlab
 @pytest.fixture
 def module():
     return pytest.importorskip('mmcv.cnn').ConvModule
