@@ -16,12 +16,12 @@ ACTS = [None, dict(type='ReLU'), dict(type='LeakyReLU'), dict(type='LeakyReLU', 
 ACTS += [dict(type='Sigmoid'), dict(type='HSwish')]
 
 
-@pytest.mark.openmmlab
 @pytest.fixture
 def module():
     return pytest.importorskip('mmcv.cnn').ConvModule
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('act_cfg', ACTS)
 @pytest.mark.parametrize('norm_cfg', NORMS)
@@ -35,6 +35,7 @@ def test_mmcv(module, norm_cfg, act_cfg, train):
     agree_with_peer(ours, theirs, draw(2, 4, 5, 6), train=train)
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize(
     'options',
     [
@@ -49,6 +50,7 @@ def test_options_of_the_convolution(module, options):
     agree_with_peer(*peers, draw(2, 4, 7, 6))
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('act_cfg', ACTS)
 @pytest.mark.parametrize('norm_cfg', NORMS)
 def test_starts_as_mmcvs(module, norm_cfg, act_cfg):
@@ -61,6 +63,7 @@ def test_starts_as_mmcvs(module, norm_cfg, act_cfg):
         assert torch.equal(value, states[1][key]), key
 
 
+@pytest.mark.openmmlab
 @pytest.mark.parametrize('norm_cfg', [dict(type='SyncBN'), dict(type='BN2d'), dict(type='IN2d')])
 def test_other_names_of_norms(module, norm_cfg):
     ours, theirs = ConvNormAct(4, 8, norm_cfg=norm_cfg), module(4, 8, 1, norm_cfg=norm_cfg)
