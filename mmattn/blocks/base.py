@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmattn.ops import Pairs
+from mmattn.ops.torch_compat import can_compile
 from mmattn.registry import MODELS
 
 PROMISES = {
@@ -71,6 +73,11 @@ class AttentionBlock(nn.Module):
     without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by definition
     is_init: bool = False  # `init_weights` was called
     _recorder: Callable | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not can_compile and 'forward' in vars(cls):  # a compiled network runs its blocks eagerly
+            cls.forward = torch.compiler.disable(cls.forward)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'AttentionBlock':
         block = super().__new__(cls)
