@@ -101,7 +101,7 @@ def is_installed(*modules: str) -> bool:
         return False
 
 
-def missing(what: str, module: str) -> ImportError:
+def missing_module_error(what: str, module: str) -> ImportError:
     """The error of something that needs a module which is not installed."""
     error = ImportError(name=module)
     return ImportError(f'{what} needs {module}: {import_problem(error) or error}', name=module)

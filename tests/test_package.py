@@ -138,6 +138,10 @@ def test_the_public_names_are_these():
     assert set(mmattn.__all__) <= set(dir(mmattn)) and 'plugins' in dir(mmattn)
 
 
+def test_the_citation_names_this_version():
+    assert f'\nversion: {mmattn.__version__}\n' in (ROOT / 'CITATION.cff').read_text()
+
+
 def test_every_public_name_exists():
     star = {}
     exec('from mmattn import *', star)

@@ -16,7 +16,7 @@ else:  # before 2.3
 # before 2.4 torch.compile gives wrong values for what is written into views of a tensor
 can_compile = hasattr(torch.amp, 'is_autocast_available')
 
-# before 2.7 an export cannot be told from a compilation: both take what every format can hold
+# before 2.7 torch does not say which of the two it does: both use operators of every format
 is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
 
 # torch.export before 2.7 refuses a program that switches autocast off, and pools even sizes alone

@@ -112,7 +112,7 @@ def _returning_class(module: nn.Module) -> type:
 def _sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     """Sizes of images, H and W, that the network may take: many transformers take but one."""
     yield _SIZE
-    told = {}  # in the order in which modules have them
+    configured = {}  # a dict, as it keeps the order of the modules
     for module in model.modules():
         config, cfg = getattr(module, 'config', None), getattr(module, 'default_cfg', None)
         size = getattr(module, 'img_size', None) or getattr(config, 'image_size', None)
@@ -120,8 +120,8 @@ def _sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
             size = cfg.get('input_size', ())[1:]
         size = (size, size) if isinstance(size, int) else size
         if isinstance(size, tuple | list) and [type(side) for side in size] == [int, int]:
-            told[tuple(size)] = True
-    yield from list(told)[:2]
+            configured[tuple(size)] = True
+    yield from list(configured)[:2]
     yield (224, 224)
 
 

@@ -77,9 +77,10 @@ def test_channels_are_those_that_timm_tells(name):
     model = timm.create_model(name)
     mmattn.insert(model, [dict(STAGE, cfg=IDENTITY)])
     blocks = {path.rpartition('.')[0]: block for path, block in named_plugins(model)}
-    told = {info['module']: info['num_chs'] for info in model.feature_info}
-    both = set(told) & set(blocks)
-    assert len(both) >= 3 and all(blocks[path].in_channels == told[path] for path in both)
+    channels = {info['module']: info['num_chs'] for info in model.feature_info}
+    shared = set(channels) & set(blocks)
+    assert len(shared) >= 3
+    assert all(blocks[path].in_channels == channels[path] for path in shared)
 
 
 @pytest.mark.parametrize(

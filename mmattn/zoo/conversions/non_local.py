@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmattn import blocks
-from mmattn.compat import missing
+from mmattn.compat import missing_module_error
 from mmattn.registry import MODELS
 
 from ..author_module import AuthorModule
@@ -152,7 +152,7 @@ def danet_head(author: AuthorModule) -> nn.Module:
         )
     head = MODELS.get('DAHead')
     if head is None:
-        raise missing('mmattn.DAHead', 'mmseg')
+        raise missing_module_error('mmattn.DAHead', 'mmseg')
     return head(
         pam_channels=channels // 32,
         in_channels=channels,
