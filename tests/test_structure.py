@@ -15,7 +15,7 @@ MAY_BE_MISSING = {
     'tifffile', 'timm',
 }  # fmt: skip
 KERNELS = ('ops/criss_cross.py', 'criss_cross_triton')  # Triton compiles where it is imported
-OTHER_RELEASES = 'ops/torch_compat.py'  # what a torch of another release may lack
+OTHER_RELEASES = 'torch_compat.py'  # what a torch of another release may lack
 COMPILER = ('config/runner_keys.py', 'torch._inductor')  # private: other releases may lack it
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.errors import UsageError
-from mmattn.ops.torch_compat import OutOfMemoryError
+from mmattn.torch_compat import OutOfMemoryError
 
 from .baselines import Baseline
 from .cases import MEASURES, Case, Size

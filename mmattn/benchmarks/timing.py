@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmattn.errors import MmattnError, UsageError
-from mmattn.ops.torch_compat import event_start
+from mmattn.torch_compat import event_start
 
 CPU = torch.device('cpu')
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16, fp64=torch.float64)

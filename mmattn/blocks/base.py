@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.ops import Pairs
-from mmattn.ops.torch_compat import can_compile
 from mmattn.registry import MODELS
+from mmattn.torch_compat import can_compile
 
 PROMISES = {
     'any_size': 'any H and W from 1, any batch size, in eval',

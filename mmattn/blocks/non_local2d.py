@@ -18,8 +18,8 @@ from mmattn.ops import (
     softmax_attention,
     upcast,
 )
-from mmattn.ops.torch_compat import HAS_OLD_EXPORT
 from mmattn.registry import MODELS
+from mmattn.torch_compat import HAS_OLD_EXPORT
 
 from .base import PairwiseBlock, recorded, zero
 from .layers.conv_norm_act import ConvNormAct, foldable, pointwise

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmattn.ops import resize_bilinear
-from mmattn.ops.torch_compat import HAS_OLD_EXPORT
 from mmattn.registry import MODELS
+from mmattn.torch_compat import HAS_OLD_EXPORT
 
 from .base import AttentionBlock, recorded, zero
 from .layers.scale import Scale

@@ -35,10 +35,10 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmattn import torch_compat
 from mmattn.errors import CheckpointError, NonFiniteError, WriteError
 from mmattn.files import sync_file, sync_folder, write_text_atomic
 from mmattn.log import warn
-from mmattn.ops import torch_compat
 
 from .find import POINTER, last_good
 from .manifest import facts_of, manifest_of, read_manifest

@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 from torch import fx, nn
 
 from mmattn.errors import UsageError
-from mmattn.ops.torch_compat import can_compile, has_cpp_compiler
 from mmattn.plugins import named_plugins
+from mmattn.torch_compat import can_compile, has_cpp_compiler
 
 _OTHER_KEYS = {
     'tta_model',

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 
 from mmattn.blocks.base import registered_blocks
 from mmattn.errors import DataError, UsageError
-from mmattn.ops.torch_compat import AcceleratorError, DistError
+from mmattn.torch_compat import AcceleratorError, DistError
 
 from .distributed import DistributedRun, is_main
 from .out_of_memory import is_out_of_memory

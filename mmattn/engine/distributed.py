@@ -29,8 +29,8 @@ from mmattn.checkpoint.read import read_checkpoint
 from mmattn.errors import DistributedError, Exit, Terminated, UsageError, explain
 from mmattn.exit_status import clear_status, read_status, write_status
 from mmattn.log import warn
-from mmattn.ops.torch_compat import DistError
 from mmattn.text import some
+from mmattn.torch_compat import DistError
 
 from .signals import SignalInterrupt
 

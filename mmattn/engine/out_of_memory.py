@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmattn.checkpoint.find import last_good
 from mmattn.errors import MemoryShortage
-from mmattn.ops.torch_compat import OutOfMemoryError
+from mmattn.torch_compat import OutOfMemoryError
 
 
 def is_out_of_memory(error: BaseException) -> bool:

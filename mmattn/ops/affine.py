@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmattn.torch_compat import is_compiling
+
 from .precision import disable_autocast, upcast
-from .torch_compat import is_compiling
 
 
 def affine_sample(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmattn.torch_compat import is_compiling, is_exporting
+
 from .precision import disable_autocast, upcast
-from .torch_compat import is_compiling, is_exporting
 
 _MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmattn.torch_compat import is_compiling
+
 from .memory import require
 from .precision import disable_autocast, upcast
-from .torch_compat import is_compiling
 
 _BLOCK = 1 << 23  # weights at a time: 32 MB in fp32; more is not faster
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmattn.torch_compat import is_compiling
+
 from .precision import disable_autocast, to_autocast_dtype
-from .torch_compat import is_compiling
 
 _PAGE = 4096  # bytes
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .torch_compat import is_compiling
+from mmattn.torch_compat import is_compiling
 
 _CHECKED_FROM = 1 << 30  # bytes; for less, the check costs more than it is worth
 _CGROUP = Path('/sys/fs/cgroup')

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmattn.torch_compat import HAS_NARROW_ATTENTION, is_compiling, is_exporting
+
 from .memory import require
 from .precision import disable_autocast, upcast
-from .torch_compat import HAS_NARROW_ATTENTION, is_compiling, is_exporting
 
 _MATH = 0  # torch.nn.attention.SDPBackend.MATH, which builds the map
 _ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, which fit into the cache

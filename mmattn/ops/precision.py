@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .torch_compat import HAS_OLD_EXPORT, autocast_dtype, has_autocast
+from mmattn.torch_compat import HAS_OLD_EXPORT, autocast_dtype, has_autocast
 
 
 def upcast(x: Tensor) -> Tensor:

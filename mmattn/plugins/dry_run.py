@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops.torch_compat import fake_tensor_mode
+from mmattn.torch_compat import fake_tensor_mode
 
 from .flops import flop_counter
 from .hooks import NotOneMap

@@ -10,7 +10,7 @@ from typing import NoReturn
 from torch import nn
 
 from mmattn.blocks import AttentionBlock
-from mmattn.ops.torch_compat import register_load_state_dict_pre_hook, set_submodule
+from mmattn.torch_compat import register_load_state_dict_pre_hook, set_submodule
 
 from .find_block import find_block, suggest
 from .hooks import RunPlugins, pin_forward, take_nhwc

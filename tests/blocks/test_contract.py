@@ -9,7 +9,7 @@ from torch._dynamo.exc import UserError
 from torch._inductor import config as inductor
 
 from mmattn.blocks import PROMISES, AttentionBlock
-from mmattn.ops.torch_compat import HAS_OLD_EXPORT
+from mmattn.torch_compat import HAS_OLD_EXPORT
 from tests.blocks import contract
 
 BLOCKS = contract.registered()

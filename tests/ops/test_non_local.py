@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmattn import ops
-from mmattn.ops.torch_compat import HAS_NARROW_ATTENTION
+from mmattn.torch_compat import HAS_NARROW_ATTENTION
 
 non_local = sys.modules['mmattn.ops.non_local']
 

@@ -29,8 +29,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from mmattn.checkpoint.plain_values import plain_items
 from mmattn.config import safe_files
 from mmattn.errors import DataError, MmattnError, WriteError
-from mmattn.ops.torch_compat import AcceleratorError, Generator
 from mmattn.text import some
+from mmattn.torch_compat import AcceleratorError, Generator
 
 from ..signals import kill_children_at_exit
 from .rng import derive_seed, seeded
