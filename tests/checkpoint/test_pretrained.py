@@ -16,12 +16,19 @@ from mmattn.checkpoint import read as checkpoint
 from mmattn.checkpoint.load import load_initial_weights
 from mmattn.checkpoint.pretrained import report_pretrained
 from mmattn.checkpoint.read import read_checkpoint
+from mmattn.config import safe_files
 from mmattn.engine.train import train
 from mmattn.errors import CheckpointError
 from tests.checkpoint.test_start_from import (
     still,  # noqa: F401, a fixture
 )
 from tests.engine.killing import DETECTOR
+
+
+@pytest.fixture(autouse=True)
+def own_readers():
+    """As a command has them; a test before may have installed them or not."""
+    safe_files.install()
 
 
 def swin_of_its_authors(dims=(8, 16, 32, 64)):
