@@ -50,6 +50,22 @@ def se(b: AttentionBlock) -> Forward:
     return run
 
 
+def eca(b: AttentionBlock) -> Forward:
+    def run(x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool2d(x, 1)
+        y = b.conv(y.squeeze(-1).transpose(-1, -2)).transpose(-1, -2).unsqueeze(-1)
+        return x * y.sigmoid().expand_as(x)
+
+    return run
+
+
+def eca_timm(b: AttentionBlock) -> Forward:
+    from timm.layers import CecaModule, EcaModule
+
+    cls = CecaModule if b.circular else EcaModule
+    return _with_our_weights(b, cls(kernel_size=b.kernel_size))
+
+
 def scse(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         z = x.flatten(2).mean(2)
@@ -353,6 +369,7 @@ BASELINES: dict[str, list[Baseline]] = {
     ],
     'CrissCrossAttention': [Baseline('mmcv', criss_cross)],
     'DualAttention': [Baseline('mmseg', dual_attention, _pairs(2))],
+    'ECA': [Baseline('authors', eca), Baseline('timm', eca_timm, package='timm')],
     'Mask R-CNN R50 + GC': [Baseline('without', without_attention)],
     'NonLocal2d': [Baseline('mmcv', non_local, _mmcv_pairs)],
     'NonLocal2d concatenation 128x256': [Baseline('dot_prod', dot_product_mode)],

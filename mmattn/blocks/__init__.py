@@ -12,6 +12,7 @@ from .cmpese import CMPESE as CMPESE
 from .context_block import ContextBlock as ContextBlock
 from .criss_cross_attention import CrissCrossAttention as CrissCrossAttention
 from .dual_attention import DualAttention as DualAttention
+from .eca import ECA as ECA
 from .non_local2d import NonLocal2d as NonLocal2d
 from .pam import PAM as PAM
 from .residual_attention import ResidualAttention as ResidualAttention

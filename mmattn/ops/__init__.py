@@ -24,4 +24,5 @@ from .pairs import Pairs as Pairs
 from .precision import disable_autocast as disable_autocast
 from .precision import upcast as upcast
 from .pyramid import pyramid_pool as pyramid_pool
+from .recompute import recompute as recompute
 from .resize import resize_bilinear as resize_bilinear

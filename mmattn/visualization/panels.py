@@ -161,15 +161,35 @@ def _logits(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
     return _map(name, values, image, signed=True)
 
 
-def _maps(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
+def _response(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
+    """(C, H, W) factors of any sign."""
+    return _maps(name, values, image, signed=True)
+
+
+def _rows(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
+    """(C, H) gates of the rows, drawn as horizontal stripes."""
+    return _maps(name, values[:, :, None], image)
+
+
+def _columns(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
+    """(C, W) gates of the columns, drawn as vertical stripes."""
+    return _maps(name, values[:, None], image)
+
+
+def _maps(name: str, values: np.ndarray, image: np.ndarray, signed: bool = False) -> list[View]:
     """(C, H, W): the mean over channels, and the channels with the largest deviation."""
     if len(values) == 1:
-        return _map(name, values, image)
-    views = _map(f'{name}, mean of {len(values)} channels', values.mean(0), image)
+        return _map(name, values, image, signed)
+    views = _map(f'{name}, mean of {len(values)} channels', values.mean(0), image, signed)
     deviation = values.reshape(len(values), -1).std(1)
     for channel in np.argsort(-deviation, kind='stable')[:_CHANNELS]:
-        views += _map(f'{name}, channel {channel}', values[channel], image)
+        views += _map(f'{name}, channel {channel}', values[channel], image, signed)
     return views
+
+
+def _selection(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
+    """(branches, H, W) gates of branches that need not sum to 1."""
+    return [_map(f'{name} {i}', value, image)[0] for i, value in enumerate(values, 1)]
 
 
 def _matrix(name: str, values: np.ndarray, image: np.ndarray) -> list[View]:
@@ -199,6 +219,10 @@ _VIEWS: dict[str, Callable[[str, np.ndarray, np.ndarray], list[View]]] = {
     'context': _map,
     'group': _maps,
     'mask': _maps,
+    'rows': _rows,
+    'columns': _columns,
+    'selection': _selection,
+    'response': _response,
     'channel pairs': _matrix,
     'theta': _outline,
 }

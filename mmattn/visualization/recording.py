@@ -34,11 +34,13 @@ def record(
     Yields:
         a dict that is filled as the model runs: path of the block ('' for the model itself) -> name
         of the map -> one tensor per use, detached, in the order of use. Gates: 'channel' (N, C),
-        'spatial' (N, 1, H, W), 'group' (N, G, H, W), 'mask' (N, C, H, W); BAM, which adds before
-        the sigmoid, has 'channel logits' and 'spatial logits'; `ShuffleAttention` has C / 2 of
-        them in both. Weights that sum to 1: 'context' (N, 1, H, W), 'branches' (N, branches, C).
-        Weights of the values: 'pairwise' (N, Q, h, w), with pooled keys (N, Q, S), and
-        'channel pairs' (N, C, C). 'theta' (N, 2, 3) of the spatial transformer.
+        'spatial' (N, 1, H, W), 'group' (N, G, H, W), 'mask' (N, C, H, W), 'rows' (N, C, H),
+        'columns' (N, C, W), 'selection' (N, branches, H, W); BAM, which adds before the sigmoid,
+        has 'channel logits' and 'spatial logits'; `ShuffleAttention` has C / 2 of them in both.
+        Weights that sum to 1: 'context' (N, 1, H, W), 'branches' (N, branches, C). Weights of the
+        values: 'pairwise' (N, Q, h, w), with pooled keys (N, Q, S), and 'channel pairs' (N, C, C).
+        A factor of any size and sign: 'response' (N, C, H, W). 'theta' (N, 2, 3) of the spatial
+        transformer.
 
     Raises:
         ValueError: no block in the model; no query, or one out of range; the model is already

@@ -20,8 +20,9 @@ def from_author(
     """Rebuild an author's module as ours, with its weights.
 
     Args:
-        system: 'se', 'scse', 'cmpese', 'sk', 'cbam', 'bam', 'sge', 'sanet', 'gc', 'snl', 'nl',
-            'ccnet', 'ann', 'danet', 'ran', 'stn', 'dcnv1' or 'dcnv2'.
+        system: 'se', 'eca', 'scse', 'cmpese', 'sk', 'cbam', 'bam', 'sge', 'sanet', 'coord', 'ema',
+            'triplet', 'simam', 'lsk', 'lska', 'gc', 'snl', 'nl', 'ccnet', 'ann', 'danet', 'mhsa',
+            'ran', 'gate', 'stn', 'dcnv1' or 'dcnv2'.
         cls: class name, such as 'SELayer'; a remark in brackets after it is ignored.
         ctor: constructor arguments under the author's names; arguments left out have the author's
             defaults. `recurrence` of criss-cross attention goes here, too.

@@ -96,7 +96,7 @@ def _cells(info: BlockInfo) -> list[str]:
 
 def _describe(cls: type[AttentionBlock]) -> BlockInfo:
     header = ' '.join((sys.modules[cls.__module__].__doc__ or '').split())
-    source = re.search(r'Source: (.+?), [^,]*?(\d{4}), arXiv (\d{4}\.\d{5})', header)
+    source = re.search(r'Source: (.+?), [^,]*?(\d{4}), (?:arXiv (\d{4}\.\d{5})|PMLR)', header)
     paper, year, arxiv = source.groups() if source else (None, None, None)
     channels, *size = SIZE
     with torch.device('meta'):

@@ -1,9 +1,15 @@
-"""Every block compiles as one graph with the release of torch that the libraries have here."""
+"""Every block compiles as one graph with the release of torch that the libraries have here.
+
+And blocks that timm has, too, compute what its modules compute.
+"""
 
 import pytest
 import torch
 
 from mmattn.blocks.base import registered_blocks
+from mmattn.zoo import from_author
+from tests.blocks.slow import draw
+from tests.conftest import randomise
 
 pytest.importorskip('timm', reason='timm is missing')
 
@@ -17,3 +23,20 @@ def test_it_compiles_as_one_graph(name):
     with torch.no_grad():
         found = torch.compile(block, backend='eager', fullgraph=True)(*inputs)
         torch.testing.assert_close(found, block(*inputs))
+
+
+PEERS = {  # system, class, arguments
+    'eca': ('eca', 'EcaModule', dict(channels=10, kernel_size=5)),
+    'eca circular': ('eca', 'CecaModule', dict(channels=10, kernel_size=5)),
+}
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_timm_computes_the_same(name):
+    from timm import layers
+
+    system, cls, arguments = PEERS[name]
+    theirs = randomise(getattr(layers, cls)(**arguments).double()).eval()
+    ours = from_author(system, cls, arguments, theirs.state_dict())
+    x = draw(2, arguments['channels'], 6, 5)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)

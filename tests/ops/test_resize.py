@@ -14,12 +14,13 @@ SIZES = [
 ]
 
 
+@pytest.mark.parametrize('align_corners', [True, False])
 @pytest.mark.parametrize('source, target', SIZES)
-def test_interpolate(source, target):
+def test_interpolate(source, target, align_corners):
     x = torch.randn(2, 3, *source, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    found = resize_bilinear(x, *target)
-    wanted = F.interpolate(y, size=target, mode='bilinear', align_corners=True)
+    found = resize_bilinear(x, *target, align_corners)
+    wanted = F.interpolate(y, size=target, mode='bilinear', align_corners=align_corners)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
     weight = torch.randn_like(found)
     (found * weight).sum().backward()

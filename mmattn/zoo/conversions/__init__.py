@@ -19,6 +19,11 @@ _CMPESE = {
 }
 CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
     'se': {'SELayer': channel_attention.se, 'SEModule': channel_attention.timm_se},
+    'eca': {
+        'eca_layer': channel_attention.eca,
+        'EcaModule': channel_attention.eca,
+        'CecaModule': channel_attention.eca,
+    },
     'scse': {
         'ChannelSELayer': channel_attention.scse('channel'),
         'SpatialSELayer': channel_attention.scse('spatial'),

@@ -1,4 +1,4 @@
-"""Authors' channel and spatial gates: SE, scSE, CMPE-SE, SK, CBAM, BAM, SGE, SA."""
+"""Authors' channel and spatial gates: SE, ECA, scSE, CMPE-SE, SK, CBAM, BAM, SGE, SA."""
 
 from collections.abc import Callable
 
@@ -35,6 +35,23 @@ def _reduction(author: AuthorModule, channels: int, width: int) -> int:
     if not reduction or channels // reduction != width:
         author.fail(f'width {width} is no whole fraction of {channels} channels')
     return reduction
+
+
+def eca(author: AuthorModule) -> nn.Module:
+    """The kernel size is read from the weight: the published sizes follow no rule."""
+    name = 'channel' if author.cls == 'eca_layer' else 'channels'
+    channels = author.channels(name, author.in_channels)
+    if channels is None:
+        author.fail('its constructor has no channels: give in_channels, those of the input')
+    author.ignore_arguments('k_size', 'kernel_size', 'gamma', 'beta', 'act_layer')
+    author.ignore_arguments('rd_ratio', 'rd_channels', 'rd_divisor')  # of the MLP
+    if author.argument('use_mlp', False):
+        author.fail('use_mlp=True, an experiment of timm, is not followed; allowed False')
+    if author.argument('gate_layer', 'sigmoid') != 'sigmoid':
+        author.fail(f'gate_layer={author.ctor["gate_layer"]!r}, allowed sigmoid')
+    kernel_size = author.tensor('conv.weight').shape[-1]
+    author.keep('conv')
+    return blocks.ECA(channels, kernel_size=kernel_size, circular=author.cls == 'CecaModule')
 
 
 _SCSE_CHANNEL_KEYS = {'fc1': 'channel.fc1', 'fc2': 'channel.fc2'}
