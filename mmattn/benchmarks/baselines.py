@@ -132,6 +132,16 @@ def sge(b: AttentionBlock) -> Forward:
     return run
 
 
+def simam(b: AttentionBlock) -> Forward:
+    def run(x: Tensor) -> Tensor:
+        d = (x - x.mean(dim=[2, 3], keepdim=True)).pow(2)
+        n = x.shape[2] * x.shape[3] - 1
+        y = d / (4 * (d.sum(dim=[2, 3], keepdim=True) / n + b.e_lambda)) + 0.5
+        return x * y.sigmoid()
+
+    return run
+
+
 def shuffle_attention(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -250,9 +260,7 @@ def without_attention(b: nn.Module) -> Forward:
 
 def dot_product_mode(b: AttentionBlock) -> Forward:
     """Our block with another pairwise function, to compare costs: it computes something else."""
-    block = type(b)(b.in_channels, mode='dot_product')
-    value = next(b.parameters())
-    return block.to(value.device, value.dtype).train(b.training)
+    return _beside(b, type(b)(b.in_channels, mode='dot_product'))
 
 
 def pam(b: AttentionBlock) -> Forward:
@@ -327,9 +335,9 @@ def _asymmetric(b: AttentionBlock) -> tuple:
 
 def _with_our_weights(block: AttentionBlock, module: nn.Module) -> nn.Module:
     """A module with the weights, dtype, device and mode of our block."""
-    value = next(block.parameters())
-    module.to(value.device, value.dtype).load_state_dict(block.state_dict())
-    return module.train(block.training)
+    module = _beside(block, module)
+    module.load_state_dict(block.state_dict())
+    return module
 
 
 def _with_renamed_weights(
@@ -340,9 +348,15 @@ def _with_renamed_weights(
     for key, value in state.items():
         layer, _, kind = key.rpartition('.')
         state[key] = ours[f'{names[layer]}.{kind}'].reshape(value.shape)
-    weight = next(block.parameters())
-    module.to(weight.device, weight.dtype).load_state_dict(state)
-    return module.train(block.training)
+    module = _beside(block, module)
+    module.load_state_dict(state)
+    return module
+
+
+def _beside(block: AttentionBlock, module: nn.Module) -> nn.Module:
+    """A module in the dtype, device and mode of our block, which need not have parameters."""
+    value = next(block.parameters(), None)
+    return (module if value is None else module.to(value.device, value.dtype)).train(block.training)
 
 
 def _pairs(maps: float) -> Callable[[nn.Module, Tensor], int]:
@@ -384,6 +398,7 @@ BASELINES: dict[str, list[Baseline]] = {
     'SE': [Baseline('authors', se), Baseline('timm', se_timm, package='timm')],
     'SGE': [Baseline('authors', sge)],
     'ShuffleAttention': [Baseline('authors', shuffle_attention)],
+    'SimAM': [Baseline('authors', simam)],
     'SimplifiedNonLocal': [Baseline('formula', simplified_non_local)],
     'SKConv2d': [Baseline('formula', sk)],
     'SpatialTransformer': [Baseline('tutorial', spatial_transformer)],

@@ -20,6 +20,7 @@ from .scse import SCSE as SCSE
 from .se import SE as SE
 from .sge import SGE as SGE
 from .shuffle_attention import ShuffleAttention as ShuffleAttention
+from .simam import SimAM as SimAM
 from .simplified_non_local import SimplifiedNonLocal as SimplifiedNonLocal
 from .sk_conv2d import SKConv2d as SKConv2d
 from .spatial_transformer import SpatialTransformer as SpatialTransformer

@@ -104,7 +104,7 @@ def any_size(build):
 def training_on_one_image(build):
     for size in (9, 12), (17, 20):
         block = randomised(build()).train()
-        y = block(*draw(block, 1, size))
+        y = block(*[t.requires_grad_() for t in draw(block, 1, size)])
         assert y.isfinite().all()
         y.sum().backward()
         assert all(v.grad.isfinite().all() for v in block.parameters() if v.grad is not None)

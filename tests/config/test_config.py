@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 
 from mmattn.benchmarks.overhead import loss
-from mmattn.blocks import SE
+from mmattn.blocks import SE, SimAM
 from mmattn.config.check import check_config
 from mmattn.config.index import find_config, list_models
 from mmattn.config.leaves import replace_type
@@ -15,7 +16,7 @@ from mmattn.config.load import load_config, parse_options
 from mmattn.engine.build import config_errors
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
-from mmattn.plugins import report
+from mmattn.plugins import insert, report
 from tests.conftest import ROOT
 
 CONFIG = ROOT / 'configs' / 'ccnet_r18_street.py'
@@ -163,6 +164,17 @@ def test_attention_in_a_detector_of_another_family_learns():
     blocks = [m for m in model.modules() if isinstance(m, SE)]
     learning = [all(p.grad is not None for p in block.parameters()) for block in blocks]
     assert learning == [True] * 16
+
+
+def test_attention_with_one_parameter_or_none_trains_a_step():
+    path = others('mmdet retinanet/retinanet_r50_fpn_1x_coco.py')
+    model, cfg = build_network(path, attention='simam')
+    insert(model, [dict(cfg=dict(type='mmattn.SimAM'), at='neck.fpn_convs.*.conv')])
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    optimizer.update_params(loss(model.train(), torch.rand(1, 3, 64, 64)))
+    blocks = [m for m in model.modules() if isinstance(m, SimAM)]
+    moved = [[p.item() != 0 for p in block.parameters()] for block in blocks]
+    assert moved == 16 * [[True]] + 5 * [[]]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,27 @@ def test_a_block_of_a_plain_network_is_counted_by_hand():
     assert (found.size, found.warnings) == ((20, 30), [])
 
 
+@pytest.mark.parametrize('init', ['paper', 'identity'])
+def test_a_block_without_parameters_is_a_row_of_zeros(init):
+    model = nn.Sequential()
+    model.conv = nn.Conv2d(3, 8, 1)
+    insert(model, [dict(cfg=dict(type='mmattn.SimAM', init=init), at='conv')])
+    found = report(model, (5, 6))
+    (row,) = found.rows
+    assert (row.path, row.channels, row.parameters) == ('conv.simam', 8, int(init == 'identity'))
+    assert (row.macs, row.maps, row.frozen) == (0, [(1, 8, 5, 6)], False)
+    assert row.identity == (init == 'identity') and not found.warnings
+    assert f' {row.parameters} ' in str(found)
+
+
+@pytest.mark.parametrize('learn', [True, False])
+def test_a_block_without_parameters_cannot_be_frozen(learn):
+    plugin = dict(cfg=dict(type='mmattn.SimAM'), at='backbone.layer*.*.conv2', learn=learn)
+    found = report(faster(plugin, frozen_stages=2), SIZE)
+    assert [(row.parameters, row.frozen) for row in found.rows] == [(0, False)] * 8
+    assert not found.warnings
+
+
 def test_matrix_products_are_counted():
     model = nn.Sequential()
     model.conv = nn.Conv2d(3, 8, 1)

@@ -273,6 +273,25 @@ def test_arrays_and_other_precisions():
     assert isinstance(block, blocks.SE)
 
 
+@pytest.mark.parametrize('size', [(4, 5), (1, 6), (1, 2)])
+@pytest.mark.parametrize(
+    'ctor, in_channels', [({}, None), ({}, 3), (dict(channels=None), 3), (dict(channels=3), None)]
+)
+def test_simam_with_or_without_channels(ctor, in_channels, size):
+    block = from_author(
+        'simam', 'simam_module', ctor | dict(e_lambda=0.3), {}, in_channels=in_channels
+    )
+    assert block.in_channels == (in_channels or ctor.get('channels'))
+    x = image(2, 3, *size)
+    same(
+        block(x),
+        x
+        * (
+            0.5 + (x - x.mean((2, 3), True)) ** 2 / (4 * (x.var((2, 3), keepdim=True) + 0.3))
+        ).sigmoid(),
+    )
+
+
 SE = draw(**{'fc.0.weight': (2, 8), 'fc.2.weight': (8, 2)})
 SGE = draw(**{'weight': (1, 4, 1, 1), 'bias': (1, 4, 1, 1)})
 REFUSED = {
@@ -287,6 +306,8 @@ REFUSED = {
     'channels': ('se', 'SELayer', dict(channel=8, reduction=4), SE, dict(in_channels=16), 'in_channels=16, but channel=8'),
     'no channels': ('sge', 'SpatialGroupEnhance', dict(groups=4), SGE, {}, 'give in_channels'),
     'groups': ('sge', 'SpatialGroupEnhance', dict(groups=4), SGE, dict(in_channels=6), 'groups=4, but groups must divide in_channels=6'),
+    'simam channels': ('simam', 'simam_module', dict(channels=8), {}, dict(in_channels=6), 'in_channels=6, but channels=8'),
+    'simam lambda': ('simam', 'simam_module', dict(e_lambda=0), {}, {}, 'SimAM: e_lambda=0, allowed finite numbers above 0'),
     'other function': ('ran', 'AttentionModule_stage1', dict(in_channels=8), {}, {}, 'it adds the trunk and the mask branch once more'),
     'wrong case': ('nl', 'NonLocal2D', dict(in_channels=8, mode='gaussian'), {}, {}, "mode='gaussian', allowed embedded_gaussian, dot_product"),
     '3-d': ('nl', 'NONLocalBlock3D', {}, {}, {}, 'only the 2-d class is followed'),

@@ -35,6 +35,7 @@ CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
     'cbam': {'CBAM': channel_attention.cbam, 'ChannelGate': channel_attention.cbam_channel_gate},
     'bam': {'BAM': channel_attention.bam},
     'sge': {'SpatialGroupEnhance': channel_attention.sge},
+    'simam': {'simam_module': spatial.simam},
     'sanet': {'sa_layer': channel_attention.shuffle_attention},
     'gc': {'ContextBlock': non_local.global_context},
     'snl': {'simplified non-local block': non_local.simplified_non_local},

@@ -67,3 +67,13 @@ def spatial_transformer(author: AuthorModule) -> nn.Module:
     return blocks.SpatialTransformer(
         1, localization=localization, padding_mode='zeros', align_corners=False
     )
+
+
+def simam(author: AuthorModule) -> nn.Module:
+    """The channels only check the input, so they may be missing."""
+    channels = author.argument('channels', None)
+    if channels is None:
+        channels = author.in_channels
+    elif author.in_channels not in (None, channels):
+        author.fail(f'in_channels={author.in_channels}, but {channels=}')
+    return blocks.SimAM(channels, e_lambda=author.argument('e_lambda', 1e-4))
