@@ -10,6 +10,7 @@ from .cam import CAM as CAM
 from .cbam import CBAM as CBAM
 from .cmpese import CMPESE as CMPESE
 from .context_block import ContextBlock as ContextBlock
+from .coordinate_attention import CoordinateAttention as CoordinateAttention
 from .criss_cross_attention import CrissCrossAttention as CrissCrossAttention
 from .dual_attention import DualAttention as DualAttention
 from .eca import ECA as ECA
@@ -24,3 +25,4 @@ from .simam import SimAM as SimAM
 from .simplified_non_local import SimplifiedNonLocal as SimplifiedNonLocal
 from .sk_conv2d import SKConv2d as SKConv2d
 from .spatial_transformer import SpatialTransformer as SpatialTransformer
+from .triplet_attention import TripletAttention as TripletAttention

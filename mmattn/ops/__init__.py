@@ -28,3 +28,9 @@ from .precision import upcast as upcast
 from .pyramid import pyramid_pool as pyramid_pool
 from .recompute import recompute as recompute
 from .resize import resize_bilinear as resize_bilinear
+from .same_conv import same_conv as same_conv
+from .strips import max_mean_strips as max_mean_strips
+from .strips import scale_by_product as scale_by_product
+from .strips import scale_by_sigmoid as scale_by_sigmoid
+from .strips import scale_by_sum as scale_by_sum
+from .strips import strip_means as strip_means

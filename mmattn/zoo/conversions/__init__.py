@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..author_module import AuthorModule
-from . import asymmetric_non_local, channel_attention, non_local, openmmlab, spatial
+from . import asymmetric_non_local, channel_attention, non_local, openmmlab, spatial, strips
 
 _CMPESE = {
     f'{start}CMPESEBlock{version}': channel_attention.cmpese
@@ -30,9 +30,17 @@ CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
         'ChannelSpatialSELayer': channel_attention.scse('max'),
         'cSE(x)+sSE(x)': channel_attention.scse('add'),
     },
+    'coord': {
+        'CoordAtt': strips.coordinate,
+        'CoordAttn': strips.timm_coordinate,
+        'SimpleCoordAttn': strips.timm_simple,
+        'EfficientLocalAttn': strips.timm_local,
+        'StripAttn': strips.timm_strip,
+    },
     'cmpese': _CMPESE,
     'sk': {'SK unit': channel_attention.sk_unit},
     'cbam': {'CBAM': channel_attention.cbam, 'ChannelGate': channel_attention.cbam_channel_gate},
+    'triplet': {'TripletAttention': strips.triplet},
     'bam': {'BAM': channel_attention.bam},
     'sge': {'SpatialGroupEnhance': channel_attention.sge},
     'simam': {'simam_module': spatial.simam},
