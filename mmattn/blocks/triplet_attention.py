@@ -40,7 +40,7 @@ class TripletAttention(AttentionBlock):
     """
 
     _abbr_ = 'triplet_attention'
-    kind = 'channel and row, channel and column, spatial'
+    kind = 'channel and spatial, by pairs of axes'
     gated = True
     examples = (
         dict(in_channels=16),

@@ -1,13 +1,17 @@
-"""The contract catches faults that the field has shipped: each broken copy turns checks red."""
+"""Faults that the field has shipped: each broken copy turns checks of the contract red.
+
+Where the contract has no means to see a fault, the comparison with the authors' numbers turns red.
+"""
 
 import functools
 
 import pytest
 
-from mmattn.blocks import CAM, PAM, SE, CrissCrossAttention, NonLocal2d
+from mmattn import blocks
+from mmattn.blocks import CAM, PAM, SE, CrissCrossAttention, NonLocal2d, TripletAttention
 from mmattn.blocks.base import recorded
 from mmattn.ops import criss_cross, softmax_weights
-from tests.blocks import contract
+from tests.blocks import contract, test_golden
 
 
 class MissingSigmoid(SE):
@@ -78,3 +82,18 @@ def test_broken_copy(broken, red):
         except AssertionError:
             failed.add(name)
     assert failed == red
+
+
+class MeanBeforeMax(TripletAttention):
+    """The two channels of the pooled images are exchanged."""
+
+    def _gate(self, image, layers):
+        return super()._gate(image.flip(1), layers)
+
+
+@pytest.mark.parametrize('broken, case', [(MeanBeforeMax, 'triplet_c16')])
+def test_broken_copy_differs_from_the_authors(broken, case, monkeypatch):
+    test_golden.test_authors_numbers(case)
+    monkeypatch.setattr(blocks, broken.__base__.__name__, broken)
+    with pytest.raises(AssertionError):
+        test_golden.test_authors_numbers(case)

@@ -28,6 +28,11 @@ def test_it_compiles_as_one_graph(name):
 PEERS = {  # system, class, arguments
     'eca': ('eca', 'EcaModule', dict(channels=10, kernel_size=5)),
     'eca circular': ('eca', 'CecaModule', dict(channels=10, kernel_size=5)),
+    'coord': ('coord', 'CoordAttn', dict(channels=12, bias=True)),
+    'coord simple': ('coord', 'SimpleCoordAttn', dict(channels=12)),
+    'coord local': ('coord', 'EfficientLocalAttn', dict(channels=12, kernel_size=5)),
+    'coord strip': ('coord', 'StripAttn', dict(channels=12)),
+    'coord strip pool': ('coord', 'StripAttn', dict(channels=12, use_conv=False)),
 }
 
 

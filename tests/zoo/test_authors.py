@@ -293,6 +293,11 @@ def test_simam_with_or_without_channels(ctor, in_channels, size):
 
 
 SE = draw(**{'fc.0.weight': (2, 8), 'fc.2.weight': (8, 2)})
+COORD = draw(
+    **{'conv1.weight': (2, 8, 1, 1), 'conv_h.weight': (8, 2, 1, 1), 'conv_w.weight': (8, 2, 1, 1)}
+) | norm('bn1', 2)
+STRIP = draw(**{'conv_h.weight': (8, 1, 3, 1), 'conv_w.weight': (8, 1, 1, 3)})
+TRIPLET = draw(**{f'{k}.conv.conv.weight': (1, 2, 3, 3) for k in ('cw', 'hc', 'hw')})
 SGE = draw(**{'weight': (1, 4, 1, 1), 'bias': (1, 4, 1, 1)})
 REFUSED = {
     'system': ('xy', 'SELayer', {}, {}, {}, "system='xy', allowed ann, bam, cbam"),
@@ -308,6 +313,19 @@ REFUSED = {
     'groups': ('sge', 'SpatialGroupEnhance', dict(groups=4), SGE, dict(in_channels=6), 'groups=4, but groups must divide in_channels=6'),
     'simam channels': ('simam', 'simam_module', dict(channels=8), {}, dict(in_channels=6), 'in_channels=6, but channels=8'),
     'simam lambda': ('simam', 'simam_module', dict(e_lambda=0), {}, {}, 'SimAM: e_lambda=0, allowed finite numbers above 0'),
+    'other channels out': ('coord', 'CoordAtt', dict(inp=8, oup=1), COORD, {}, 'oup=1, but the product needs inp=8'),
+    'skip': ('coord', 'CoordAttn', dict(channels=8, has_skip=True), COORD, {}, 'has_skip=True adds the input'),
+    'gate': ('coord', 'CoordAttn', dict(channels=8, gate_layer='hard_sigmoid'), COORD, {}, "gate_layer='hard_sigmoid', allowed sigmoid"),
+    'activation': ('coord', 'CoordAttn', dict(channels=8, act_layer=nn.ReLU), COORD, {}, 'act_layer=.*ReLU.*, allowed hardswish'),
+    'no norm': ('coord', 'CoordAttn', dict(channels=8, norm_layer=None), COORD, {}, 'norm_layer=None, allowed batchnorm2d'),
+    'activation of simple': ('coord', 'SimpleCoordAttn', dict(channels=8, act_layer='relu'), {}, {}, "act_layer='relu', allowed silu"),
+    'norm of local': ('coord', 'EfficientLocalAttn', dict(channels=8, norm_layer='batchnorm2d'), STRIP, {}, "norm_layer='batchnorm2d', allowed groupnorm1"),
+    'skip of strip': ('coord', 'StripAttn', dict(channels=8, has_skip=True), STRIP, {}, 'has_skip=True adds the input'),
+    'even kernel': ('coord', 'StripAttn', dict(channels=8), draw(**{'conv_h.weight': (8, 1, 2, 1), 'conv_w.weight': (8, 1, 1, 2)}), {}, 'kernel_size=2, allowed odd numbers'),
+    'unknown of coordinate': ('coord', 'CoordAtt', dict(inp=8, oup=8, act=1), COORD, {}, 'unknown argument act'),
+    'no channels of triplet': ('triplet', 'TripletAttention', {}, TRIPLET, {}, 'give in_channels'),
+    'no gate of triplet': ('triplet', 'TripletAttention', {}, {}, dict(in_channels=8), 'tensor cw.conv.conv.weight or ChannelGateH.spatial.conv.weight is missing'),
+    'gate too many': ('triplet', 'TripletAttention', dict(no_spatial=True), TRIPLET, dict(in_channels=8), 'unknown hw.conv.weight'),
     'other function': ('ran', 'AttentionModule_stage1', dict(in_channels=8), {}, {}, 'it adds the trunk and the mask branch once more'),
     'wrong case': ('nl', 'NonLocal2D', dict(in_channels=8, mode='gaussian'), {}, {}, "mode='gaussian', allowed embedded_gaussian, dot_product"),
     '3-d': ('nl', 'NONLocalBlock3D', {}, {}, {}, 'only the 2-d class is followed'),
