@@ -1,7 +1,7 @@
 """Baselines of the benchmark: modules of MMCV, MMSegmentation and timm, or authors' operations.
 
 Each function takes our block and returns a callable that computes the same from the same inputs;
-authors' operations are restated on the weights of our block.
+authors' operations are restated on the weights of our block, some in `authors_operations.py`.
 """
 
 import importlib.util
@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from mmattn.blocks import AttentionBlock
 
+from .authors_operations import Forward, coordinate_attention, triplet_attention
 from .timing import BaselineUnsupported
-
-Forward = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,41 +65,13 @@ def eca_timm(b: AttentionBlock) -> Forward:
     return _with_our_weights(b, cls(kernel_size=b.kernel_size))
 
 
-def coordinate_attention(b: AttentionBlock) -> Forward:
-    def run(x: Tensor) -> Tensor:
-        rows = F.adaptive_avg_pool2d(x, (None, 1))
-        columns = F.adaptive_avg_pool2d(x, (1, None)).permute(0, 1, 3, 2)
-        y = b.reduce(torch.cat([rows, columns], 2))
-        y = y * (F.relu6(y + 3) / 6)
-        rows, columns = torch.split(y, list(x.shape[2:]), 2)
-        columns = columns.permute(0, 1, 3, 2)
-        return x * b.columns(columns).sigmoid() * b.rows(rows).sigmoid()
-
-    return run
-
-
 def coordinate_attention_timm(b: AttentionBlock) -> Forward:
-    from timm.layers import CoordAttn
+    from timm.layers.coord_attn import CoordAttn
 
     conv = b.reduce.conv
     module = CoordAttn(b.in_channels, rd_channels=conv.out_channels, bias=conv.bias is not None)
     names = dict(conv1='reduce.conv', bn1='reduce.bn', conv_h='rows', conv_w='columns')
     return _with_renamed_weights(b, module, names)
-
-
-def triplet_attention(b: AttentionBlock) -> Forward:
-    def gate(x: Tensor, layers: nn.Module) -> Tensor:
-        pooled = torch.cat([torch.max(x, 1)[0][:, None], torch.mean(x, 1)[:, None]], 1)
-        return x * layers(pooled).sigmoid()
-
-    def run(x: Tensor) -> Tensor:
-        by_height = gate(x.permute(0, 2, 1, 3).contiguous(), b.cw).permute(0, 2, 1, 3).contiguous()
-        by_width = gate(x.permute(0, 3, 2, 1).contiguous(), b.hc).permute(0, 3, 2, 1).contiguous()
-        if b.has_spatial:
-            return 1 / 3 * (gate(x, b.hw) + by_height + by_width)
-        return 1 / 2 * (by_height + by_width)
-
-    return run
 
 
 def scse(b: AttentionBlock) -> Forward:

@@ -87,6 +87,17 @@ def _factor(rule: str, height: float, strips: Sequence[Tensor], out: Tensor | No
     return factor
 
 
+def _times(
+    x: Tensor, rule: str, height: float, strips: Sequence[Tensor], buffer: Tensor | None = None
+) -> Tensor:
+    """x times the factor, without a map that is not needed; the buffer is one in fp32 or wider."""
+    if rule == 'product':
+        rows, columns = (strip.to(x.dtype) for strip in strips)
+        return torch.mul(x, rows, out=buffer if x.dtype == strips[0].dtype else None).mul_(columns)
+    factor = _factor(rule, height, strips, buffer)
+    return factor.mul_(x) if factor.dtype == x.dtype else factor.to(x.dtype).mul_(x)
+
+
 class _Scale(torch.autograd.Function):
     """x times a factor made of strips, of which autograd saves x and the strips alone."""
 
@@ -96,10 +107,7 @@ class _Scale(torch.autograd.Function):
         ctx.rule, ctx.height = rule, height
         last = _is_channels_last(x)
         x, *strips = (_stored(t, last) for t in (x, *strips))
-        out = strips[0].new_empty(x.shape)
-        factor = _factor(rule, height, [t.contiguous() for t in strips], out)
-        factor = factor.mul_(x) if factor.dtype == x.dtype else factor.to(x.dtype) * x
-        return _logical(factor, last)
+        return _logical(_times(x, rule, height, [t.contiguous() for t in strips]), last)
 
     @staticmethod
     @once_differentiable
@@ -119,8 +127,7 @@ class _Scale(torch.autograd.Function):
             grads = [_sum_to(product, strip) for strip in strips]
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = _factor(ctx.rule, ctx.height, strips, product).mul_(grad).to(x.dtype)
-            x_grad = _logical(x_grad, last)
+            x_grad = _logical(_times(grad, ctx.rule, ctx.height, strips, product), last)
         return x_grad, None, None, *(_logical(t, last) for t in grads)
 
 

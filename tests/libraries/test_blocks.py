@@ -39,9 +39,12 @@ PEERS = {  # system, class, arguments
 @pytest.mark.parametrize('name', PEERS)
 def test_timm_computes_the_same(name):
     from timm import layers
+    from timm.layers import coord_attn
 
     system, cls, arguments = PEERS[name]
-    theirs = randomise(getattr(layers, cls)(**arguments).double()).eval()
+    theirs = randomise(
+        getattr(coord_attn if system == 'coord' else layers, cls)(**arguments).double()
+    ).eval()
     ours = from_author(system, cls, arguments, theirs.state_dict())
     x = draw(2, arguments['channels'], 6, 5)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
