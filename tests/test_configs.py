@@ -61,15 +61,27 @@ def narrow(model) -> dict:
         if 'roi_head' in model:
             options['model.roi_head.bbox_head.fc_out_channels'] = 64
         return options
-    head, auxiliary = model.decode_head, model.auxiliary_head
-    return {
-        'model.backbone.stem_channels': 8,
-        'model.backbone.base_channels': 8,
-        'model.decode_head.in_channels': [128, 256] if head.type.endswith('ANNHead') else 256,
-        'model.decode_head.channels': head.channels // 8,
-        'model.auxiliary_head.in_channels': auxiliary.in_channels // 8,
-        'model.auxiliary_head.channels': auxiliary.channels // 8,
-    }
+    options = {'model.backbone.stem_channels': 8, 'model.backbone.base_channels': 8}
+    for key, head in decode_heads(model).items():
+        channels = head.in_channels
+        several = isinstance(channels, list)
+        options[f'{key}.in_channels'] = [c // 8 for c in channels] if several else channels // 8
+        options[f'{key}.channels'] = head.channels // 8
+        for own in 'isa_channels', 'ema_channels', 'ocr_channels':
+            if own in head:
+                options[f'{key}.{own}'] = head[own] // 8
+        if 'mask_size' in head:
+            options[f'{key}.mask_size'] = (9, 9)
+    return options
+
+
+def decode_heads(model) -> dict:
+    """Path -> config of each head of a segmentor; a cascade has several."""
+    head, auxiliary = model.decode_head, model.get('auxiliary_head')
+    heads = {'model.decode_head': head}
+    if isinstance(head, list):
+        heads = {f'model.decode_head.{i}': part for i, part in enumerate(head)}
+    return heads | ({'model.auxiliary_head': auxiliary} if auxiliary else {})
 
 
 @pytest.mark.parametrize('path', SEGMENTORS, ids=lambda p: p.stem)
@@ -191,8 +203,12 @@ def test_segmentors_differ_in_the_head_alone():
     """What their figures compare is the attention, not the recipe."""
     own = ('type', 'recurrence', 'pam_channels', 'project_channels', 'mode', 'ratio')
     own += ('in_channels', 'in_index')  # ANN fuses two stages
+    own += ('isa_channels', 'down_factor', 'ema_channels', 'num_bases', 'num_stages')
+    own += ('mask_size', 'shrink_factor', 'reduction')
     for ending in 'r18_street', 'r18_camvid', 'r50_cityscapes', 'r101_cityscapes':
         models = ['ccnet', 'ann', 'danet', 'nonlocal', 'gcnet'] + ['fcn'] * ending.startswith('r18')
+        if ending == 'r18_street':  # OCRNet is a cascade
+            models += ['isanet', 'emanet', 'psanet', 'dnlnet']
         types, rest = set(), []
         for model in models:
             cfg = load_config(ROOT / f'configs/{model}_{ending}.py').to_dict()
@@ -206,8 +222,7 @@ def test_segmentors_differ_in_the_head_alone():
 def test_no_config_pairs_class_weight_with_avg_non_ignore():
     """onedl-mmsegmentation 1.4.2 raises an IndexError for the pair."""
     for path in SEGMENTORS:
-        model = load_config(path).model
-        for head in model.decode_head, model.auxiliary_head:
+        for head in decode_heads(load_config(path).model).values():
             assert not (
                 head.loss_decode.get('class_weight') and head.loss_decode.get('avg_non_ignore')
             )

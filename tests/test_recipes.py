@@ -30,6 +30,8 @@ def test_all_variants_are_there():
     sizes = [f'{c}_{k}_cityscapes' for c in ('512x1024', '769x769') for k in ('40k', '80k')]
     names = {f'{m}_{net}_{size}' for m in models for net in ('r50', 'r101') for size in sizes}
     names |= {f'{m}_{net}_ade20k' for m in ('ccnet', 'ann') for net in ('r50', 'r101')}
+    names |= {f'{m}_r50_512x1024_40k_cityscapes' for m in ('isanet', 'psanet', 'dnlnet')}
+    names |= {'emanet_r50_512x1024_80k_cityscapes', 'ocrnet_r101_512x1024_40k_cityscapes'}
     assert set(SOURCES) == names
 
 
@@ -53,8 +55,10 @@ def test_equals_mmsegmentations(name):
     mine, other = _build(ours.model), _build(theirs.model)
     first, second = mine.state_dict(), other.state_dict()
     assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
-    for head in 'decode_head', 'auxiliary_head':
-        assert _traits(getattr(mine, head)) == _traits(getattr(other, head))
+    for (key, head), (other_key, other_head) in zip(_heads(mine), _heads(other), strict=True):
+        assert key == other_key and _traits(head) == _traits(other_head)
+        if type(head) is type(other_head):
+            assert _options(head) == _options(other_head)
 
 
 def _plain(value):
@@ -79,6 +83,17 @@ def _build(model):
     init_default_scope('mmseg')
     with torch.device('meta'):
         return MODELS.build(model)
+
+
+def _heads(model):
+    """(path, head) of each, those of a cascade on their own."""
+    return [(k, m) for k, m in model.named_modules() if hasattr(m, 'loss_decode')]
+
+
+def _options(head):
+    """What a head of MMSegmentation keeps of its arguments."""
+    kinds = (bool, int, float, str, tuple, type(None))
+    return {k: v for k, v in vars(head).items() if isinstance(v, kinds)}
 
 
 def _traits(head):

@@ -19,6 +19,19 @@ from .type_names import unnamed
 from .unused_keys import check_keys
 
 _MAX_KEYS = 6  # in one message
+# class of MMSegmentation -> argument, values that fail in the first step, reason and remedy
+_BROKEN = {
+    'DNLHead': (
+        'mode',
+        ('gaussian', 'concatenation'),
+        "it overwrites maps that backward needs. Use 'embedded_gaussian' or 'dot_product'",
+    ),
+    'OCRHead': (
+        'scale',
+        range(2, 100),
+        'queries that it pools do not get back their size. Use 1',
+    ),
+}
 
 
 def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
@@ -62,6 +75,7 @@ def check_config(cfg: Config, options: Iterable[str] = ()) -> None:
         allowed |= {key: file.file_with(key) or file.path for key in nested} if file else {}
     _warn(cfg, allowed)
     _check_plugin_order(cfg.model, scope)
+    _check_decode_heads(cfg.model, scope)
 
 
 def _unused_message(cfg: Config, file: ConfigFile | None, name: str, is_variable: bool) -> str:
@@ -126,3 +140,20 @@ def _check_plugin_order(model: dict, scope: str) -> None:
     name = type_with_plugins(network)
     remedy = f" Write type='{name}', which {ability}." if name else ''
     raise UsageError(f'config key model.backbone.plugins: {reason}.{remedy}')
+
+
+def _check_decode_heads(model: dict, scope: str) -> None:
+    """Reject options of MMSegmentation's heads that no training step gets through."""
+    heads = model.get('decode_head') or []
+    scope = model.get('_scope_') or scope
+    for index, head in [('', heads)] if isinstance(heads, dict) else enumerate(heads):
+        network = find_class(head.get('type', ''), scope)
+        if not getattr(network, '__module__', '').startswith('mmseg.'):
+            continue
+        argument, values, reason = _BROKEN.get(network.__name__, ('', (), ''))
+        if head.get(argument) in values:
+            path = '.'.join(filter(None, ['model.decode_head', str(index), argument]))
+            raise UsageError(
+                f'config key {path}: {network.__name__} of MMSegmentation cannot train with '
+                f'{head[argument]!r}: {reason}.'
+            )
