@@ -5,6 +5,7 @@
 Attention among the positions at the same place of every window of down_factor, then within each window. A map
 whose sides are no multiples of down_factor is padded with zeros, which take part in the softmax: images with sides of
 multiples of 64 pixels (16 of the stride by 4) need no padding.
+It is not exported, as the windows fix the size of an image.
 """
 _base_ = [
     '_base_/models/segmentor_r18.py',

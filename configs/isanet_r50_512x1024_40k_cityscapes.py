@@ -3,6 +3,7 @@
 Attention among the positions at the same place of every window of down_factor, then within each window. A map
 whose sides are no multiples of down_factor is padded with zeros, which take part in the softmax: images with sides of
 multiples of 64 pixels (8 of the stride by 8) need no padding.
+It is not exported, as the windows fix the size of an image.
 
 40,000 iterations of batch 8 (4 GPUs x 2), crop 512x1024, SGD 0.01, poly 0.9; test on whole images.
 Source: open-mmlab/mmsegmentation, isanet_r50-d8_4xb2-40k_cityscapes-512x1024.

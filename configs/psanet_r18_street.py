@@ -2,7 +2,7 @@
 
 440 iterations of batch 4, crop 128x256, from random weights.
 
-Each position has a weight for every offset within mask_size, by a compiled operator of mmcv.
+Each position has a weight for every offset within mask_size, by a compiled operator of mmcv, so it is not exported.
 A map of H x W, after shrink_factor, needs (2H - 1, 2W - 1) for all pairs: here that of the whole images, 8 x 16.
 """
 _base_ = [

@@ -1,6 +1,6 @@
 """PSANet on ResNet-50, Cityscapes: point-wise spatial attention in the decode head, MMSegmentation's recipe.
 
-Each position has a weight for every offset within mask_size, by a compiled operator of mmcv.
+Each position has a weight for every offset within mask_size, by a compiled operator of mmcv, so it is not exported.
 A map of H x W, after shrink_factor, needs (2H - 1, 2W - 1) for all pairs: (97, 97) is that of a crop of 769x769. In
 crops of 512x1024, 32 x 64, offsets over 48 columns have a logit of 0.
 

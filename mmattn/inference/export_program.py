@@ -81,6 +81,11 @@ def build_program(model: nn.Module, image: Tensor, config: str | Path) -> nn.Mod
                 f'{config}: cascades of decode heads, here '
                 f'{", ".join(type(head).__name__ for head in model.decode_head)}, are not exported.'
             )
+        if any(type(module).__name__ == 'PSAMask' for module in model.decode_head.modules()):
+            raise UsageError(
+                f'{config}: {type(model.decode_head).__name__} runs a compiled operator of mmcv, '
+                'PSAMask, which no exchange format has, so it is not exported.'
+            )
         return ExportedSegmentor(model).eval()
     head = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
     if head is None or not hasattr(model, 'backbone'):

@@ -11,6 +11,7 @@ from mmattn.config.load import load_config
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.inference.attention_view import attention_views
+from mmattn.inference.export_program import build_program
 from mmattn.inference.predictor import Predictor
 from mmattn.plugins import named_plugins
 from tests.conftest import ROOT, randomise
@@ -87,3 +88,9 @@ def test_options_that_fail_in_the_first_step_are_refused(name, key, value, messa
 @pytest.mark.parametrize('mode', ['embedded_gaussian', 'dot_product'])
 def test_other_options_are_left_to_the_head(mode):
     check_config(load_config(config('dnlnet'), {'model.decode_head.mode': mode}))
+
+
+def test_psanet_is_not_exported():
+    model, _ = build_network(config('psanet'), narrow('psanet'))
+    with pytest.raises(UsageError, match='psanet: PSAHead runs a compiled operator .*PSAMask'):
+        build_program(model, torch.randn(1, 3, 64, 96), 'psanet')
