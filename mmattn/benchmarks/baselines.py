@@ -169,6 +169,21 @@ def se_timm(b: AttentionBlock) -> Forward:
     return _with_renamed_weights(b, module, dict(fc1='fc1', fc2='fc2'))
 
 
+def attention_gate(b: AttentionBlock) -> Forward:
+    bias = torch.zeros(b.in_channels, device=b.psi.weight.device, dtype=b.psi.weight.dtype)
+    bias.requires_grad_()  # theirs has one before the norm
+
+    def run(x: Tensor, gating: Tensor) -> Tensor:
+        theta = b.theta(x)
+        phi = F.interpolate(b.phi(gating), theta.shape[2:], mode='bilinear')
+        a = b.psi(F.relu(theta + phi, inplace=True)).sigmoid()
+        a = F.interpolate(a, x.shape[2:], mode='bilinear')
+        y = F.conv2d(a.expand_as(x) * x, b.project.conv.weight, bias)
+        return b.project.bn(y)
+
+    return run
+
+
 def simplified_non_local(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         a = b.conv_mask(x).flatten(2).softmax(-1)
@@ -381,6 +396,7 @@ BASELINES: dict[str, list[Baseline]] = {
     'AFNB': [Baseline('mmseg', afnb)],
     'ANNHead': [Baseline('mmseg', ann_head)],
     'APNB': [Baseline('mmseg', apnb)],
+    'AttentionGate': [Baseline('authors', attention_gate)],
     'BAM': [Baseline('authors', bam)],
     'CAM': [Baseline('mmseg', cam)],
     'CBAM': [Baseline('authors', cbam)],

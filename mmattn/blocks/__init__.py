@@ -2,6 +2,7 @@
 
 from .afnb import AFNB as AFNB
 from .apnb import APNB as APNB
+from .attention_gate import AttentionGate as AttentionGate
 from .bam import BAM as BAM
 from .base import PROMISES as PROMISES
 from .base import AttentionBlock as AttentionBlock

@@ -8,6 +8,8 @@ from mmattn.registry import MODELS as _MODELS
 
 from .backbones.cmpese_resnet import CMPESEResNet as CMPESEResNet
 from .backbones.cmpese_resnet import CMPESEResNetV1c as CMPESEResNetV1c
+from .backbones.gated_resnet import GatedResNet as GatedResNet
+from .backbones.gated_resnet import GatedResNetV1c as GatedResNetV1c
 from .backbones.residual_attention_net import ResidualAttentionNet as ResidualAttentionNet
 from .backbones.sknet import SKNet as SKNet
 from .heads.ann_head import ANNHead as ANNHead

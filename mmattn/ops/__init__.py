@@ -14,6 +14,7 @@ from .criss_cross import criss_cross_map as criss_cross_map
 from .deform_conv import deform_conv as deform_conv
 from .energy import simam as simam
 from .energy import simam_gate as simam_gate
+from .gating import project_gated as project_gated
 from .layout import channels_last as channels_last
 from .layout import match_memory_format as match_memory_format
 from .layout import project as project

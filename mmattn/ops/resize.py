@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmattn.torch_compat import is_exporting
+
 from .precision import upcast
 
 
@@ -24,21 +26,27 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool = Tr
     """
     rows = _weights(x.shape[2], height, x, align_corners)
     columns = _weights(x.shape[3], width, x, align_corners)
+    if is_exporting():  # `matmul` and `flatten` would ask whether sizes are multiples of others
+        maps = x[:, 0] if x.shape[1] == 1 else x.flatten(0, 1)
+        rows, columns = (t.expand(len(maps), -1, -1) for t in (rows, columns.mT))
+        y = torch.bmm(torch.bmm(rows, maps), columns)
+        return y[:, None] if x.shape[1] == 1 else y.unflatten(0, x.shape[:2])
     return (x.mT @ rows.mT).mT @ columns.mT  # rows first: the copied tensor is smaller
 
 
 def _weights(source: int, target: int, like: Tensor, align_corners: bool) -> Tensor:
     """(target, source), each row with the two weights of its position; they sum to 1."""
+    position, near = (
+        torch.arange(target, device=like.device),
+        torch.arange(source, device=like.device),
+    )
+    last = position[-1:]  # target - 1; a tensor, so that exporters keep it as a function of sizes
     if align_corners:
-        step = torch.arange(target, device=like.device) * (source - 1)
-        parts = torch.arange(target, device=like.device)[-1:].clamp(min=1)  # target - 1, but for 1
+        position, parts = position * (source - 1), last.clamp(min=1)
     else:
-        step = (2 * torch.arange(target, device=like.device) + 1) * source - target
-        parts = torch.arange(target, device=like.device)[-1:] * 2 + 2
-        step = step.clamp(min=0).minimum(parts * (source - 1))  # beyond the outermost centres
-    # in integers, so position and distance carry no rounding error
-    left, right = step // parts, (step % parts).to(upcast(like[:0]).dtype) / parts
-    near = torch.arange(source, device=like.device)
-    weights = (near == left[:, None]) * (1 - right[:, None])
-    weights = weights + (near == left[:, None] + 1) * right[:, None]
+        position, parts = (2 * position + 1) * source - target, 2 * last + 2
+        position = position.clamp(min=0).minimum(parts * (source - 1))  # beyond outermost centres
+    # in integers, parts of a pixel, so that a distance carries no rounding error
+    distance = (position[:, None] - near * parts).abs()  # (target, source)
+    weights = (parts - distance).clamp(min=0) / parts.to(upcast(like[:0]).dtype)
     return weights.to(like.dtype)

@@ -189,11 +189,12 @@ def compile(build, backend='aot_eager'):
 def _shapes(block):
     """Dynamic H and W of every input; inputs whose sizes differ get dimensions of their own."""
     found, named = [], {}
-    for _, _, *size in block.input_shapes(1, 18, 20):
+    shapes = (block.input_shapes(1, n, m) for n, m in ((18, 20), 2 * (block.dynamic_from,)))
+    for (_, _, *size), (_, _, *least) in zip(*shapes):
         axes = {}
-        for axis, (letter, n) in enumerate(zip('hw', size), start=2):
+        for axis, (letter, n, low) in enumerate(zip('hw', size, least), start=2):
             key = f'{letter}{n}'
-            named[key] = named.get(key) or torch.export.Dim(key, min=block.dynamic_from, max=256)
+            named[key] = named.get(key) or torch.export.Dim(key, min=low, max=256)
             axes[axis] = named[key]
         found.append(axes)
     return tuple(found)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmattn import insert
-from mmattn.blocks import AFNB, CMPESE
+from mmattn.blocks import AFNB, CMPESE, AttentionGate
 from tests.blocks.contract import registered
 
 pytestmark = pytest.mark.openmmlab
@@ -114,6 +114,14 @@ def with_afnb(model):
     return [block]
 
 
+def with_gate(model):
+    """The map of stage 3 gated by that of stage 4."""
+    block, forward = AttentionGate(1024, 2048, init='identity'), model.forward
+    model.gate = block
+    model.forward = lambda x: (lambda f: (*f[:2], block(f[2], f[3]), f[3]))(forward(x))
+    return [block]
+
+
 def with_plugin(cls):
     def put(model):
         return [m for m in model.modules() if isinstance(m, cls)]
@@ -122,7 +130,7 @@ def with_plugin(cls):
 
 
 PUT = {name: with_plugin(cls) for name, cls in BLOCKS.items()}
-PUT |= {'SKConv2d': with_sk, 'CMPESE': with_cmpese, 'AFNB': with_afnb}
+PUT |= {'SKConv2d': with_sk, 'CMPESE': with_cmpese, 'AFNB': with_afnb, 'AttentionGate': with_gate}
 
 
 @pytest.mark.parametrize('name', BLOCKS)

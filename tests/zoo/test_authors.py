@@ -299,6 +299,7 @@ COORD = draw(
 STRIP = draw(**{'conv_h.weight': (8, 1, 3, 1), 'conv_w.weight': (8, 1, 1, 3)})
 TRIPLET = draw(**{f'{k}.conv.conv.weight': (1, 2, 3, 3) for k in ('cw', 'hc', 'hw')})
 SGE = draw(**{'weight': (1, 4, 1, 1), 'bias': (1, 4, 1, 1)})
+GATE = dict(in_channels=8, gating_channels=6)
 REFUSED = {
     'system': ('xy', 'SELayer', {}, {}, {}, "system='xy', allowed ann, bam, cbam"),
     'class': ('se', 'SE', {}, {}, {}, "system 'se', class SE: unknown class, allowed SELayer"),
@@ -335,6 +336,15 @@ REFUSED = {
     'half width': ('nl', 'NONLocalBlock2D', dict(in_channels=8, inter_channels=3), {}, {}, 'inter_channels=3, allowed divisors of in_channels=8'),
     'sizes': ('ann', 'APNB', dict(in_channels=8, out_channels=8, sizes=[2]), {}, {}, "sizes=.2,., allowed 1"),
     'version': ('cmpese', 'CMPESEBlock1x1', dict(channels=8, version='2x1'), {}, {}, "version='2x1' contradicts the class"),
+    'gate 3-d': ('gate', 'GridAttentionBlock3D_TORR', {}, {}, {}, 'only the 2-d class is followed'),
+    'two gates': ('gate', 'MultiAttentionBlock', {}, {}, {}, 'two gates, concatenated'),
+    'gate mode': ('gate', 'GridAttentionBlock2D', GATE | dict(mode='dot'), {}, {}, "mode='dot', allowed concatenation, concatenation_debug"),
+    'gate default mode': ('gate', 'GridAttentionBlock2D_TORR', GATE, {}, {}, "mode='concatenation', allowed concatenation_sigmoid"),
+    'gate mean': ('gate', 'GridAttentionBlock2D_TORR', GATE | dict(mode='concatenation_mean'), {}, {}, 'divides by a sum of logits of either sign'),
+    'gate without phi': ('gate', 'GridAttentionBlock2D_TORR', GATE | dict(mode='concatenation_sigmoid', use_phi=False), {}, {}, 'use_phi=False, allowed True'),
+    'gate activation': ('gate', 'GridAttentionBlock2D_TORR', GATE | dict(mode='concatenation_sigmoid', nonlinearity1='elu'), {}, {}, "nonlinearity1='elu', allowed relu, None"),
+    'gate size': ('gate', 'GridAttentionBlock2D', GATE | dict(sub_sample_factor=(2, 2, 2)), {}, {}, r'sub_sample_factor=\(2, 2, 2\), allowed one number or a pair'),
+    'gate width': ('gate', 'GridAttentionBlock2D', GATE | dict(inter_channels=3), draw(**{'theta.weight': (4, 8, 2, 2)}), {}, 'inter_channels=3, but theta.weight has 4'),
 }  # fmt: skip
 
 

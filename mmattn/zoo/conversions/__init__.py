@@ -10,7 +10,15 @@ from collections.abc import Callable
 from torch import nn
 
 from ..author_module import AuthorModule
-from . import asymmetric_non_local, channel_attention, non_local, openmmlab, spatial, strips
+from . import (
+    asymmetric_non_local,
+    channel_attention,
+    gated_skip,
+    non_local,
+    openmmlab,
+    spatial,
+    strips,
+)
 
 _CMPESE = {
     f'{start}CMPESEBlock{version}': channel_attention.cmpese
@@ -68,6 +76,10 @@ CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
         'AttentionModule_pre': spatial.residual_attention,
         'ResidualBlock': spatial.residual_unit,
     },
+    'gate': {
+        'GridAttentionBlock2D': gated_skip.grid_attention,
+        'GridAttentionBlock2D_TORR': gated_skip.grid_attention_torr,
+    },
     'stn': {'Net.stn': spatial.spatial_transformer},
     'dcnv1': {
         'DeformConv2d': openmmlab.deformable_conv('DeformConv2d'),
@@ -106,6 +118,11 @@ REFUSED: dict[str, dict[str, str]] = {
     'ran': {
         'AttentionModule_stage': 'it adds the trunk and the mask branch once more at each '
         'upsampling, against the network of the paper; class AttentionModule_pre has its data flow'
+    },
+    'gate': {
+        'GridAttentionBlock3D': 'only the 2-d class is followed; ours works on (N, C, H, W)',
+        '_GridAttentionBlockND': 'the base of two classes; name the 2-d one',
+        'MultiAttentionBlock': 'two gates, concatenated; convert each, class GridAttentionBlock2D',
     },
     'stn': {
         'function': 'a function without weights: mmattn.ops.affine_sample',
