@@ -40,6 +40,11 @@ BLOCKS = {
         dict(in_channels=8),
         dict(in_channels=8, channels=4, norm_cfg=None, key_pool_scales=(1, 2)),
     ],
+    'AttentionGate': [
+        dict(in_channels=16, gating_channels=24),
+        dict(in_channels=8, gating_channels=6, sub_sample=1, normalize='softmax', norm_cfg=None),
+        dict(in_channels=8, gating_channels=6, project=False, init='identity'),
+    ],
     'BAM': [
         dict(in_channels=32, reduction=8),
         dict(in_channels=16, reduction=4, fusion='mul'),
@@ -102,6 +107,8 @@ BLOCKS = {
 BACKBONES = {
     'CMPESEResNet': [dict(depth=18), dict(depth=50, cmpese=dict(view='double_fc'))],
     'CMPESEResNetV1c': [dict(depth=18), dict(depth=50, cmpese=dict(view='double_fc'))],
+    'GatedResNet': [dict(depth=18), dict(depth=50, gated_stages=(3,))],
+    'GatedResNetV1c': [dict(depth=18), dict(depth=50, gated_stages=(3,))],
     'ResidualAttentionNet': [dict(depth=56), dict(depth=92)],
     'SKNet': [dict(depth=50), dict(depth=101)],
 }

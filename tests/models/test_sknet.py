@@ -132,7 +132,8 @@ def test_trains_in_a_detector():
 def test_backbones_are_found_without_imports():
     code = """
 from mmdet.registry import MODELS
-for name, depth in ('SKNet', 50), ('ResidualAttentionNet', 56), ('CMPESEResNet', 18), ('CMPESEResNetV1c', 18):
+for name, depth in ('SKNet', 50), ('ResidualAttentionNet', 56), ('CMPESEResNet', 18), ('CMPESEResNetV1c', 18), \\
+    ('GatedResNet', 18), ('GatedResNetV1c', 18):
     print(type(MODELS.build(dict(type='mmattn.' + name, depth=depth))).__name__)
 """
     out = subprocess.run(
@@ -146,6 +147,8 @@ for name, depth in ('SKNet', 50), ('ResidualAttentionNet', 56), ('CMPESEResNet',
         'ResidualAttentionNet',
         'CMPESEResNet',
         'CMPESEResNetV1c',
+        'GatedResNet',
+        'GatedResNetV1c',
     ], out.stderr
 
 
