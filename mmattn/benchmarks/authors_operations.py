@@ -37,3 +37,61 @@ def triplet_attention(b: AttentionBlock) -> Forward:
         return 1 / 2 * (by_height + by_width)
 
     return run
+
+
+def lsk(b: AttentionBlock) -> Forward:
+    def run(x: Tensor) -> Tensor:
+        attn1 = b.conv0(x)
+        attn2 = b.conv2(b.conv_spatial(attn1))
+        attn1 = b.conv1(attn1)
+        attn = torch.cat([attn1, attn2], 1)
+        pooled = torch.mean(attn, 1, keepdim=True), torch.max(attn, 1, keepdim=True)[0]
+        weights = b.conv_squeeze(torch.cat(pooled, 1)).sigmoid()
+        attn = attn1 * weights[:, :1] + attn2 * weights[:, 1:]
+        return x * b.conv(attn)
+
+    return _with_projections(b, run)
+
+
+def lska(b: AttentionBlock) -> Forward:
+    def run(x: Tensor) -> Tensor:
+        u = x.clone()
+        attn = b.conv0v(b.conv0h(x))
+        attn = b.conv_spatial_v(b.conv_spatial_h(attn))
+        return u * b.conv1(attn)
+
+    return _with_projections(b, run)
+
+
+def _with_projections(b: AttentionBlock, run: Forward) -> Forward:
+    if not b.project:
+        return run
+    return lambda x: b.proj_2(run(F.gelu(b.proj_1(x)))) + x.clone()
+
+
+def residual_attention(b: AttentionBlock) -> Forward:
+    def unit(u: nn.Module, x: Tensor) -> Tensor:
+        y = u.conv1(F.relu(u.bn1(x)))
+        y = u.conv2(F.relu(u.bn2(y)))
+        return u.conv3(F.relu(u.bn3(y))) + x
+
+    def units(sequence: nn.Module, x: Tensor) -> Tensor:
+        for u in sequence:
+            x = unit(u, x)
+        return x
+
+    def up(x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=True)
+
+    def run(x: Tensor) -> Tensor:
+        x = units(b.pre, x)
+        levels = [x]
+        for down in b.down:
+            levels.append(units(down, F.max_pool2d(levels[-1], 3, 2, 1)))
+        m = units(b.bottom, F.max_pool2d(levels[-1], 3, 2, 1))
+        for k in range(b.depth - 1, 0, -1):
+            m = units(b.up[k - 1], up(m, levels[k]) + unit(b.skip[k - 1], levels[k]))
+        mask = b.gate(up(m, x)).sigmoid()
+        return units(b.post, (1 + mask) * units(b.trunk, x))
+
+    return run

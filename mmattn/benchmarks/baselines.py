@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from mmattn.blocks import AttentionBlock
 
-from .authors_operations import Forward, coordinate_attention, triplet_attention
+from .authors_operations import (
+    Forward,
+    coordinate_attention,
+    lsk,
+    lska,
+    residual_attention,
+    triplet_attention,
+)
 from .timing import BaselineUnsupported
 
 
@@ -304,34 +311,6 @@ def dual_attention(b: AttentionBlock) -> Forward:
     return both
 
 
-def residual_attention(b: AttentionBlock) -> Forward:
-    def unit(u: nn.Module, x: Tensor) -> Tensor:
-        y = u.conv1(F.relu(u.bn1(x)))
-        y = u.conv2(F.relu(u.bn2(y)))
-        return u.conv3(F.relu(u.bn3(y))) + x
-
-    def units(sequence: nn.Module, x: Tensor) -> Tensor:
-        for u in sequence:
-            x = unit(u, x)
-        return x
-
-    def up(x: Tensor, like: Tensor) -> Tensor:
-        return F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=True)
-
-    def run(x: Tensor) -> Tensor:
-        x = units(b.pre, x)
-        levels = [x]
-        for down in b.down:
-            levels.append(units(down, F.max_pool2d(levels[-1], 3, 2, 1)))
-        m = units(b.bottom, F.max_pool2d(levels[-1], 3, 2, 1))
-        for k in range(b.depth - 1, 0, -1):
-            m = units(b.up[k - 1], up(m, levels[k]) + unit(b.skip[k - 1], levels[k]))
-        mask = b.gate(up(m, x)).sigmoid()
-        return units(b.post, (1 + mask) * units(b.trunk, x))
-
-    return run
-
-
 def spatial_transformer(b: AttentionBlock) -> Forward:
     def run(x: Tensor) -> Tensor:
         theta = b.localization(x).reshape(-1, 2, 3)
@@ -412,6 +391,8 @@ BASELINES: dict[str, list[Baseline]] = {
     'CrissCrossAttention': [Baseline('mmcv', criss_cross)],
     'DualAttention': [Baseline('mmseg', dual_attention, _pairs(2))],
     'ECA': [Baseline('authors', eca), Baseline('timm', eca_timm, package='timm')],
+    'LSK': [Baseline('authors', lsk)],
+    'LSKA': [Baseline('authors', lska)],
     'Mask R-CNN R50 + GC': [Baseline('without', without_attention)],
     'NonLocal2d': [Baseline('mmcv', non_local, _mmcv_pairs)],
     'NonLocal2d concatenation 128x256': [Baseline('dot_prod', dot_product_mode)],

@@ -12,6 +12,7 @@ from .channel import scale_halves as scale_halves
 from .criss_cross import criss_cross as criss_cross
 from .criss_cross import criss_cross_map as criss_cross_map
 from .deform_conv import deform_conv as deform_conv
+from .depthwise import depthwise_conv as depthwise_conv
 from .energy import simam as simam
 from .energy import simam_gate as simam_gate
 from .gating import project_gated as project_gated

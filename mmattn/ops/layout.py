@@ -35,22 +35,27 @@ def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
     return _Relayout.apply(y, False)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution into channels_last: (N, C, H, W), (D, C), (D) -> (N, D, H, W).
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, last: bool = True) -> Tensor:
+    """A 1x1 convolution: (N, C, H, W), (D, C), (D) -> (N, D, H, W).
 
-    x may be in either format; a matrix product is faster than a convolution.
+    x may be in either format, and so may the result: in channels_last, or contiguous if not
+    `last`. A matrix product is faster than a convolution.
     """
     x, weight, bias = (t if t is None else to_autocast_dtype(t) for t in (x, weight, bias))
     with disable_autocast(x):
         if is_compiling():
-            y = _linear(x, weight, bias)
+            y = _linear(x, weight, bias, last)
         else:
-            y = _Project.apply(x, weight, bias)
+            y = _Project.apply(x, weight, bias, last)
     return y.mT.unflatten(2, x.shape[2:])
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, C, H, W), (D, C), (D) -> (N, H W, D)."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
+    """(N, C, H, W), (D, C), (D) -> (N, H W, D); if not `last`, a view of (N, D, H W)."""
+    if not last:
+        factors = weight.expand(x.shape[0], -1, -1), x.flatten(2)
+        y = torch.bmm(*factors) if bias is None else torch.baddbmm(bias[:, None], *factors)
+        return y.mT
     factors = x.flatten(2).mT, weight.mT.expand(x.shape[0], -1, -1)
     return torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
 
@@ -59,13 +64,13 @@ class _Project(torch.autograd.Function):
     """`_linear`, whose gradient is in the format of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight, bias)
+        return _linear(x, weight, bias, last)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         x_grad, weight_grad = None, torch.zeros_like(weight)
         for image, image_grad in zip(x.flatten(2), grad, strict=True):
@@ -76,7 +81,7 @@ class _Project(torch.autograd.Function):
                 torch.mm(image_grad, weight, out=out)
             last = x.is_contiguous(memory_format=torch.channels_last)
             x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
-        return x_grad, weight_grad, grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return x_grad, weight_grad, grad.sum((0, 1)) if ctx.needs_input_grad[2] else None, None
 
 
 class _Relayout(torch.autograd.Function):

@@ -38,14 +38,16 @@ def test_the_gradient_has_the_layout_of_the_input():
     assert seen[0].is_contiguous()
 
 
+@pytest.mark.parametrize('last', [True, False])
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('batch', [0, 1, 3])
-def test_project_is_a_convolution(layout, batch):
+def test_project_is_a_convolution(batch, layout, last):
     x = draw(batch, 6, 5, 4, layout=layout).requires_grad_()
     weight, bias = draw(7, 6).requires_grad_(), draw(7).requires_grad_()
-    y, expected = ops.project(x, weight, bias), F.conv2d(x, weight[:, :, None, None], bias)
+    y = ops.project(x, weight, bias, last=last)
+    expected = F.conv2d(x, weight[:, :, None, None], bias)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
-    assert not batch or y.is_contiguous(memory_format=torch.channels_last)
+    assert not batch or y.is_contiguous(memory_format=LAYOUTS[last])
     gradient = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, (x, weight, bias), gradient)
     for found, grad in zip(torch.autograd.grad(y, (x, weight, bias), gradient), wanted):

@@ -14,6 +14,7 @@ from . import (
     asymmetric_non_local,
     channel_attention,
     gated_skip,
+    large_kernel,
     non_local,
     openmmlab,
     spatial,
@@ -47,6 +48,13 @@ CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
     },
     'cmpese': _CMPESE,
     'sk': {'SK unit': channel_attention.sk_unit},
+    'lsk': {'LSKblock': large_kernel.lsk, 'Attention': large_kernel.lsk},
+    'lska': {
+        'LSKA': large_kernel.lska,
+        'AttentionModule': large_kernel.lska,
+        'Attention': large_kernel.lska,
+        'SpatialAttention': large_kernel.lska,
+    },
     'cbam': {'CBAM': channel_attention.cbam, 'ChannelGate': channel_attention.cbam_channel_gate},
     'triplet': {'TripletAttention': strips.triplet},
     'bam': {'BAM': channel_attention.bam},
@@ -97,6 +105,16 @@ REFUSED: dict[str, dict[str, str]] = {
     'sk': {
         'Bottleneck': 'a changed block, with a dense and a grouped 3x3 of one reach and a residual '
         'of its own; ours is the unit of the paper and of the Caffe network (class "SK unit")'
+    },
+    'lsk': {
+        'Block': 'a block of the backbone, with batch norms and an MLP; convert its attn',
+        'LSKNet': 'a backbone; convert the attn of its blocks',
+    },
+    'lska': {
+        'Block': 'a block of the backbone, with batch norms and an MLP; convert its attn',
+        'VANBlock': 'a block of the backbone, with batch norms and an MLP; convert its attn',
+        'VAN': 'a backbone; convert the attn of its blocks',
+        'LKA': 'its kernel is not separated, so it computes something else; ours is class LSKA',
     },
     'cbam': {'SpatialGate': 'the spatial gate alone; ours has it after a channel gate, as CBAM'},
     'bam': {
