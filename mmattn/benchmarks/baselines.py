@@ -169,6 +169,25 @@ def shuffle_attention(b: AttentionBlock) -> Forward:
     return run
 
 
+def ema(b: AttentionBlock) -> Forward:
+    def run(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.reshape(n * b.groups, -1, h, w)
+        rows = F.adaptive_avg_pool2d(x, (None, 1))
+        columns = F.adaptive_avg_pool2d(x, (1, None)).permute(0, 1, 3, 2)
+        rows, columns = torch.split(b.conv1x1(torch.cat([rows, columns], 2)), [h, w], 2)
+        normed = b.gn(x * rows.sigmoid() * columns.permute(0, 1, 3, 2).sigmoid())
+        values = b.conv3x3(x)
+        p, q = (
+            F.adaptive_avg_pool2d(t, 1).reshape(len(x), -1, 1).permute(0, 2, 1).softmax(-1)
+            for t in (normed, values)
+        )
+        z = torch.matmul(p, values.flatten(2)) + torch.matmul(q, normed.flatten(2))
+        return (x * z.reshape(len(x), 1, h, w).sigmoid()).reshape(n, c, h, w)
+
+    return run
+
+
 def se_timm(b: AttentionBlock) -> Forward:
     from timm.layers import SEModule
 
@@ -391,6 +410,7 @@ BASELINES: dict[str, list[Baseline]] = {
     'CrissCrossAttention': [Baseline('mmcv', criss_cross)],
     'DualAttention': [Baseline('mmseg', dual_attention, _pairs(2))],
     'ECA': [Baseline('authors', eca), Baseline('timm', eca_timm, package='timm')],
+    'EMAttention': [Baseline('authors', ema)],
     'LSK': [Baseline('authors', lsk)],
     'LSKA': [Baseline('authors', lska)],
     'Mask R-CNN R50 + GC': [Baseline('without', without_attention)],

@@ -15,6 +15,7 @@ from .coordinate_attention import CoordinateAttention as CoordinateAttention
 from .criss_cross_attention import CrissCrossAttention as CrissCrossAttention
 from .dual_attention import DualAttention as DualAttention
 from .eca import ECA as ECA
+from .em_attention import EMAttention as EMAttention
 from .lsk import LSK as LSK
 from .lska import LSKA as LSKA
 from .non_local2d import NonLocal2d as NonLocal2d

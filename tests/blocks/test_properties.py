@@ -20,6 +20,7 @@ from mmattn.blocks import (
     ContextBlock,
     CrissCrossAttention,
     DualAttention,
+    EMAttention,
     NonLocal2d,
     ShuffleAttention,
     SimAM,
@@ -326,6 +327,7 @@ GROUPS = 4
     'cls, arguments, dealt',
     [
         case(SGE, False),
+        case(EMAttention, False),
         case(ShuffleAttention, True),
         case(ShuffleAttention, False, init='identity'),
     ],

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmattn import blocks
+from mmattn.benchmarks.baselines import ema
 from mmattn.zoo import from_author
 
 
@@ -273,6 +274,20 @@ def test_arrays_and_other_precisions():
     assert isinstance(block, blocks.SE)
 
 
+@pytest.mark.parametrize('size', [(4, 5), (1, 6), (5, 1), (1, 1)])
+@pytest.mark.parametrize(
+    'channels, ctor', [(12, dict(factor=3, c2=None)), (32, {}), (8, dict(factor=1, c2=4))]
+)
+def test_ema(channels, ctor, size):
+    width = channels // ctor.get('factor', 32)
+    shapes = {'conv1x1.weight': (width, width, 1, 1), 'conv3x3.weight': (width, width, 3, 3)}
+    names = 'conv1x1.bias', 'conv3x3.bias', 'gn.weight', 'gn.bias'
+    state = draw(**shapes, **dict.fromkeys(names, (width,)))
+    block = from_author('ema', 'EMA', dict(channels=channels) | ctor, state)
+    x = image(2, channels, *size)
+    same(block(x), ema(block)(x))
+
+
 @pytest.mark.parametrize('size', [(4, 5), (1, 6), (1, 2)])
 @pytest.mark.parametrize(
     'ctor, in_channels', [({}, None), ({}, 3), (dict(channels=None), 3), (dict(channels=3), None)]
@@ -327,6 +342,8 @@ REFUSED = {
     'no channels of triplet': ('triplet', 'TripletAttention', {}, TRIPLET, {}, 'give in_channels'),
     'no gate of triplet': ('triplet', 'TripletAttention', {}, {}, dict(in_channels=8), 'tensor cw.conv.conv.weight or ChannelGateH.spatial.conv.weight is missing'),
     'gate too many': ('triplet', 'TripletAttention', dict(no_spatial=True), TRIPLET, dict(in_channels=8), 'unknown hw.conv.weight'),
+    'ema groups': ('ema', 'EMA', dict(channels=8), {}, {}, 'EMAttention: groups=32, but groups must divide in_channels=8'),
+    'ema other file': ('ema', 'EMAHead', dict(channels=8), {}, {}, 'unknown class, allowed EMA'),
     'other function': ('ran', 'AttentionModule_stage1', dict(in_channels=8), {}, {}, 'it adds the trunk and the mask branch once more'),
     'wrong case': ('nl', 'NonLocal2D', dict(in_channels=8, mode='gaussian'), {}, {}, "mode='gaussian', allowed embedded_gaussian, dot_product"),
     '3-d': ('nl', 'NONLocalBlock3D', {}, {}, {}, 'only the 2-d class is followed'),

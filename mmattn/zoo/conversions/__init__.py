@@ -61,6 +61,7 @@ CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
     'sge': {'SpatialGroupEnhance': channel_attention.sge},
     'simam': {'simam_module': spatial.simam},
     'sanet': {'sa_layer': channel_attention.shuffle_attention},
+    'ema': {'EMA': spatial.ema},
     'gc': {'ContextBlock': non_local.global_context},
     'snl': {'simplified non-local block': non_local.simplified_non_local},
     'nl': {

@@ -77,3 +77,9 @@ def simam(author: AuthorModule) -> nn.Module:
     elif author.in_channels not in (None, channels):
         author.fail(f'in_channels={author.in_channels}, but {channels=}')
     return blocks.SimAM(channels, e_lambda=author.argument('e_lambda', 1e-4))
+
+
+def ema(author: AuthorModule) -> nn.Module:
+    author.ignore_arguments('c2')  # never used
+    author.keep('conv1x1', 'conv3x3', 'gn')
+    return blocks.EMAttention(author.channels('channels'), groups=author.argument('factor', 32))
