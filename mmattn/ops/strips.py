@@ -90,10 +90,9 @@ def _factor(rule: str, height: float, strips: Sequence[Tensor], out: Tensor | No
 def _times(
     x: Tensor, rule: str, height: float, strips: Sequence[Tensor], buffer: Tensor | None = None
 ) -> Tensor:
-    """x times the factor, without a map that is not needed; the buffer is one in fp32 or wider."""
-    if rule == 'product':
-        rows, columns = (strip.to(x.dtype) for strip in strips)
-        return torch.mul(x, rows, out=buffer if x.dtype == strips[0].dtype else None).mul_(columns)
+    """x times the factor, in the buffer of the dtype of the strips if there is one."""
+    if rule == 'product' and strips[0].dtype == x.dtype:
+        return torch.mul(x, strips[0], out=buffer).mul_(strips[1])
     factor = _factor(rule, height, strips, buffer)
     return factor.mul_(x) if factor.dtype == x.dtype else factor.to(x.dtype).mul_(x)
 
