@@ -32,7 +32,7 @@ STEP = {
 
 def step_options(path, root) -> dict:
     options = tiny_options(root) | STEP
-    size = (65, 65)
+    size = (64, 64) if 'unet' in path.stem else (65, 65)  # a U-Net halves it three times
     options['model.data_preprocessor.size'] = size
     for name, value in {'crop_size': size}.items():
         options[f'train_dataloader.dataset.pipeline.3.{name}'] = value
@@ -41,13 +41,18 @@ def step_options(path, root) -> dict:
     for name in LOADERS[1:]:
         if cfg[name].dataset.pipeline[1].type == 'Resize':
             options[f'{name}.dataset.pipeline.1.scale'] = (128, 64)
-    if 'r18' not in path.stem:
+    if not is_small(path):
         options['model.backbone.init_cfg'] = None
         options['model.test_cfg.crop_size'] = size
         options['model.test_cfg.stride'] = (43, 43)
         if path.stem not in WHOLE:
             options |= narrow(cfg.model)
     return options
+
+
+def is_small(path) -> bool:
+    """Whether a config is trained as it is."""
+    return 'r18' in path.stem or 'unet' in path.stem
 
 
 def narrow(model) -> dict:
@@ -91,13 +96,15 @@ def test_a_segmentor_trains_and_tests_a_step(path, street, tmp_path):
         options = as_camvid(options, tmp_path / 'data')
     if path.stem.endswith('ade20k'):
         options = as_ade20k(options, tmp_path / 'data')
+    if path.stem.endswith('dsb2018'):
+        options = as_dsb2018(options, tmp_path / 'data')
     metrics = train_and_test(path, options, tmp_path)
     assert 0 <= metrics['mIoU'] <= 100
 
 
 def train_and_test(path, options, folder, **train_options) -> dict:
-    """Metrics of a run; only ResNet-18 rehearses and draws, as the others are made of its parts."""
-    small = 'r18' in path.stem
+    """Metrics of a run; only small ones rehearse and draws, as the others are made of its parts."""
+    small = is_small(path)
     if not small:
         options = {**options, 'custom_hooks': []}
     run = dict(work_dir=folder, cfg_options=options, rehearsal=small)
@@ -183,6 +190,20 @@ def as_ade20k(options, root) -> dict:
     return {k: str(root) if k.endswith('data_root') else v for k, v in options.items()}
 
 
+def as_dsb2018(options, root) -> dict:
+    """The tiny options on noise, with the names of each split in a file."""
+    rng = np.random.default_rng(0)
+    for folder in 'images', 'labels', 'annotations':
+        (root / folder).mkdir(parents=True)
+    for split in 'train', 'val':
+        (root / 'annotations' / f'{split}.txt').write_text(f'{split}_a\n{split}_b\n')
+        for stem in f'{split}_a', f'{split}_b':
+            for folder, high, shape in ('images', 256, (64, 96, 3)), ('labels', 2, (64, 96)):
+                values = rng.integers(0, high, shape, np.uint8)
+                Image.fromarray(values).save(root / folder / f'{stem}.png')
+    return {k: str(root) if k.endswith('data_root') else v for k, v in options.items()}
+
+
 def test_configs_are_one_step_from_their_parents():
     import ast
 
@@ -217,6 +238,18 @@ def test_segmentors_differ_in_the_head_alone():
             cfg['model']['decode_head'] = {k: v for k, v in head.items() if k not in own}
             rest.append(cfg)
         assert len(types) == len(models) and all(cfg == rest[0] for cfg in rest)
+
+
+@pytest.mark.parametrize('data', ['street', 'dsb2018'])
+def test_unets_differ_in_the_gates_alone(data):
+    gated, plain = (
+        load_config(ROOT / f'configs/{name}_{data}.py').to_dict()
+        for name in ('attention_unet', 'unet')
+    )
+    assert gated['model']['backbone'].pop('type') == 'mmattn.AttentionUNet'
+    assert gated['model']['backbone'].pop('gated_stages') == (2, 3)
+    assert plain['model']['backbone'].pop('type') == 'UNet'
+    assert gated == plain
 
 
 def test_no_config_pairs_class_weight_with_avg_non_ignore():

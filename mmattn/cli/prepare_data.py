@@ -6,7 +6,7 @@ cityscapes  check a Cityscapes download at --root, write its train ids and insta
 ade20k      check a download of ADE20K, the folder ADEChallengeData2016, at --root
 coco        check a download of COCO 2017 at --root
 bccd        copy BCCD from --root, boxes as COCO JSON
-dsb2018     copy the 256x256 images of DSB 2018 from --root, masks as COCO JSON
+dsb2018     copy the 256x256 images of DSB 2018 from --root, masks as COCO JSON and label maps
 
 Example: python tools/prepare_data.py street --images 400 60 60 --size 512 256
 """

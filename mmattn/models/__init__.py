@@ -6,6 +6,7 @@ it is first imported: `from mmattn.models import ATSS`.
 
 from mmattn.registry import MODELS as _MODELS
 
+from .backbones.attention_unet import AttentionUNet as AttentionUNet
 from .backbones.cmpese_resnet import CMPESEResNet as CMPESEResNet
 from .backbones.cmpese_resnet import CMPESEResNetV1c as CMPESEResNetV1c
 from .backbones.gated_resnet import GatedResNet as GatedResNet

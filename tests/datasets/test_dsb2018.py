@@ -61,6 +61,57 @@ def test_original_becomes_coco(original, tmp_path):
         assert check_coco(file, out / 'images', classes=('nucleus',), masks=True) == []
 
 
+def test_label_maps_are_the_union_of_the_masks(original, tmp_path):
+    out = tmp_path / 'out'
+    prepare_dsb2018(original, out, str)
+    names = {s: (out / 'annotations' / f'{s}.txt').read_text().split() for s in COUNTS}
+    assert names == dict(train=['a', 'b', 'c', 'f'], val=['d'])
+    for ident in 'abcdf':
+        wanted = np.zeros((256, 256), bool)
+        for mask in (original / 'stage1_train' / ident / 'masks').iterdir():
+            wanted |= np.asarray(Image.open(mask)) > 0
+        with Image.open(out / 'labels' / f'{ident}.png') as labels:
+            assert labels.mode == 'L'
+            assert np.array_equal(np.asarray(labels), wanted)
+
+
+def test_label_maps_of_polygons_and_uncompressed_masks(original, tmp_path):
+    """A prepared set may have been written by another tool."""
+    once, twice = tmp_path / 'once', tmp_path / 'twice'
+    prepare_dsb2018(original, once, str)
+    path = once / 'annotations' / 'val.json'
+    coco = json.loads(path.read_text())
+    first, second = coco['annotations']
+    first['segmentation'] = [[7, 0, 12, 0, 12, 4, 7, 4]]
+    column = [7 * 256 + 10] + 4 * [4, 252] + [4]
+    column.append(256 * 256 - sum(column))
+    second['segmentation'] = dict(size=[256, 256], counts=column)
+    path.write_text(json.dumps(coco))
+    prepare_dsb2018(once, twice, str)
+    maps = [np.asarray(Image.open(root / 'labels' / 'd.png')) for root in (once, twice)]
+    assert np.array_equal(*maps)
+
+
+def test_mmseg_reads_what_the_config_names(original, tmp_path):
+    from mmseg.registry import DATASETS
+
+    from mmattn.config.load import load_config
+    from mmattn.config.scopes import use_scope
+    from mmattn.datasets.validation import check_data
+
+    prepare_dsb2018(original, tmp_path / 'out', str)
+    cfg = load_config(ROOT / 'configs' / 'unet_dsb2018.py')
+    use_scope(cfg)
+    for part, count in ('train', 4), ('val', 1):
+        dataset = cfg[f'{part}_dataloader'].dataset
+        dataset.data_root = str(tmp_path / 'out')
+        check_data(dataset, part)
+        data = DATASETS.build(dataset)
+        assert len(data) == count
+        assert data.metainfo['classes'] == ('background', 'nucleus')
+        assert set(np.unique(np.asarray(data[0]['data_samples'].gt_sem_seg.data))) <= {0, 1, 255}
+
+
 def test_a_prepared_set_is_copied(original, tmp_path):
     once, twice = tmp_path / 'once', tmp_path / 'twice'
     prepare_dsb2018(original, once, str)
@@ -137,6 +188,8 @@ def test_real_set(real, tmp_path):
     assert prepare_dsb2018(REAL, tmp_path, lines.append) == dict(train=251, val=83)
     assert lines == ['train: 251 images, 7358 nuclei', 'val: 83 images, 2185 nuclei']
     assert splits(tmp_path) == real
+    nuclei = [np.asarray(Image.open(p)).mean() for p in sorted((tmp_path / 'labels').iterdir())]
+    assert len(nuclei) == 334 and min(nuclei) > 0 and max(nuclei) < 1
     with pytest.raises(DataError, match=r'val.json: annotation 80: .* poly2mask=False drops'):
         check_coco(REAL / 'annotations/val.json', REAL / 'images', masks=True, poly2mask=False)
 
