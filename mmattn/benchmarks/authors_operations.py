@@ -95,3 +95,62 @@ def residual_attention(b: AttentionBlock) -> Forward:
         return units(b.post, (1 + mask) * units(b.trunk, x))
 
     return run
+
+
+def mhsa(b: AttentionBlock) -> Forward:
+    def position_logits(q: Tensor, table: Tensor) -> Tensor:
+        """(M, A, B, d), (2 B - 1, d) -> (M, A, A, B, B): the same for all rows of keys."""
+        m, a, size, _ = q.shape
+        y = (q @ table.mT).reshape(-1, size, len(table))
+        y = F.pad(F.pad(y, (0, 1)).flatten(1), (0, len(table) - size))
+        y = y.reshape(-1, size + 1, len(table))[:, :size, size - 1 :]
+        return y.reshape(m, a, 1, size, size).expand(-1, -1, a, -1, -1)
+
+    def run(x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        channels = b.heads * b.head_channels
+        q, k, v = b.qkv(x).split([channels, channels, b.out_channels], 1)
+        q, v = (t.reshape(n * b.heads, -1, h * w).mT for t in (q, v))
+        logits = q @ k.reshape(n * b.heads, -1, h * w)
+        if not b.scale_position:
+            logits = logits * b.scale
+        height, width = (table.to(q.dtype) for table in b.position(h, w))
+        q = q.reshape(n * b.heads, h, w, -1)
+        by_column = position_logits(q, width).permute(0, 1, 3, 2, 4)
+        by_row = position_logits(q.transpose(1, 2), height).permute(0, 3, 1, 4, 2)
+        logits = logits + (by_row + by_column).reshape(-1, h * w, h * w)
+        if b.scale_position:
+            logits = logits * b.scale
+        y = (logits.softmax(-1) @ v).mT.reshape(n, -1, h, w)
+        return F.avg_pool2d(y, 2) if b.stride == 2 else y
+
+    return run
+
+
+def mhsa_timm(b: AttentionBlock) -> Forward:
+    from timm.layers import BottleneckAttn
+
+    modules = {}  # by size: each is for one
+
+    def run(x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        if size not in modules:
+            module = BottleneckAttn(
+                b.in_channels,
+                b.out_channels,
+                size,
+                b.stride,
+                b.heads,
+                b.head_channels,
+                qkv_bias=b.qkv.bias is not None,
+                scale_pos_embed=b.scale_position,
+            ).to(x)
+            with torch.no_grad():
+                tables = zip(('height', 'width'), b.position(*size), strict=True)
+                state = {f'pos_embed.{side}_rel': table for side, table in tables}
+            state |= {f'qkv.{key}': value for key, value in b.qkv.state_dict().items()}
+            module.load_state_dict(state)
+            modules[size] = module.train(b.training)
+        return modules[size](x)
+
+    return run

@@ -19,6 +19,8 @@ from .authors_operations import (
     coordinate_attention,
     lsk,
     lska,
+    mhsa,
+    mhsa_timm,
     residual_attention,
     triplet_attention,
 )
@@ -414,6 +416,10 @@ BASELINES: dict[str, list[Baseline]] = {
     'LSK': [Baseline('authors', lsk)],
     'LSKA': [Baseline('authors', lska)],
     'Mask R-CNN R50 + GC': [Baseline('without', without_attention)],
+    'MHSA': [
+        Baseline('authors', mhsa, lambda b, x: 4 * b.heads * _pairs(1)(b, x)),
+        Baseline('timm', mhsa_timm, lambda b, x: 4 * b.heads * _pairs(1)(b, x), package='timm'),
+    ],
     'NonLocal2d': [Baseline('mmcv', non_local, _mmcv_pairs)],
     'NonLocal2d concatenation 128x256': [Baseline('dot_prod', dot_product_mode)],
     'NonLocal2d dot_product core': [Baseline('mmcv', dot_product_core, _pairs(1))],

@@ -120,6 +120,14 @@ def _pam(b: nn.Module, shapes: Shapes) -> LowerBound:
     return LowerBound(n * (conv(p, c, 2 * e + c) + softmax_pairs(p, p, e, c).flop), 2 * values)
 
 
+def _mhsa(b: nn.Module, shapes: Shapes) -> LowerBound:
+    n, c, p, values = _map(shapes)
+    (h, w), d = shapes[0][2:], b.head_channels
+    head = softmax_pairs(p, p, d, b.out_channels // b.heads).flop + 2 * p * (h + w) * d
+    flop = conv(p, c, b.qkv.out_channels) + b.heads * head
+    return LowerBound(n * flop, values + n * b.out_channels * p // b.stride**2)
+
+
 def _cam(b: nn.Module, shapes: Shapes) -> LowerBound:
     n, c, p, values = _map(shapes)
     # the map is read twice: all positions come before the first sum over channels
@@ -181,6 +189,7 @@ LOWER_BOUNDS: dict[str, Callable[[nn.Module, Shapes], LowerBound]] = {
     'CrissCrossAttention': _criss_cross,
     'DotProductCore': _core,
     'DualAttention': _dual,
+    'MHSA': _mhsa,
     'NonLocal2d': _non_local,
     'PAM': _pam,
     'SCSE': _gate(3),

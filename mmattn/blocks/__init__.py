@@ -18,6 +18,7 @@ from .eca import ECA as ECA
 from .em_attention import EMAttention as EMAttention
 from .lsk import LSK as LSK
 from .lska import LSKA as LSKA
+from .mhsa import MHSA as MHSA
 from .non_local2d import NonLocal2d as NonLocal2d
 from .pam import PAM as PAM
 from .residual_attention import ResidualAttention as ResidualAttention

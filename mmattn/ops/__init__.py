@@ -32,6 +32,8 @@ from .precision import disable_autocast as disable_autocast
 from .precision import upcast as upcast
 from .pyramid import pyramid_pool as pyramid_pool
 from .recompute import recompute as recompute
+from .relative import relative_attention as relative_attention
+from .relative import relative_pairs as relative_pairs
 from .resize import resize_bilinear as resize_bilinear
 from .same_conv import same_conv as same_conv
 from .strips import max_mean_strips as max_mean_strips

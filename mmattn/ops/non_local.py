@@ -141,11 +141,14 @@ def _row_blocks(q, k, scale):
             yield n, rows, torch.softmax(weights, -1, out=weights)
 
 
-def _by_columns(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a @ b into out, (R, C) and (C, S) -> (R, S), by column blocks, which is faster."""
+def _by_columns(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """a @ b into out, or added to it: (R, C), (C, S) -> (R, S), by column blocks, for speed."""
     for first in range(0, b.shape[1], _COLUMNS):
         part = slice(first, first + _COLUMNS)
-        torch.mm(a, b[:, part], out=out[:, part])
+        if add:
+            out[:, part].addmm_(a, b[:, part])
+        else:
+            torch.mm(a, b[:, part], out=out[:, part])
     return out
 
 

@@ -259,12 +259,18 @@ class PluginInserter:
         if inside := [name for name, _ in named_plugins(old)]:
             self.fail(f'{path} holds the plugin {inside[0]}. Replace it first')
         parameters = signature(self.cls.__init__).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         missing = [name for name in _GEOMETRY if name not in parameters]
-        if missing and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if missing and not takes_any:
             self.fail(f'is no convolution, it has no {missing[0]}, so it replaces none. Use at')
         cfg = {name: getattr(old, name) for name in _GEOMETRY}
         copies = self.cfg.get('init') == 'identity' or not issubclass(self.cls, AttentionBlock)
         if copies:
+            if 'groups' not in parameters and not takes_any:
+                self.fail(
+                    "init='identity' starts as the convolution that is replaced, and this block "
+                    "contains none. Write init='paper'"
+                )
             cfg |= dict(groups=old.groups, bias=old.bias is not None)
         new = self._build(path, None, cfg | self.cfg)
         new.to(old.weight.device, old.weight.dtype).train(old.training)

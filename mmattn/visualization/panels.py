@@ -70,9 +70,9 @@ class Collector:
         self.blocks.setdefault(use.path, use.block)
         if isinstance(use.block, PairwiseBlock) and use.by is not None:
             pairs = use.block.pairs(*use.args)
-            same = pairs.k is pairs.q
-            q = pairs.q[:1].detach().float().cpu().clone()
-            k = q if same else pairs.k[:1].detach().float().cpu().clone()
+            same, first = pairs.k is pairs.q, slice(pairs.heads or 1)
+            q = pairs.q[first].detach().float().cpu().clone()
+            k = q if same else pairs.k[first].detach().float().cpu().clone()
             record = pairs._replace(q=q, k=k)
         else:
             with torch.no_grad():
@@ -90,7 +90,7 @@ class Collector:
             path: BlockViews(path, type(block).__name__) for path, block in self.blocks.items()
         }
         pairwise = [record for _, _, record in self.records if isinstance(record, Pairs)]
-        budget = PAGE_BYTES // max(1, len(pairwise))
+        budget = PAGE_BYTES // max(1, sum(record.heads or 1 for record in pairwise))
         groups: dict[tuple[str, str], list] = {}
         for path, name, record in self.records:
             groups.setdefault((path, name), []).append(record)
@@ -231,11 +231,16 @@ _VIEWS: dict[str, Callable[[str, np.ndarray, np.ndarray], list[View]]] = {
 def _pairs(
     name: str, uses: list[Pairs], image: np.ndarray, query: tuple[float, float], budget: int
 ) -> list[View]:
-    """One view for all rounds of a criss-cross block, one view per use of any other block."""
+    """One view for all rounds of a criss-cross block; of other blocks one per use and head."""
     composes = uses[0].rule == 'criss-cross' and len({use.q.shape for use in uses}) == 1
+    titled = [(name, uses)] if composes else []
+    for number, use in enumerate([] if composes else uses, 1):
+        title = name if len(uses) == 1 else f'{name}, use {number} of {len(uses)}'
+        for head, pairs in enumerate(use.each_head(), 1):
+            of_head = '' if use.heads is None else f', head {head} of {use.heads}'
+            titled.append((title + of_head, [pairs]))
     views = []
-    for number, rounds in enumerate([uses] if composes else [[use] for use in uses], 1):
-        title = name if composes or len(uses) == 1 else f'{name}, use {number} of {len(uses)}'
+    for title, rounds in titled:
         strided = [thinned(pairs, budget) for pairs in rounds]
         step = strided[0][1]
         weights = composed([pairs for pairs, _ in strided], query)

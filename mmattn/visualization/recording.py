@@ -38,7 +38,8 @@ def record(
         'columns' (N, C, W), 'selection' (N, branches, H, W); BAM, which adds before the sigmoid,
         has 'channel logits' and 'spatial logits'; `ShuffleAttention` has C / 2 of them in both.
         Weights that sum to 1: 'context' (N, 1, H, W), 'branches' (N, branches, C). Weights of the
-        values: 'pairwise' (N, Q, h, w), with pooled keys (N, Q, S), and 'channel pairs' (N, C, C).
+        values: 'pairwise' (N, Q, h, w), with heads (N, heads, Q, h, w), with pooled keys (N, Q, S),
+        and 'channel pairs' (N, C, C).
         A factor of any size and sign: 'response' (N, C, H, W). 'theta' (N, 2, 3) of the spatial
         transformer.
 

@@ -314,12 +314,17 @@ def pretrained(build, folder: Path):
         assert torch.equal(host.state_dict()[key], value), key
 
 
+def inits(build):
+    """The starts that a block has."""
+    return ('paper',) if 'identity' in build().limits else ('paper', 'identity')
+
+
 def learns(build):
     """Within three steps every parameter has had a gradient, but for those without effect.
 
     In training or in eval: what only shifts a channel is removed by a batch norm in training.
     """
-    for init in 'paper', 'identity':
+    for init in inits(build):
         _learns(functools.partial(build, init=init))
 
 
@@ -355,6 +360,8 @@ def identity(build):
 
 def forms(build):
     """Where the two starts share their weights, `form` says whether they share the function."""
+    if 'identity' not in inits(build):
+        return
     paper, identity = (build(init=init).double().eval() for init in ('paper', 'identity'))
     if set(paper.state_dict()) != set(identity.state_dict()):
         return
@@ -391,7 +398,8 @@ def recording(build):
     for found, out, args in used:
         values = args[2] if len(args) > 2 else args[0]
         if len(args) > 2:  # (q, k, v) -> the map times v is the result at the queries
-            wanted = values.flatten(2) @ found.flatten(2).mT
+            found = found.reshape(len(values), len(at), -1)  # heads folded into the batch
+            wanted = values.flatten(2) @ found.mT
             close(out.flatten(2)[..., at], wanted, 1e-12)
         elif found.dim() == 3:  # channel pairs
             close(out.flatten(2), found @ values.flatten(2), 1e-12)

@@ -39,7 +39,8 @@ def test_contract(build, check, monkeypatch):
 @pytest.mark.parametrize('init', ['paper', 'identity'])
 @pytest.mark.parametrize('build', CASES)
 def test_a_pretrained_checkpoint_wins(build, init, tmp_path):
-    contract.pretrained(functools.partial(build, init=init), tmp_path)
+    if init in contract.inits(build):
+        contract.pretrained(functools.partial(build, init=init), tmp_path)
 
 
 @pytest.mark.parametrize('cls', BLOCKS.values(), ids=BLOCKS)

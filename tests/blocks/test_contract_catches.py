@@ -8,7 +8,15 @@ import functools
 import pytest
 
 from mmattn import blocks
-from mmattn.blocks import CAM, PAM, SE, CrissCrossAttention, NonLocal2d, TripletAttention
+from mmattn.blocks import (
+    CAM,
+    MHSA,
+    PAM,
+    SE,
+    CrissCrossAttention,
+    NonLocal2d,
+    TripletAttention,
+)
 from mmattn.blocks.base import recorded
 from mmattn.ops import criss_cross, softmax_weights
 from tests.blocks import contract, test_golden
@@ -47,6 +55,24 @@ class WrongAxis(PAM):
         return (v.flatten(2) @ weights.mT.to(v.dtype)).unflatten(2, q.shape[2:])
 
 
+class WrongAxisOfHeads(MHSA):
+    """The softmax of each head runs over the queries."""
+
+    @recorded('pairwise', by='attention_map')
+    def attend(self, q, k, v):
+        pairs = self.pairs(q, k, v)
+        weights = softmax_weights(pairs.k.flatten(2), pairs.q.flatten(2)).mT
+        return (v.flatten(2) @ weights.mT.to(v.dtype)).unflatten(2, q.shape[2:])
+
+
+class QueryMinusKey(MHSA):
+    """Distances have the other sign: the map is still one, of attention that looks elsewhere."""
+
+    def _positions(self, q):
+        height, width, *scales = super()._positions(q)
+        return height.flip(0), width.flip(0), *scales
+
+
 class WithoutGamma(CAM):
     """The context is added at full strength from the start."""
 
@@ -61,6 +87,8 @@ class WithoutGamma(CAM):
         (TransposedMap, {'recording'}),
         (TransposedWeights, {'recording'}),
         (WrongAxis, {'learns', 'recording'}),
+        (WrongAxisOfHeads, {'recording'}),
+        (QueryMinusKey, set()),
         (WithoutGamma, {'identity', 'learns'}),
     ],
 )
@@ -91,7 +119,14 @@ class MeanBeforeMax(TripletAttention):
         return super()._gate(image.flip(1), layers)
 
 
-@pytest.mark.parametrize('broken, case', [(MeanBeforeMax, 'triplet_c16')])
+@pytest.mark.parametrize(
+    'broken, case',
+    [
+        (MeanBeforeMax, 'triplet_c16'),
+        (WrongAxisOfHeads, 'mhsa_c32'),
+        (QueryMinusKey, 'mhsa_c24_h2_scaled'),
+    ],
+)
 def test_broken_copy_differs_from_the_authors(broken, case, monkeypatch):
     test_golden.test_authors_numbers(case)
     monkeypatch.setattr(blocks, broken.__base__.__name__, broken)

@@ -48,7 +48,7 @@ def kept(block, inputs):
     'cls, example', [(c, i) for c, v in PAIRWISE.items() for i in range(len(v.examples))]
 )
 def test_no_map_over_pairs(monkeypatch, cls, example):
-    for module in 'non_local', 'criss_cross':  # what is at work at a time
+    for module in 'non_local', 'criss_cross', 'relative':  # what is at work at a time
         for name in '_ROWS', '_BLOCK':
             monkeypatch.setattr(sys.modules[f'mmattn.ops.{module}'], name, 1 << 14, raising=False)
     cls = PAIRWISE[cls]

@@ -33,6 +33,20 @@ PEERS = {  # system, class, arguments
     'coord local': ('coord', 'EfficientLocalAttn', dict(channels=12, kernel_size=5)),
     'coord strip': ('coord', 'StripAttn', dict(channels=12)),
     'coord strip pool': ('coord', 'StripAttn', dict(channels=12, use_conv=False)),
+    'mhsa': ('mhsa', 'BottleneckAttn', dict(dim=12, feat_size=(6, 5), num_heads=2)),
+    'mhsa, stride 2': (
+        'mhsa',
+        'BottleneckAttn',
+        dict(
+            dim=10,
+            dim_out=12,
+            feat_size=(6, 5),
+            stride=2,
+            dim_head=5,
+            qkv_bias=True,
+            scale_pos_embed=True,
+        ),
+    ),
 }
 
 
@@ -46,5 +60,5 @@ def test_timm_computes_the_same(name):
         getattr(coord_attn if system == 'coord' else layers, cls)(**arguments).double()
     ).eval()
     ours = from_author(system, cls, arguments, theirs.state_dict())
-    x = draw(2, arguments['channels'], 6, 5)
+    x = draw(2, arguments.get('channels') or arguments['dim'], 6, 5)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)

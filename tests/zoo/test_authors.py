@@ -315,6 +315,13 @@ STRIP = draw(**{'conv_h.weight': (8, 1, 3, 1), 'conv_w.weight': (8, 1, 1, 3)})
 TRIPLET = draw(**{f'{k}.conv.conv.weight': (1, 2, 3, 3) for k in ('cw', 'hc', 'hw')})
 SGE = draw(**{'weight': (1, 4, 1, 1), 'bias': (1, 4, 1, 1)})
 GATE = dict(in_channels=8, gating_channels=6)
+MHSA = draw(
+    **{
+        'qkv.weight': (24, 8, 1, 1),
+        'pos_embed.height_rel': (3, 2),
+        'pos_embed.width_rel': (5, 2),
+    }
+)
 REFUSED = {
     'system': ('xy', 'SELayer', {}, {}, {}, "system='xy', allowed ann, bam, cbam"),
     'class': ('se', 'SE', {}, {}, {}, "system 'se', class SE: unknown class, allowed SELayer"),
@@ -348,6 +355,9 @@ REFUSED = {
     'wrong case': ('nl', 'NonLocal2D', dict(in_channels=8, mode='gaussian'), {}, {}, "mode='gaussian', allowed embedded_gaussian, dot_product"),
     '3-d': ('nl', 'NONLocalBlock3D', {}, {}, {}, 'only the 2-d class is followed'),
     'caffe2': ('nl', 'spacetime_nonlocal', {}, {}, {}, 'it pools before its convolutions'),
+    'no table': ('mhsa', 'BottleneckAttn', dict(dim=8), draw(**{'qkv.weight': (24, 8, 1, 1)}), {}, 'tensor pos_embed.height_rel is missing'),
+    'table of another size': ('mhsa', 'BottleneckAttn', dict(dim=8, feat_size=(3, 4)), MHSA, {}, r'position.height would be \(3, 2\), but MHSA has \(5, 2\)'),
+    'width of a head': ('mhsa', 'BottleneckAttn', dict(dim=8, dim_head=4), MHSA, {}, r'qkv.weight would be \(24, 8, 1, 1\), but MHSA has \(40, 8, 1, 1\)'),
     'head': ('ccnet', 'RCCAModule', {}, {}, {}, 'class CrissCrossAttention'),
     'file': ('nl', 'NONLocalBlock2D', dict(in_channels=8), {}, dict(path='lib/other.py'), "path='lib/other.py' names no mode"),
     'half width': ('nl', 'NONLocalBlock2D', dict(in_channels=8, inter_channels=3), {}, {}, 'inter_channels=3, allowed divisors of in_channels=8'),

@@ -69,6 +69,7 @@ CLASSES: dict[str, dict[str, Callable[[AuthorModule], nn.Module]]] = {
         'NonLocal2D': non_local.gcnet_non_local,
         'NonLocal2d': openmmlab.same_class('NonLocal2d'),
     },
+    'mhsa': {'BottleneckAttn': non_local.bottleneck_attention},
     'ccnet': {'CrissCrossAttention': non_local.criss_cross},
     'ann': {
         'APNB': openmmlab.same_class_or('APNB', asymmetric_non_local.apnb),

@@ -1,4 +1,4 @@
-"""Authors' non-local and dual attention: NL, GC, SNL, CCNet, DANet."""
+"""Authors' non-local and dual attention: NL, GC, SNL, BoTNet, CCNet, DANet."""
 
 from torch import nn
 
@@ -100,6 +100,26 @@ def gcnet_non_local(author: AuthorModule) -> nn.Module:
         use_scale=use_scale,
         norm_cfg=author.argument('norm_cfg', None),
         mode=mode,
+    )
+
+
+def bottleneck_attention(author: AuthorModule) -> nn.Module:
+    table = author.tensor('pos_embed.height_rel')  # (2 H - 1, d)
+    head_channels = author.argument('dim_head', None) or table.shape[1]
+    sizes = [(len(author.tensor(f'pos_embed.{side}_rel')) + 1) // 2 for side in ('height', 'width')]
+    size = author.argument('feat_size', None) or sizes
+    author.ignore_arguments('qk_ratio', 'device', 'dtype')  # the table has the channels of a head
+    author.keep('qkv')
+    author.rename({f'pos_embed.{side}_rel': f'position.{side}' for side in ('height', 'width')})
+    return blocks.MHSA(
+        author.channels('dim'),
+        author.argument('dim_out', None),
+        heads=author.argument('num_heads', 4),
+        head_channels=head_channels,
+        bias=author.argument('qkv_bias', False),
+        size=size if isinstance(size, int) else tuple(size),
+        scale_position=author.argument('scale_pos_embed', False),
+        stride=author.argument('stride', 1),
     )
 
 
