@@ -186,6 +186,7 @@ LOWER_BOUNDS: dict[str, Callable[[nn.Module, Shapes], LowerBound]] = {
         0, 5 * _count_values(shapes[:1])
     ),  # both maps are read twice
     'ContextBlock': _gate(3),  # for the context, for the output; one written
+    'CoordinateAttention': _gate(3),
     'CrissCrossAttention': _criss_cross,
     'DotProductCore': _core,
     'DualAttention': _dual,
@@ -197,4 +198,5 @@ LOWER_BOUNDS: dict[str, Callable[[nn.Module, Shapes], LowerBound]] = {
     'SGE': _gate(4),  # for the means, for the similarity, for the output; one written
     'ShuffleAttention': _gate(3),
     'SimplifiedNonLocal': _gate(3),
+    'TripletAttention': _gate(3),
 }

@@ -89,8 +89,9 @@ def _timm_channels(author: AuthorModule, act: str | None = None, norm: str | Non
 
 
 def _layer_name(layer: Any) -> str:
-    """'batchnorm2d' of a class, its name, or timm's 'hard_swish'."""
-    return str(getattr(layer, '__name__', layer)).rpartition('.')[2].lower().replace('_', '')
+    """Name of a class, or of timm's name for it, in one spelling: 'batchnorm2d', 'hardswish'."""
+    name = str(getattr(layer, '__name__', layer)).lower().replace('_', '')
+    return 'silu' if name == 'swish' else name
 
 
 def _ignore_width(author: AuthorModule) -> None:
