@@ -7,6 +7,7 @@ import pytest
 from mmdet import datasets
 from PIL import Image
 
+from mmattn.checkpoint.read import read_checkpoint
 from mmattn.config.index import list_models
 from mmattn.config.load import load_config
 from mmattn.config.names import config_text
@@ -119,6 +120,26 @@ def test_a_detector_trains_and_tests_a_step(path, street, tmp_path):
     metrics = train_and_test(path, options, tmp_path / 'run', validate=False)
     assert metrics['coco/bbox_mAP'] >= 0
     assert ('coco/segm_mAP' in metrics) == path.stem.startswith('mask_rcnn')
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['faster_rcnn_r18_bccd', 'retinanet_r18_bccd', 'mask_rcnn_r18_dsb2018', 'ccnet_r18_street'],
+)
+def test_gated_outputs_learn_and_are_tested(name, street, tmp_path):
+    """The gate of the placement starts at psi = 0, which one step moves if its output is read."""
+    path = ROOT / 'configs' / f'{name}.py'
+    if path in SEGMENTORS:
+        options = step_options(path, street)
+    else:
+        options = detector_options(path, street, tmp_path)
+    run = dict(work_dir=tmp_path / 'run', cfg_options=options, rehearsal=False)
+    work_dir = train(path, **run, attention='gate', validate=False)
+    weights = read_checkpoint(work_dir / 'iter_1.pth')['state_dict']
+    gates = {k: v for k, v in weights.items() if k.startswith('backbone.gates.')}
+    assert {k.split('.')[2] for k in gates} == {'3'}
+    assert gates['backbone.gates.3.psi.weight'].any()
+    evaluate(path, work_dir / 'iter_1.pth', **run)
 
 
 def detector_options(path, street, folder) -> dict:
