@@ -174,6 +174,12 @@ def _bam(b: nn.Module, shapes: Shapes) -> LowerBound:
     return LowerBound(n * flop, 3 * values)
 
 
+def _ema(b: nn.Module, shapes: Shapes) -> LowerBound:
+    n, c, p, values = _map(shapes)
+    # read for the strips, for the variance, for the output; a 3x3 kernel and a sum of each group
+    return LowerBound(n * (conv(p, c, 1, 3) + conv(p, c, 1)), 4 * values)
+
+
 # class -> its lower bound; for other classes, operators are counted
 LOWER_BOUNDS: dict[str, Callable[[nn.Module, Shapes], LowerBound]] = {
     'AFNB': _asymmetric,
@@ -190,6 +196,7 @@ LOWER_BOUNDS: dict[str, Callable[[nn.Module, Shapes], LowerBound]] = {
     'CrissCrossAttention': _criss_cross,
     'DotProductCore': _core,
     'DualAttention': _dual,
+    'EMAttention': _ema,
     'MHSA': _mhsa,
     'NonLocal2d': _non_local,
     'PAM': _pam,
@@ -197,6 +204,7 @@ LOWER_BOUNDS: dict[str, Callable[[nn.Module, Shapes], LowerBound]] = {
     'SE': _gate(3),
     'SGE': _gate(4),  # for the means, for the similarity, for the output; one written
     'ShuffleAttention': _gate(3),
+    'SimAM': _gate(3),  # for mean and variance, for the output; one written
     'SimplifiedNonLocal': _gate(3),
     'TripletAttention': _gate(3),
 }

@@ -11,11 +11,11 @@ from .channel import group_similarity as group_similarity
 from .channel import scale_halves as scale_halves
 from .criss_cross import criss_cross as criss_cross
 from .criss_cross import criss_cross_map as criss_cross_map
-from .cross_spatial import cross_spatial as cross_spatial
-from .cross_spatial import cross_spatial_logits as cross_spatial_logits
-from .cross_spatial import strip_and_window_means as strip_and_window_means
 from .deform_conv import deform_conv as deform_conv
 from .depthwise import depthwise_conv as depthwise_conv
+from .em_attention import cross_spatial as cross_spatial
+from .em_attention import cross_spatial_logits as cross_spatial_logits
+from .em_attention import strip_and_window_means as strip_and_window_means
 from .energy import simam as simam
 from .energy import simam_gate as simam_gate
 from .gating import project_gated as project_gated

@@ -4,11 +4,10 @@ import torch
 from mmattn import EMAttention
 from mmattn.benchmarks import baselines
 from mmattn.benchmarks.timing import saved_bytes
-from mmattn.ops import cross_spatial_logits, strip_and_window_means
+from mmattn.ops import em_attention
 from mmattn.visualization import record
 from tests.blocks.slow import agree, conv, draw, drawn, means, parameters, sigmoid, softmax
 
-CROSS_SPATIAL = cross_spatial_logits.__globals__  # the module has a function of its name
 SIZES = [(4, 3), (1, 5), (5, 1), (2, 2), (1, 1)]
 
 
@@ -38,7 +37,7 @@ def formula(block, x, init='paper'):
 @pytest.mark.parametrize('channels, groups', [(6, 2), (3, 3), (4, 1)])
 @pytest.mark.parametrize('size', SIZES)
 def test_formula(size, channels, groups, init, compiling, monkeypatch):
-    monkeypatch.setitem(CROSS_SPATIAL, 'is_compiling', lambda: compiling)
+    monkeypatch.setattr(em_attention, 'is_compiling', lambda: compiling)
     block = drawn(EMAttention(channels, groups=groups, init=init))
     agree(block, formula, draw(2, channels, *size), init=init)
 
@@ -46,7 +45,7 @@ def test_formula(size, channels, groups, init, compiling, monkeypatch):
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('values', [1, 500, 1 << 20])
 def test_some_groups_at_a_time(values, layout, monkeypatch):
-    monkeypatch.setitem(CROSS_SPATIAL, '_PART', values)
+    monkeypatch.setattr(em_attention, '_PART', values)
     x = draw(3, 6, 4, 5).to(memory_format=layout)
     block = drawn(EMAttention(6, groups=2))
     assert block(x).is_contiguous(memory_format=layout)
@@ -82,24 +81,18 @@ def test_the_recorded_gate_is_the_one_that_is_used(init):
     torch.testing.assert_close(y, x * gate.repeat_interleave(3, 1), rtol=1e-12, atol=1e-12)
 
 
+def test_constant_channels():
+    x = draw(2, 6, 4, 5)
+    x[:, 1], x[1, 3:] = 3, 0
+    agree(drawn(EMAttention(6, groups=2)), formula, x)
+
+
 def test_a_far_mean_does_not_cancel():
     block, x = drawn(EMAttention(4, groups=2)), draw(2, 4, 8, 9) + 2**10
     with torch.no_grad():
         block.conv3x3.weight.zero_()  # its rounding is of the size of x
         wanted = block(x) / x
         torch.testing.assert_close(block.float()(x.float()) / x, wanted, rtol=0.02, atol=0)
-
-
-@pytest.mark.parametrize('height, width', SIZES)
-def test_windows_are_means_of_shifted_maps(height, width):
-    x = draw(2, 6, height, width)
-    strips, windows = strip_and_window_means(x, 3)
-    assert strips.shape == (6, 2, height + width) and windows.shape == (6, 2, 3, 3)
-    padded = torch.nn.functional.pad(x.reshape(6, 2, height, width), (1, 1, 1, 1))
-    for i in range(3):
-        for j in range(3):
-            shifted = padded[:, :, i : i + height, j : j + width]
-            torch.testing.assert_close(windows[:, :, i, j], means(shifted))
 
 
 def test_keys_and_parameters():

@@ -65,6 +65,13 @@ def test_one_pixel_has_the_gate_of_the_mean():
     torch.testing.assert_close(SimAM()(x), x * torch.tensor(0.5).sigmoid())
 
 
+@pytest.mark.parametrize('init', ['paper', 'identity'])
+def test_constant_channels(init):
+    x = draw(2, 3, 4, 5)
+    x[:, 1], x[1, 2] = 3, 0
+    agree(drawn(SimAM(3, init=init)), formula, x)
+
+
 def test_a_far_mean_does_not_cancel():
     x = draw(2, 3, 6, 7) + 2**12
     torch.testing.assert_close(SimAM()(x.float()), SimAM()(x).float(), rtol=1e-3, atol=0)
