@@ -5,6 +5,7 @@ import torch
 
 from mmattn.blocks.base import registered_blocks
 from mmattn.errors import UsageError
+from mmattn.zoo.block_pages import to_sections
 from mmattn.zoo.catalogue import SIZE, list_blocks, to_markdown
 from tests.conftest import ROOT
 from tools import list_blocks as tool
@@ -15,6 +16,21 @@ def test_readme_has_the_table():
     start = '<!-- python tools/list_blocks.py --markdown -->\n'
     table = text.partition(start)[2].partition('<!-- end -->')[0]
     assert table == to_markdown(list_blocks()), 'run: python tools/list_blocks.py --markdown'
+
+
+def test_docs_have_a_section_for_each_block():
+    text = (ROOT / 'docs' / 'blocks.md').read_text(encoding='utf-8')
+    start = '<!-- python tools/list_blocks.py --details -->\n'
+    sections = text.partition(start)[2].partition('<!-- end -->')[0]
+    assert sections == to_sections(list_blocks()), 'run: python tools/list_blocks.py --details'
+
+
+def test_a_section_says_where_the_block_stands_and_what_it_records():
+    text = to_sections(list_blocks('cbam'))
+    assert '| Maps in a recording | `channel`, `spatial` |' in text
+    assert '| --attention cbam | CBAM at the end of every residual branch' in text
+    assert '- `spatial`: whether there is a spatial gate.' in text
+    assert 'arXiv 1807.06521' in text and '8,564' in text
 
 
 def test_the_package_offers_every_block():

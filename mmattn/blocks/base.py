@@ -46,6 +46,7 @@ def recorded(name: str, by: str | None = None, view: str | None = None) -> Calla
                 self._recorder(self, name, result, by and getattr(self, by), args)
             return out
 
+        watched.recorded_name = name
         return watched
 
     return decorate

@@ -14,8 +14,14 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         'pattern', nargs='?', default='*', help="glob over block names, e.g. 's*' (default: all)"
     )
-    parser.add_argument(
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument(
         '--markdown', action='store_true', help='print the Markdown table of the README'
+    )
+    forms.add_argument(
+        '--details',
+        action='store_true',
+        help='print formula, arguments, origin, place and cost of each block, as in docs/blocks.md',
     )
     args = parser.parse_args(argv)
 
@@ -23,7 +29,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         from mmattn.zoo.catalogue import list_blocks, print_table, to_markdown
 
         blocks = list_blocks(args.pattern)
-        if args.markdown:
+        if args.details:
+            from mmattn.zoo.block_pages import to_sections
+
+            print(to_sections(blocks), end='')
+        elif args.markdown:
             print(to_markdown(blocks), end='')
         else:
             print_table(blocks)

@@ -61,7 +61,7 @@ def to_markdown(blocks: list[BlockInfo]) -> str:
     """The table as Markdown, as in the README."""
     lines = [f'| {" | ".join(_COLUMNS)} |', '|---|---|---|---:|---:|---|---|']
     for info in blocks:
-        name, paper, *rest = _cells(info)
+        name, paper, *rest = to_cells(info)
         link = f'[{paper}](https://arxiv.org/abs/{info.arxiv})' if info.arxiv else paper
         lines.append(f'| {" | ".join([f"`{name}`", link, *rest])} |')
     return '\n'.join(lines) + '\n'
@@ -79,14 +79,15 @@ def print_table(blocks: list[BlockInfo]) -> None:
     for column in table.columns[3:5]:
         column.justify = 'right'
     for info in blocks:
-        table.add_row(*_cells(info))
+        table.add_row(*to_cells(info))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
 
 
-def _cells(info: BlockInfo) -> list[str]:
+def to_cells(info: BlockInfo) -> list[str]:
+    """The row of a block in a table, under the column heads of the README."""
     limits = '; '.join(f'{name.replace("_", " ")}: {why}' for name, why in info.limits.items())
     start = 'yes' if info.identity else "with `init='identity'`"
     macs = f'{info.macs / 1e9:.2f} G' if info.macs >= 1e7 else f'{info.macs / 1e6:.2f} M'
