@@ -24,8 +24,12 @@ SIZES = ((3, 64, 96), (3, 96, 64))
 def batch(config):
     """Two images with objects, or with labels."""
     if config in DETECTORS:
-        masks = 'mask' in config
-        return demo_mm_inputs(2, list(SIZES), num_items=[2, 3], num_classes=1, with_mask=masks)
+        data = demo_mm_inputs(
+            2, list(SIZES), num_items=[2, 3], num_classes=2, with_mask='mask' in config
+        )
+        for sample in data['data_samples']:
+            sample.gt_instances.labels.zero_()  # of the first class, as DSB 2018 has one
+        return data
     labels = torch.randint(0, 19, (2, 1, 64, 96))
     samples = [SegDataSample(gt_sem_seg=PixelData(data=v), metainfo={}) for v in labels]
     for sample in samples:
