@@ -157,7 +157,11 @@ class _StripAndWindowMeans(torch.autograd.Function):
 
 
 class _CrossSpatial(torch.autograd.Function):
-    """`cross_spatial`, some groups at a time; backward computes z again."""
+    """`cross_spatial`, some groups at a time; backward computes z again.
+
+    With t centred, d the root of its variance + eps, and dz the gradient of z:
+    dt = scale / d (dz - mean(dz) - t sum(t dz) / (H W d^2)).
+    """
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Authors' residual attention and spatial transformer."""
+"""Authors' spatial modules: residual attention, spatial transformer, EMA, SimAM."""
 
 from torch import nn
 
