@@ -39,6 +39,7 @@ class LSK(LargeKernelAttention):
     _abbr_ = 'lsk'
     kind = 'channel, spatial'
     last = 'conv'
+    keeps_response = False
     limits = dict(half='y is quadratic in x, so fp16 overflows where x is in the hundreds')
     examples = (dict(in_channels=16), dict(in_channels=7), dict(in_channels=6, project=True))
 
@@ -62,8 +63,8 @@ class LSK(LargeKernelAttention):
         largest = torch.where(max2 > max1, max2, max1)  # the gradient goes to the first of equals
         return conv('conv_squeeze', torch.stack([mean, largest], 1)).sigmoid()
 
-    def response(self, x: Tensor, conv: Conv) -> Tensor:
+    def features(self, x: Tensor, conv: Conv) -> Tensor:
         near = conv('conv0', x)
         u1, u2 = conv('conv1', near), conv('conv2', conv('conv_spatial', near))
         w1, w2 = self.select(u1, u2, conv).split(1, 1)  # (N, 1, H, W) each
-        return conv('conv', u1 * w1 + u2 * w2)
+        return u1 * w1 + u2 * w2

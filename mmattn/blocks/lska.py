@@ -40,6 +40,7 @@ class LSKA(LargeKernelAttention):
     _abbr_ = 'lska'
     kind = 'channel, spatial'
     last = 'conv1'
+    keeps_response = True  # most of its cost is the 1x1 convolution
     limits = dict(half='y is quadratic in x, so fp16 overflows where x is in the hundreds')
     examples = (
         dict(in_channels=16),
@@ -81,11 +82,14 @@ class LSKA(LargeKernelAttention):
         self.conv1 = nn.Conv2d(in_channels, in_channels, 1)
         self.start()
 
-    @recorded('response')
-    def response(self, x: Tensor, conv: Conv) -> Tensor:
-        for name in 'conv0h', 'conv0v', 'conv_spatial_h', 'conv_spatial_v', 'conv1':
+    def features(self, x: Tensor, conv: Conv) -> Tensor:
+        for name in 'conv0h', 'conv0v', 'conv_spatial_h', 'conv_spatial_v':
             x = conv(name, x)
         return x
+
+    @recorded('response')
+    def response(self, x: Tensor, conv: Conv) -> Tensor:
+        return super().response(x, conv)
 
 
 def _dilation(kernel_size: int) -> int | None:

@@ -72,16 +72,30 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        x_grad, weight_grad = None, torch.zeros_like(weight)
-        for image, image_grad in zip(x.flatten(2), grad, strict=True):
-            weight_grad.addmm_(image_grad.mT, image.mT)
-        if ctx.needs_input_grad[0]:
-            pixels = grad.new_empty(*grad.shape[:2], x.shape[1])  # (N, H W, C)
-            for out, image_grad in zip(pixels, grad, strict=True):
-                torch.mm(image_grad, weight, out=out)
-            last = x.is_contiguous(memory_format=torch.channels_last)
-            x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
-        return x_grad, weight_grad, grad.sum((0, 1)) if ctx.needs_input_grad[2] else None, None
+        needs_x, _, needs_bias, _ = ctx.needs_input_grad
+        return *project_grads(x, weight, grad, needs_x, needs_bias), None
+
+
+def project_grads(
+    x: Tensor, weight: Tensor, grad: Tensor, needs_x: bool, needs_bias: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gradients of `project` for x, weight and bias; that of x is in its format.
+
+    Args:
+        x, weight: (N, C, H, W), (D, C).
+        grad: (N, H W, D), of the result.
+        needs_x, needs_bias: whether these are computed; else they are None.
+    """
+    x_grad, weight_grad = None, torch.zeros_like(weight)
+    for image, image_grad in zip(x.flatten(2), grad, strict=True):
+        weight_grad.addmm_(image_grad.mT, image.mT)
+    if needs_x:
+        pixels = grad.new_empty(*grad.shape[:2], x.shape[1])  # (N, H W, C)
+        for out, image_grad in zip(pixels, grad, strict=True):
+            torch.mm(image_grad, weight, out=out)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
+    return x_grad, weight_grad, grad.sum((0, 1)) if needs_bias else None
 
 
 class _Relayout(torch.autograd.Function):

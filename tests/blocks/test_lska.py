@@ -115,7 +115,7 @@ def test_start():
     assert all((layer.bias == 0).all() for layer in block.children())
 
 
-@pytest.mark.parametrize('project, beside', [(False, 0), (True, 2)])
+@pytest.mark.parametrize('project, beside', [(False, 1), (True, 1)])
 def test_memory(project, beside):
     large_kernel.keeps_x_alone(LSKA(8, project=project), beside)
 

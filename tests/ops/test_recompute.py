@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmattn.ops import recompute
+from mmattn.ops import project, recompute, recompute_project
 
 
 def function(x, weight, bias):
@@ -69,6 +69,85 @@ class Layer(nn.Module):
 
 def test_in_a_compiled_graph():
     layer, x = Layer(), torch.randn(2, 3, 4, 5, requires_grad=True)
+    y = torch.compile(layer, fullgraph=True, backend='aot_eager')(x)
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    (wanted,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(grad, wanted)
+
+
+def projected(weight, bias, *inputs, scale=None, last=True):
+    y = project(function(*inputs), weight, bias, last=last)
+    return y if scale is None else scale * y
+
+
+def draw_projected(scaled=True, **options):
+    """weight, bias, inputs of the function, scale."""
+    shapes = (4, 3), (4,), (2, 4, 4, 5)
+    weight, bias, scale = (torch.randn(shape, **options).requires_grad_() for shape in shapes)
+    return [weight, bias, *draw(**options)], dict(scale=scale if scaled else None)
+
+
+@pytest.mark.parametrize('last', [True, False])
+@pytest.mark.parametrize('scaled', [True, False])
+@pytest.mark.parametrize('frozen', [None, 0, 1, 2, 3, 'scale', 'inputs'])
+def test_project_values_and_gradients(frozen, scaled, last):
+    inputs, options = draw_projected(scaled, dtype=torch.float64)
+    if frozen == 'inputs':
+        for t in inputs[2:]:
+            t.requires_grad_(False)
+    elif frozen == 'scale' and scaled:
+        options['scale'].requires_grad_(False)
+    elif isinstance(frozen, int):
+        inputs[frozen].requires_grad_(False)
+    wanted = [t for t in (*inputs, options['scale']) if t is not None and t.requires_grad]
+    found = recompute_project(function, *inputs, **options, last=last)
+    plain = projected(*inputs, **options, last=last)
+    assert torch.equal(found, plain) and found.stride() == plain.stride()
+    weight = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, wanted, weight) for y in (found, plain))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+def test_project_without_bias():
+    (weight, _, *inputs), options = draw_projected()
+    found = recompute_project(function, weight, None, *inputs, **options)
+    plain = projected(weight, None, *inputs, **options)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), (weight, *inputs)) for y in (found, plain))):
+        torch.testing.assert_close(a, b)
+
+
+def test_project_keeps_only_its_arguments():
+    inputs, options = draw_projected()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        recompute_project(function, *inputs, **options)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (*inputs, options['scale'])}
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_project_in_half_precision_of_a_wide_scale(dtype):
+    (weight, bias, *inputs), options = draw_projected()
+    half = [t.detach().to(dtype).requires_grad_() for t in (weight, bias, *inputs)]
+    with torch.autocast('cpu', dtype):
+        found = recompute_project(function, *half, **options)
+    assert found.dtype == torch.float32
+    plain = projected(weight, bias, *inputs, **options)
+    cotangent = torch.randn_like(plain)
+    ours = torch.autograd.grad(found, (options['scale'], *half), cotangent)
+    theirs = torch.autograd.grad(plain, (options['scale'], weight, bias, *inputs), cotangent)
+    for a, b in zip(ours, theirs):
+        assert (a.float() - b).abs().max() < 0.05 * b.abs().max()
+
+
+class ProjectedLayer(Layer):
+    def forward(self, x):
+        weight = self.conv.weight.flatten(1)
+        inputs = x, self.conv.weight, self.conv.bias
+        return recompute_project(function, weight, self.conv.bias, *inputs, scale=x)
+
+
+def test_project_in_a_compiled_graph():
+    layer, x = ProjectedLayer(), torch.randn(2, 3, 4, 5, requires_grad=True)
     y = torch.compile(layer, fullgraph=True, backend='aot_eager')(x)
     (grad,) = torch.autograd.grad(y.square().sum(), x)
     (wanted,) = torch.autograd.grad(layer(x).square().sum(), x)

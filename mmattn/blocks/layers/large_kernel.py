@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.ops import depthwise_conv, disable_autocast, project, recompute
+from mmattn.ops import (
+    depthwise_conv,
+    disable_autocast,
+    project,
+    recompute_project,
+    same_conv,
+)
 from mmattn.torch_compat import autocast_dtype
 
 from ..base import AttentionBlock, zero
@@ -21,10 +27,11 @@ Conv = Callable[[str, Tensor], Tensor]  # name of a layer, its input -> its outp
 class LargeKernelAttention(AttentionBlock):
     """y = x * response(x), or y = x + P2 (z * response(z)) with z = GELU(P1 x).
 
-    There is no sigmoid: the response is of any size and sign. For backward only x is kept, with
-    projections also P1 x and the input of P2; the rest is computed again.
+    There is no sigmoid: the response is of any size and sign. It ends with a 1x1 convolution, the
+    layer `last`. What comes before it is computed again in the backward pass: beside x are kept
+    P1 x with projections, without them the response if `keeps_response`, else nothing.
 
-    A subclass builds its layers, calls `start`, and computes the response by their names.
+    A subclass builds its layers and calls `start`.
 
     Args:
         in_channels: C.
@@ -32,7 +39,8 @@ class LargeKernelAttention(AttentionBlock):
         init: 'paper' or 'identity'.
     """
 
-    last: ClassVar[str]  # name of the layer that gives the response
+    last: ClassVar[str]
+    keeps_response: ClassVar[bool]
 
     def __init__(self, in_channels: int, project: bool, init: str) -> None:
         super().__init__(in_channels, init)
@@ -54,55 +62,74 @@ class LargeKernelAttention(AttentionBlock):
             nn.init.zeros_(conv.weight)
             nn.init.ones_(conv.bias)
 
-    def response(self, x: Tensor, conv: Conv) -> Tensor:
-        """(N, C, H, W) -> same shape; `conv(name, x)` runs a layer."""
+    def features(self, x: Tensor, conv: Conv) -> Tensor:
+        """(N, C, H, W) -> the input of the layer `last`; `conv(name, x)` runs a layer."""
         raise NotImplementedError
+
+    def response(self, x: Tensor, conv: Conv) -> Tensor:
+        """(N, C, H, W) -> same shape."""
+        return conv(self.last, self.features(x, conv))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        if not self.project:
-            return self._attend(x)
-        z = self._attend(_pointwise(self.proj_1, x))
-        return x + _pointwise(self.proj_2, z, last=not x.is_contiguous()).to(x.dtype)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        layers = {k: v for k, v in self.named_children() if not k.startswith('proj_')}
-        if not all(map(_is_plain, layers.values())):
-            return self._product(x, lambda name, t: layers[name](t))
+        layers = dict(self.named_children())
+        if not all(type(v) is nn.Conv2d and not has_hooks(v) for v in layers.values()):
+            return self._whole(x, lambda name, t: layers[name](t))
         tensors = [t for layer in layers.values() for t in (layer.weight, layer.bias)]
         dtype = autocast_dtype(x.device.type) or x.dtype
-        run = functools.partial(self._run, list(layers), dtype)
-        if self._recorder is None:
-            return recompute(run, x, *tensors)
-        with disable_autocast(x):  # a map is recorded once, so nothing is computed again
-            return run(x, *tensors)
+        if self._recorder is not None:  # what is computed again would be recorded again
+            with disable_autocast(x):
+                return self._by_weights(self._whole, list(layers), dtype, x, *tensors)
+        step, z, layer = self.features, x, layers[self.last]
+        if self.project:
+            z = project(x, *_matrix(self.proj_1, dtype))
+            step, layer = self._product, self.proj_2
+        y = recompute_project(
+            functools.partial(self._by_weights, step, list(layers), dtype),
+            *_matrix(layer, dtype),
+            z,
+            *tensors,
+            scale=None if self.project or self.keeps_response else x,
+            last=not x.is_contiguous(),
+        ).to(x.dtype)
+        if self.project:
+            return x + y
+        return x * y if self.keeps_response else y
 
-    def _run(self, names: list[str], dtype: torch.dtype, x: Tensor, *tensors: Tensor) -> Tensor:
-        """The product, by the weights and biases of the named layers."""
-        weights = dict(zip(names, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
-
-        def conv(name: str, t: Tensor) -> Tensor:
-            weight, bias = (v if v is None else v.to(dtype) for v in weights[name])
-            t, dilation = t.to(dtype), self.get_submodule(name).dilation
-            last = name != self.last or not x.is_contiguous()
-            return _conv(t, weight, bias, dilation, last)
-
-        return self._product(x, conv)
+    def _whole(self, x: Tensor, conv: Conv) -> Tensor:
+        if not self.project:
+            return self._product(x, conv)
+        return x + conv('proj_2', self._product(conv('proj_1', x), conv)).to(x.dtype)
 
     def _product(self, x: Tensor, conv: Conv) -> Tensor:
         z = F.gelu(x) if self.project else x
         return z * self.response(z, conv).to(z.dtype)
 
+    def _by_weights(
+        self,
+        step: Callable[[Tensor, Conv], Tensor],
+        names: list[str],
+        dtype: torch.dtype,
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        """step(x, conv), where conv reads weight and bias of the named layers from `tensors`."""
+        weights = dict(zip(names, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
+        end = 'proj_2' if self.project else self.last  # its output is in the memory format of x
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is as it was built, and no hook needs its call."""
-    return type(layer) is nn.Conv2d and not has_hooks(layer)
+        def conv(name: str, t: Tensor) -> Tensor:
+            weight, bias = (v if v is None else v.to(dtype) for v in weights[name])
+            dilation = self.get_submodule(name).dilation
+            last = name != end or not x.is_contiguous()
+            return _conv(t.to(dtype), weight, bias, dilation, last)
+
+        return step(x, conv)
 
 
-def _pointwise(layer: nn.Module, x: Tensor, last: bool = True) -> Tensor:
-    if not _is_plain(layer):
-        return layer(x)
-    return project(x, layer.weight.flatten(1), layer.bias, last=last)
+def _matrix(layer: nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a 1x1 convolution, as `project` takes them."""
+    bias = layer.bias if layer.bias is None else layer.bias.to(dtype)
+    return layer.weight.flatten(1).to(dtype), bias
 
 
 def _conv(
@@ -116,4 +143,5 @@ def _conv(
         return project(x, weight.flatten(1), bias, last=last)
     if weight.shape[1] == 1:
         return depthwise_conv(x, weight, bias, dilation)
-    return F.conv2d(x, weight, bias, padding=tuple(k // 2 for k in weight.shape[2:]))
+    y = same_conv(x, weight)
+    return y if bias is None else y + bias[:, None, None]
