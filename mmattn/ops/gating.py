@@ -43,10 +43,10 @@ class _ProjectGated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight = ctx.saved_tensors
         needs, size, one, zero = ctx.needs_input_grad, [len(weight)], [1, 1], [0, 0]
-        mask = [needs[0] or needs[1], needs[2], needs[3]]
+        mask, product = [needs[0] or needs[1], needs[2], needs[3]], x * gate
         product_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
             grad,
-            x * gate,
+            product,
             weight[:, :, None, None],
             size,
             one,
@@ -57,7 +57,9 @@ class _ProjectGated(torch.autograd.Function):
             1,
             mask,
         )
-        gate_grad = (product_grad * x).sum(1, keepdim=True) if needs[1] else None
+        gate_grad = None
+        if needs[1]:
+            gate_grad = torch.mul(product_grad, x, out=product).sum(1, keepdim=True)
         x_grad = product_grad.mul_(gate) if needs[0] else None
         return x_grad, gate_grad, weight_grad[:, :, 0, 0] if needs[2] else None, bias_grad
 
