@@ -1,7 +1,7 @@
-"""Large selective kernel: at each position two depthwise convolutions are weighed by their reach.
+"""Large selective kernel: each position weighs two depthwise convolutions of different reach.
 
 Source: Large Selective Kernel Network for Remote Sensing Object Detection, ICCV 2023,
-    arXiv 2303.09030, eq. 1-8.
+    arXiv 2303.09030.
 Reference code: zcablii/LSKNet, mmrotate/models/backbones/lsknet.py. Differs from it in: one channel
     is refused in the constructor. As in the code, there are two kernels, in series; their weights
     are two sigmoids, which need not sum to 1.

@@ -1,10 +1,10 @@
 """Large separable kernel attention: a map times a linear map of itself with a large kernel.
 
 Source: Large Separable Kernel Attention: Rethinking the Large Kernel Attention Design in CNN,
-    Expert Systems with Applications 2024, arXiv 2309.01439, eq. 10-13.
+    Expert Systems with Applications 2024, arXiv 2309.01439.
 Reference code: StevenLauHKHK/Large-Separable-Kernel-Attention, models/van.py,
-    mmdetection/mmdet/models/backbones/van.py, mmsegmentation/van.py. Differs from it in: other
-    kernel sizes work by the rule of its own; those without a rule are refused.
+    mmdetection/mmdet/models/backbones/van.py, mmsegmentation/van.py. Differs from it in: further
+    kernel sizes, by the rule that its own follow; all others are refused in the constructor.
 """
 
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ _FROM_DILATION_3 = 23  # the authors' kernels from here on have dilation 3, smal
 
 @MODELS.register_module()
 class LSKA(LargeKernelAttention):
-    """y = x * A, A = W dw_v dw_h dw_kx1 dw_1xk x, all convolutions with biases; no sigmoid on A.
+    """y = x * A, A = W D x + b with four depthwise convolutions D in a row, each with a bias.
 
-    The depthwise convolutions 1 x a, a x 1, then 1 x b and b x 1 with dilation d, a = 2 d - 1, see
-    a + d (b - 1) = kernel_size rows and columns. So y is quadratic in x.
+    They are 1 x a and a x 1 with a = 2 d - 1, then 1 x b and b x 1 with dilation d, and see
+    a + d (b - 1) = kernel_size columns and rows. No sigmoid on A, so y is quadratic in x.
 
     (N, C, H, W) -> same shape and dtype.
 
