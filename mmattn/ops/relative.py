@@ -6,6 +6,7 @@ The logits of the distances are computed for a few queries at a time, as the map
 torch's fused kernels and for exporters, queries and keys are widened instead, by H + W channels.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from .non_local import _by_columns, _bytes, softmax_attention
 from .precision import disable_autocast, upcast
 
 _ROWS = 1 << 20  # elements of the map at a time: 4 MB in fp32
-_QUERIES, _KEYS = 512, 512  # of a part of the map in the backward pass, which fits into the cache
 _ONE = 64.0  # in place of 1 in one-hot keys, so that fp16 holds logits of up to 64 * 65504
 
 
@@ -105,102 +105,105 @@ def _distances(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 class _RelativeAttention(torch.autograd.Function):
-    """`relative_attention`, image by image, by blocks of queries, and for backward of keys.
-
-    Saves its inputs, its output and the log of the sum of each softmax, (N, P).
-    """
+    """`relative_attention` by blocks of queries; saves only its inputs for backward."""
 
     @staticmethod
     def forward(ctx, q, k, height, width, v, scale, position_scale) -> Tensor:
-        ctx.scales, size = (scale, position_scale), q.shape[2:]
-        positions = _Positions(size, height, width, position_scale)
-        flat_q, flat_k, flat_v = (t.flatten(2) for t in (q, k, v))
-        out, log_sums = torch.empty_like(flat_v), q.new_empty(flat_q.shape[::2])
-        keys = size.numel()
-        count = max(1, _ROWS // keys)
-        buffer = q.new_empty(min(count, keys), keys)
+        ctx.save_for_backward(q, k, height, width, v)
+        ctx.scales = scale, position_scale
+        positions = _Positions(q.shape[2:], height, width, position_scale)
+        q, k, v = (t.flatten(2) for t in (q, k, v))
+        out = torch.empty_like(v)
         for n in range(len(q)):
-            by_row, by_column = positions.logits(flat_q[n])  # (P, H), (P, W)
-            for rows in _slices(keys, count):
-                weights = buffer[: rows.stop - rows.start]
-                maps = by_row[rows, :, None], by_column[rows, None]
-                torch.add(*maps, out=weights.unflatten(1, size))
-                _by_columns(scale * flat_q[n, :, rows].mT, flat_k[n], weights, add=True)
-                highest = weights.amax(1)
-                torch.softmax(weights, -1, out=weights)
-                log_sums[n, rows] = highest - weights.amax(1).log()
-                torch.mm(flat_v[n], weights.to(v.dtype).mT, out=out[n, :, rows])
-        ctx.save_for_backward(q, k, height, width, v, out, log_sums)
+            for rows, weights in _row_blocks(q[n], k[n], scale, positions):
+                torch.mm(v[n], weights.to(v.dtype).mT, out=out[n, :, rows])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, height, width, v, out, log_sums = ctx.saved_tensors
+        q, k, height, width, v = ctx.saved_tensors
         (scale, position_scale), size = ctx.scales, q.shape[2:]
         positions = _Positions(size, height, width, position_scale)
         q, k, wide_v, grad = (t.flatten(2) for t in (q, k, upcast(v), upcast(grad)))
         q_grad, k_grad, v_grad = (torch.zeros_like(t) for t in (q, k, wide_v))
-        # softmax-weighted mean of dL/dweight, as in FlashAttention
-        minus_delta = -(grad * out).sum(1)[..., None]  # (N, P, 1)
+        by_row, by_column = (q.new_empty(size.numel(), length) for length in size)
         for n in range(len(q)):
-            by_row, by_column = positions.logits(q[n])  # (P, H), (P, W)
-            by_row -= log_sums[n, :, None]
-            by_row_grad, by_column_grad = torch.empty_like(by_row), torch.zeros_like(by_column)
-            for rows in _slices(size.numel(), _QUERIES):
+            buffers = None
+            for rows, weights in _row_blocks(q[n], k[n], scale, positions):
+                if buffers is None or len(buffers[0]) != len(weights):
+                    buffers = torch.empty_like(weights), torch.empty_like(weights)
+                weights_grad, logits_grad = buffers
                 q_rows, grad_rows = q[n, :, rows], grad[n, :, rows]  # (E, R), (C, R)
-                scaled = scale * q_rows.mT
-                for band in _slices(size[0], max(1, _KEYS // size[1])):
-                    keys = slice(band.start * size[1], band.stop * size[1])
-                    weights = (by_row[rows, band, None] + by_column[rows, None]).flatten(1)
-                    weights.addmm_(scaled, k[n, :, keys]).exp_()
-                    v_grad[n, :, keys].addmm_(grad_rows, weights)
-                    logits_grad = torch.addmm(
-                        minus_delta[n, rows], grad_rows.mT, wide_v[n, :, keys]
-                    )
-                    logits_grad *= weights
-                    k_grad[n, :, keys].addmm_(q_rows, logits_grad)
-                    q_grad[n, :, rows].addmm_(k[n, :, keys], logits_grad.mT)
-                    logits_grad = logits_grad.unflatten(1, (-1, size[1]))
-                    by_row_grad[rows, band] = logits_grad.sum(2)
-                    by_column_grad[rows] += logits_grad.sum(1)
+                _by_columns(grad_rows, weights, v_grad[n], add=True)
+                _by_columns(grad_rows.mT, wide_v[n], weights_grad)
+                torch.ops.aten._softmax_backward_data.out(
+                    weights_grad, weights, -1, weights.dtype, grad_input=logits_grad
+                )
+                _by_columns(q_rows, logits_grad, k_grad[n], add=True)
+                torch.mm(k[n], logits_grad.mT, out=q_grad[n, :, rows])
+                by_key = logits_grad.unflatten(1, size)  # (R, H, W)
+                torch.sum(by_key, 2, out=by_row[rows])
+                torch.sum(by_key, 1, out=by_column[rows])
             q_grad[n] *= scale
-            q_grad[n] += positions.backward(q[n], by_row_grad, by_column_grad)
+            q_grad[n] += positions.backward(q[n], by_row, by_column)
         k_grad *= scale
         q_grad, k_grad, v_grad = (t.unflatten(2, size) for t in (q_grad, k_grad, v_grad))
-        return q_grad, k_grad, *positions.grads, v_grad.to(v.dtype), None, None
+        return q_grad, k_grad, *positions.table_grads(), v_grad.to(v.dtype), None, None
 
 
-def _slices(count: int, step: int) -> list[slice]:
-    """Slices of `step` elements that cover `count` of them; the last may be shorter."""
-    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+def _row_blocks(
+    q: Tensor, k: Tensor, scale: float, positions: '_Positions'
+) -> Iterator[tuple[slice, Tensor]]:
+    """Of an image, yield queries and their map rows (R, P), which the next iteration overwrites."""
+    by_row, by_column = positions.logits(q)  # (P, H), (P, W)
+    count = k.shape[1]
+    step = max(1, _ROWS // count)
+    buffer = q.new_empty(min(step, count), count)
+    for first in range(0, count, step):
+        rows = slice(first, min(first + step, count))
+        weights = buffer[: rows.stop - first]
+        maps = by_row[rows, :, None], by_column[rows, None]
+        torch.add(*maps, out=weights.unflatten(1, positions.size))
+        _by_columns(scale * q[:, rows].mT, k, weights, add=True)
+        yield rows, torch.softmax(weights, -1, out=weights)
 
 
 class _Positions:
-    """The logits of the distances for the queries of an image, and their gradients.
-
-    Attributes:
-        grads: gradients of both tables, over the images so far.
-    """
+    """The logits of the distances for the queries of an image, and their gradients."""
 
     def __init__(self, size: torch.Size, height: Tensor, width: Tensor, scale: float) -> None:
-        self.tables, self.scale = (height, width), scale
-        self.grads = [torch.zeros_like(table) for table in self.tables]
-        rows, columns = (torch.arange(n, device=height.device) for n in size)
-        by_row = _distances(rows, rows).repeat_interleave(size[1], 0)  # (P, H)
-        self.indices = by_row, _distances(columns, columns).repeat(size[0], 1)  # (P, W)
+        self.size, self.tables, self.scale = size, (height, width), scale
+        self.places = [torch.arange(n, device=height.device) for n in size]
+        pairs = zip(self.tables, self.places, strict=True)
+        self.windows = [scale * _windows(table, at) for table, at in pairs]
+        self.windows_grads = [torch.zeros_like(windows) for windows in self.windows]
 
-    def logits(self, q: Tensor) -> list[Tensor]:
+    def logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """(E, P) -> (P, H) for the rows of the keys, (P, W) for their columns."""
-        pairs = zip(self.tables, self.indices, strict=True)
-        return [(self.scale * q.mT @ table.mT).gather(1, index) for table, index in pairs]
+        lines = zip(self._lines(q), self.windows, strict=True)
+        by_row, by_column = (torch.bmm(line, windows) for line, windows in lines)
+        return by_row.flatten(0, 1), by_column.transpose(0, 1).flatten(0, 1)
 
-    def backward(self, q: Tensor, *logits_grads: Tensor) -> Tensor:
-        """(E, P), (P, H), (P, W) -> gradient of q; adds to those of the tables."""
-        q_grad = torch.zeros_like(q)
-        for k, index in enumerate(self.indices):
-            products_grad = q.new_zeros(len(index), len(self.tables[k]))  # (P, 2 H - 1)
-            products_grad.scatter_(1, index, self.scale * logits_grads[k])
-            self.grads[k] += (q @ products_grad).mT
-            q_grad += self.tables[k].mT @ products_grad.mT
-        return q_grad
+    def backward(self, q: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
+        """Gradient of q (E, P) from those of the logits; adds to those of the tables."""
+        grads = by_row.unflatten(0, self.size), by_column.unflatten(0, self.size).transpose(0, 1)
+        for total, line, grad in zip(self.windows_grads, self._lines(q), grads, strict=True):
+            total.baddbmm_(line.mT, grad)
+        both = zip(grads, self.windows, strict=True)
+        rows, columns = (torch.bmm(grad, windows.mT) for grad, windows in both)
+        return (rows.permute(2, 0, 1) + columns.permute(2, 1, 0)).flatten(1)
+
+    def table_grads(self) -> list[Tensor]:
+        """Of all images so far, (2 H - 1, E) and (2 W - 1, E)."""
+        sums = []
+        for table, at, grad in zip(self.tables, self.places, self.windows_grads, strict=True):
+            index = _distances(at, at).flatten()
+            grad = self.scale * grad.mT.flatten(0, 1)
+            sums.append(torch.zeros_like(table).index_add_(0, index, grad))
+        return sums
+
+    def _lines(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """(E, P) -> its rows (H, W, E) and its columns (W, H, E)."""
+        q = q.unflatten(1, self.size)
+        return q.permute(1, 2, 0), q.permute(2, 1, 0)

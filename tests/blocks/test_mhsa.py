@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -79,13 +81,11 @@ def test_stride(size):
     assert block(draw(1, 4, *size)).shape[2:] == tuple(max(n // 2, 1) for n in size)
 
 
-def test_many_queries_and_keys(monkeypatch):
-    """In blocks of both that do not end with the map or with a row of it."""
-    import mmattn.ops.relative as relative
-
+@pytest.mark.parametrize('rows', [1, 60, 160])
+def test_blocks_of_queries(monkeypatch, rows):
+    """Of 1, 3 and 8, which do not end with a row of the map."""
     block, x = drawn(MHSA(4, heads=2, size=5)), draw(2, 4, 5, 4)
-    for name, value in dict(_ROWS=60, _QUERIES=7, _KEYS=9).items():
-        monkeypatch.setattr(relative, name, value)
+    monkeypatch.setattr(sys.modules['mmattn.ops.relative'], '_ROWS', rows)
     agree(block, formula, x)
 
 

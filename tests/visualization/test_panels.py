@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmattn import APNB, PAM, CrissCrossAttention, NonLocal2d, SpatialTransformer
+from mmattn import APNB, MHSA, PAM, CrissCrossAttention, NonLocal2d, SpatialTransformer
 from mmattn.ops import pyramid_pool
 from mmattn.visualization.html_page import write_page
 from mmattn.visualization.panels import Collector, composed, heat, spread, thinned
@@ -29,6 +29,7 @@ def pairwise() -> dict[str, nn.Module]:
     blocks |= dict(
         pooled=NonLocal2d(16, sub_sample=True),
         pam=PAM(16),
+        heads=MHSA(16, heads=2, size=6),
         apnb=APNB(16, 8, query_scales=(1, 2)),
         once=CrissCrossAttention(16),
         twice=CrissCrossAttention(16, recurrence=2),
@@ -92,6 +93,18 @@ def test_pairs_are_thinned_until_they_fit():
     assert thinned(pairs, 0)[0].q.shape[2:] == (1, 1)
 
 
+def test_heads_have_a_view_each():
+    block = randomise(MHSA(8, heads=2, size=3)).eval()
+    twice = nn.Sequential(block, block)
+    views = collect(twice, torch.randn(3, 8, *SIZE)).block_views(IMAGE)[0].views
+    assert [view.name for view in views] == [
+        f'pairwise, use {use} of 2, head {head} of 2' for use in (1, 2) for head in (1, 2)
+    ]
+    once = collect(block, torch.randn(1, 8, *SIZE)).block_views(IMAGE)[0].views
+    assert [view.name for view in once] == ['pairwise, head 1 of 2', 'pairwise, head 2 of 2']
+    assert len({view.picture.tobytes() for view in views}) == 4
+
+
 def test_a_gaussian_keeps_its_map_once():
     block = NonLocal2d(16, mode='gaussian').eval()
     collector = collect(block, torch.randn(1, 16, 4, 4))
@@ -131,7 +144,9 @@ def page(tmp_path_factory):
             rounds.setdefault(name, []).append(kept)
     expected = []
     for name, uses in rounds.items():
-        expected += [uses] if name == 'twice' else [[one] for one in uses]
+        expected += (
+            [uses] if name == 'twice' else [[one] for use in uses for one in use.each_head()]
+        )
     return path, expected
 
 
