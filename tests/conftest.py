@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import sys
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -24,6 +25,13 @@ def seeded():
 
 
 @pytest.fixture(autouse=True)
+def frozen_imports():
+    """What tests have imported since the last time is frozen, too."""
+    if len(sys.modules) > frozen_modules + 200:
+        freeze()
+
+
+@pytest.fixture(autouse=True)
 def own_scope():
     """A scope that one test sets is not met by the next: which test comes next is chance."""
     if is_installed('mmengine'):
@@ -32,10 +40,15 @@ def own_scope():
         DefaultScope._instance_dict.clear()
 
 
+frozen_modules = 0
+
+
 def freeze() -> None:
     """What is imported lives on: to look through it takes a second, which every data set asks for."""
+    global frozen_modules
     gc.collect()
     gc.freeze()
+    frozen_modules = len(sys.modules)
 
 
 @pytest.fixture(scope='session', autouse=True)
