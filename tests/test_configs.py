@@ -57,15 +57,24 @@ def is_small(path) -> bool:
 
 
 def narrow(model) -> dict:
-    """A segmentor at an eighth of the width; a detector at half, which groups of 64 channels need."""
+    """A segmentor at an eighth of the width; a detector's backbone at half, which groups of 64 channels need."""
     if 'decode_head' not in model:
         options = {
             'model.backbone.stem_channels': 32,
             'model.backbone.base_channels': 32,
             'model.neck.in_channels': [c // 2 for c in model.neck.in_channels],
+            'model.neck.out_channels': 32,
         }
+        dense = 'rpn_head' if 'roi_head' in model else 'bbox_head'
+        options |= {f'model.{dense}.{key}': 32 for key in ('in_channels', 'feat_channels')}
         if 'roi_head' in model:
+            options['model.roi_head.bbox_roi_extractor.out_channels'] = 32
+            options['model.roi_head.bbox_head.in_channels'] = 32
             options['model.roi_head.bbox_head.fc_out_channels'] = 64
+        if 'mask_head' in model.get('roi_head', {}):
+            options['model.roi_head.mask_roi_extractor.out_channels'] = 32
+            for key in 'in_channels', 'conv_out_channels':
+                options[f'model.roi_head.mask_head.{key}'] = 32
         return options
     options = {'model.backbone.stem_channels': 8, 'model.backbone.base_channels': 8}
     for key, head in decode_heads(model).items():
