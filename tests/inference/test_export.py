@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmattn.benchmarks.cases import perturb_constants
+from mmattn.config.load import load_config
 from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError
 from mmattn.inference import export as module
@@ -19,9 +20,9 @@ CONFIGS = ROOT / 'configs'
 CCNET = CONFIGS / 'ccnet_r18_street.py'
 
 
-def checkpoint(config, path, attention=None):
+def checkpoint(config, path, attention=None, options=None):
     torch.manual_seed(0)
-    model, _ = build_network(config, None, attention)
+    model, _ = build_network(config, options, attention)
     torch.save(dict(state_dict=perturb_constants(model).state_dict()), path)
     return path
 
@@ -79,8 +80,11 @@ def test_a_detector_is_exported_up_to_its_first_head(tmp_path):
 @pytest.mark.parametrize('block', ['dcn', 'dcnv2'])
 def test_deformable_convolutions_need_no_compiled_operator(block, tmp_path):
     config = CONFIGS / 'retinanet_r18_bccd.py'
-    weights = checkpoint(config, tmp_path / 'weights.pth', block)
-    found = export(config, weights, 'torch', out=tmp_path / 'net.pt2', attention=block)
+    (plugin,) = load_config(config, attention=block).model.plugins
+    plugin.replace = 'backbone.layer3.*.conv2'  # of the three stages; they differ in width alone
+    options = {'model.plugins': [plugin.to_dict()]}
+    weights = checkpoint(config, tmp_path / 'weights.pth', options=options)
+    found = export(config, weights, 'torch', out=tmp_path / 'net.pt2', options=options)
     assert max(found.differences.values()) < 1e-4  # to MMCV's kernels
     program = torch.export.load(found.path)
     assert not [n for n in program.graph.nodes if 'deform' in str(n.target)]
