@@ -24,7 +24,7 @@ from mmattn.ops import (
     upcast,
 )
 from mmattn.registry import MODELS
-from mmattn.torch_compat import HAS_OLD_EXPORT
+from mmattn.torch_compat import HAS_OLD_EXPORT, is_compiling
 
 from .base import PairwiseBlock, recorded
 from .layers.conv_norm_act import foldable, pair
@@ -177,7 +177,10 @@ class MHSA(PairwiseBlock):
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         qkv = self.qkv
-        y = project(x, qkv.weight.flatten(1), qkv.bias) if foldable(qkv) else qkv(x)
+        if is_compiling() or x.is_contiguous() or not foldable(qkv):
+            y = qkv(x)
+        else:  # a matrix product is faster than a convolution in channels_last
+            y = project(x, qkv.weight.flatten(1), qkv.bias)
         width = self.heads * self.head_channels
         parts = y.split([width, width, self.out_channels], 1)
         y = self.attend(*(t.unflatten(1, (self.heads, -1)).flatten(0, 1) for t in parts))
