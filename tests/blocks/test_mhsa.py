@@ -7,6 +7,7 @@ from torch import nn
 from mmattn import MHSA, insert
 from mmattn.ops import Pairs
 from mmattn.visualization import record
+from mmattn.zoo import from_author
 from tests.blocks.slow import agree, conv, draw, drawn, parameters, resize, softmax
 
 
@@ -140,6 +141,27 @@ def test_start():
     assert not block.qkv.bias.any()
     assert block.position.height.std().item() * 64**0.5 == pytest.approx(1, abs=0.1)
     assert MHSA(16, init='identity').rho.scale == 0
+
+
+@pytest.mark.parametrize(
+    'ctor, ours',
+    [
+        (dict(dim=6, num_heads=3, dim_head=5, feat_size=[1, 4]), dict(heads=3, head_channels=5)),
+        (dict(dim=8, feat_size=4, qk_ratio=0.5), dict(head_channels=2)),
+        (dict(dim=20, feat_size=(3, 2), num_heads=1, scale_pos_embed=True), dict(heads=1)),
+        (dict(dim=8, dim_out=12, feat_size=(3, 5), stride=2, qkv_bias=True), dict(stride=2)),
+    ],
+)
+def test_timms_arguments(ctor, ours):
+    size, scaled = ctor['feat_size'], ctor.get('scale_pos_embed', False)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    options = dict(size=size, bias=ctor.get('qkv_bias', False), scale_position=scaled)
+    block = drawn(MHSA(ctor['dim'], ctor.get('dim_out'), **options, **ours))
+    names = {f'position.{side}': f'pos_embed.{side}_rel' for side in ('height', 'width')}
+    state = {names.get(key, key): value for key, value in block.state_dict().items()}
+    found, x = from_author('mhsa', 'BottleneckAttn', ctor, state), draw(2, ctor['dim'], *size)
+    assert torch.equal(found(x), block(x))
+    agree(found, formula, x)
 
 
 def test_each_head_is_recorded():
