@@ -23,6 +23,8 @@ is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
 HAS_OLD_EXPORT = not hasattr(torch.compiler, 'is_exporting')
 # attention on a CPU holds logits in fp16 there, which overflow
 HAS_NARROW_ATTENTION = HAS_OLD_EXPORT
+# torch.compile there, seen with 2.4, gives a wrong gradient of several maxima of one map
+HAS_WRONG_MAX_GRADIENT = HAS_OLD_EXPORT
 
 if hasattr(torch.amp, 'is_autocast_available'):
 

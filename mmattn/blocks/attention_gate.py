@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmattn.ops import disable_autocast, first_max, project_gated, resize_bilinear, upcast
 from mmattn.registry import MODELS
-from mmattn.torch_compat import is_exporting
+from mmattn.torch_compat import HAS_OLD_EXPORT, is_exporting
 
 from .base import AttentionBlock, recorded, zero
 from .layers.conv_norm_act import (
@@ -140,6 +140,8 @@ class AttentionGate(AttentionBlock):
             same = f'H and W from {height}'
             sizes = same if height == width else f'H from {height} and W from {width}'
             limits['any_size'] = f'with sub_sample, {sizes}'
+        if HAS_OLD_EXPORT and max(self.gating_sub_sample) > 1:
+            limits['export'] = 'with gating_sub_sample and torch before 2.7, sizes are fixed'
         return limits
 
     @property

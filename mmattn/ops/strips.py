@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmattn.torch_compat import is_compiling
+from mmattn.torch_compat import HAS_WRONG_MAX_GRADIENT, is_compiling
 
 from .precision import disable_autocast, upcast
 
@@ -36,10 +36,20 @@ def max_mean_strips(x: Tensor, axes: Sequence[int]) -> list[tuple[Tensor, Tensor
         (maximum, mean) for each axis, x with that axis of size 1, in fp32 or wider.
     """
     if is_compiling():
-        maxima = [upcast(x.max(axis, keepdim=True).values) for axis in axes]
+        largest = _amax if HAS_WRONG_MAX_GRADIENT else _max
+        maxima = [upcast(largest(x, axis)) for axis in axes]
         return list(zip(maxima, [upcast(x.mean(axis, keepdim=True)) for axis in axes], strict=True))
     strips = _Pool.apply(x, tuple(axes), True)
     return list(zip(strips[len(axes) :], strips[: len(axes)], strict=True))
+
+
+def _max(x: Tensor, axis: int) -> Tensor:
+    return x.max(axis, keepdim=True).values
+
+
+def _amax(x: Tensor, axis: int) -> Tensor:
+    """Equal maxima share the gradient."""
+    return x.amax(axis, keepdim=True)
 
 
 def scale_by_product(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

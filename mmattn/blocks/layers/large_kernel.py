@@ -119,7 +119,7 @@ class LargeKernelAttention(AttentionBlock):
 
         def conv(name: str, t: Tensor) -> Tensor:
             weight, bias = (v if v is None else v.to(dtype) for v in weights[name])
-            dilation = self.get_submodule(name).dilation
+            dilation = getattr(self, name).dilation  # torch 2.4 cannot trace get_submodule
             last = name != end or not x.is_contiguous()
             return _conv(t.to(dtype), weight, bias, dilation, last)
 
