@@ -128,7 +128,7 @@ def mhsa(b: AttentionBlock) -> Forward:
 
 
 def mhsa_timm(b: AttentionBlock) -> Forward:
-    from timm.layers import BottleneckAttn
+    from timm.layers.bottleneck_attn import BottleneckAttn
 
     modules = {}  # by size: each is for one
 

@@ -6,6 +6,7 @@ And blocks that timm has, too, compute what its modules compute.
 import pytest
 import torch
 
+from mmattn.benchmarks.baselines import BASELINES
 from mmattn.blocks.base import registered_blocks
 from mmattn.zoo import from_author
 from tests.blocks.slow import draw
@@ -52,13 +53,21 @@ PEERS = {  # system, class, arguments
 
 @pytest.mark.parametrize('name', PEERS)
 def test_timm_computes_the_same(name):
-    from timm import layers
-    from timm.layers import coord_attn
+    from timm.layers import bottleneck_attn, coord_attn, eca
 
     system, cls, arguments = PEERS[name]
-    theirs = randomise(
-        getattr(coord_attn if system == 'coord' else layers, cls)(**arguments).double()
-    ).eval()
+    module = dict(eca=eca, coord=coord_attn, mhsa=bottleneck_attn)[system]
+    theirs = randomise(getattr(module, cls)(**arguments).double()).eval()
     ours = from_author(system, cls, arguments, theirs.state_dict())
     x = draw(2, arguments.get('channels') or arguments['dim'], 6, 5)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
+
+
+TIMM = {name: b.make for name, rows in BASELINES.items() for b in rows if b.package == 'timm'}
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_baselines_of_the_benchmark_compute_the_same(name):
+    block = randomise(registered_blocks()[name.split()[0]].build(64).double()).eval()
+    x = 0.1 * draw(2, 64, 14, 14)
+    torch.testing.assert_close(TIMM[name](block)(x), block(x), rtol=0, atol=1e-10)
