@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmattn.ops import disable_autocast, upcast
 from mmattn.registry import MODELS
@@ -71,13 +72,13 @@ class ECA(AttentionBlock):
     @recorded('channel')
     def gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C), in (0, 1), with init='identity' in (0, 2)."""
+        means, reach = upcast(x.mean((2, 3))).unsqueeze(1), self.kernel_size // 2  # (N, 1, C)
+        if self.circular:
+            means, reach = F.pad(means, (reach, reach), 'circular'), 0
         with disable_autocast(x):
-            means, reach = upcast(x.mean((2, 3)))[:, None], self.kernel_size // 2  # (N, 1, C)
-            mode = 'circular' if self.circular else 'constant'
-            means = nn.functional.pad(means, (reach, reach), mode)
-            logits = torch.conv1d(means, upcast(self.conv.weight))
-            return self._sigmoid(logits[:, 0]).to(x.dtype)
+            logits = torch.conv1d(means, upcast(self.conv.weight), padding=reach)
+        return self._sigmoid(logits.squeeze(1)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x * self.gate(x)[:, :, None, None]
+        return x * self.gate(x).unsqueeze(2).unsqueeze(3)
