@@ -132,7 +132,7 @@ def test_it_resumes_the_run(left, monkeypatch):
     monkeypatch.setattr(killing, 'SMALL', {})  # no option: all is in the file
     own = run / CONFIG.name
     text = own.read_text()
-    assert "'SyncBN'" not in text and 'resume = False' in text
+    assert "'SyncBN'" not in text and Config.fromfile(own).resume is False
     slower = {'custom_hooks': [dict(EMA, momentum=0.2)]}
     with pytest.raises(UsageError, match='custom_hooks.EMAHook.momentum 0.1 -> 0.2'):
         once(run, slower, config=own, resume='latest')
@@ -140,7 +140,7 @@ def test_it_resumes_the_run(left, monkeypatch):
         once(run, {}, config=own, resume='latest', attention='gc')
     assert once(run, {}, config=own, resume='latest', attention='pam', rehearsal=False)
     compare_records(record(run), record(left / 'whole'), 'run')
-    assert 'resume = False' in own.read_text() and 'iter_2.pth' not in own.read_text()
+    assert Config.fromfile(own).resume is False and 'iter_2.pth' not in own.read_text()
     assert once(run, {}, config=own, resume='auto', rehearsal=False)  # what it wrote over itself
 
 
