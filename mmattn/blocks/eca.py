@@ -69,16 +69,19 @@ class ECA(AttentionBlock):
         if self.init == 'identity':
             zero(self.conv)
 
-    @recorded('channel')
+    @recorded('channel', view='_flat')
     def gate(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C), in (0, 1), with init='identity' in (0, 2)."""
-        means, reach = upcast(x.mean((2, 3))).unsqueeze(1), self.kernel_size // 2  # (N, 1, C)
+        """(N, C, H, W) -> (N, C, 1, 1), in (0, 1), with init='identity' in (0, 2)."""
+        means, reach = upcast(x.mean((2, 3), keepdim=True)).transpose(1, 2), self.kernel_size // 2
         if self.circular:
-            means, reach = F.pad(means, (reach, reach), 'circular'), 0
-        with disable_autocast(x):
-            logits = torch.conv1d(means, upcast(self.conv.weight), padding=reach)
-        return self._sigmoid(logits.squeeze(1)).to(x.dtype)
+            means, reach = F.pad(means, (0, 0, reach, reach), 'circular'), 0
+        with disable_autocast(x):  # (N, 1, C, 1) -> the same
+            logits = torch.conv2d(means, upcast(self.conv.weight).unsqueeze(3), None, 1, (reach, 0))
+        return self._sigmoid(logits.transpose(1, 2)).to(x.dtype)
+
+    def _flat(self, gate: Tensor) -> Tensor:
+        return gate.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x * self.gate(x).unsqueeze(2).unsqueeze(3)
+        return x * self.gate(x)
