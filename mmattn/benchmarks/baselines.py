@@ -311,7 +311,7 @@ def without_attention(b: nn.Module) -> Forward:
 
 def dot_product_mode(b: AttentionBlock) -> Forward:
     """Our block with another pairwise function, to compare costs: it computes something else."""
-    return _beside(b, type(b)(b.in_channels, mode='dot_product'))
+    return _as_ours(b, type(b)(b.in_channels, mode='dot_product'))
 
 
 def pam(b: AttentionBlock) -> Forward:
@@ -358,7 +358,7 @@ def _asymmetric(b: AttentionBlock) -> tuple:
 
 def _with_our_weights(block: AttentionBlock, module: nn.Module) -> nn.Module:
     """A module with the weights, dtype, device and mode of our block."""
-    module = _beside(block, module)
+    module = _as_ours(block, module)
     module.load_state_dict(block.state_dict())
     return module
 
@@ -371,12 +371,12 @@ def _with_renamed_weights(
     for key, value in state.items():
         layer, _, kind = key.rpartition('.')
         state[key] = ours[f'{names[layer]}.{kind}'].reshape(value.shape)
-    module = _beside(block, module)
+    module = _as_ours(block, module)
     module.load_state_dict(state)
     return module
 
 
-def _beside(block: AttentionBlock, module: nn.Module) -> nn.Module:
+def _as_ours(block: AttentionBlock, module: nn.Module) -> nn.Module:
     """A module in the dtype, device and mode of our block, which need not have parameters."""
     value = next(block.parameters(), None)
     return (module if value is None else module.to(value.device, value.dtype)).train(block.training)

@@ -6,12 +6,12 @@ Reference code: YOLOonMe/EMA-attention-module, EMA_attention_module. Differs fro
     that the groups do not divide are refused in the constructor; one group of one image works at
     one pixel; half precision does not overflow.
 
-Of the two cross-spatial branches one is constant. The weights of the channels of the 3x3 branch are
+One of the two cross-spatial branches is constant. The weights of the channels of the 3x3 branch are
 the softmax of the mean of a normed map, and the mean over all positions of a norm per channel is
-its bias: p = softmax(gn.bias), whatever the input. The code hides this behind a pooling; the paper
-draws both branches alike. It follows that the 3x3 branch is a convolution to one channel a group,
-with the kernel sum_o p_o W_o, and that its mean, which the other branch needs, takes nine sums of
-the map. So neither the map of the 3x3 convolution nor the normed map is computed.
+its bias: p = softmax(gn.bias), whatever the input. The code pools the normed map; the paper draws
+both branches alike. It follows that the 3x3 branch is a convolution to one channel a group, with
+the kernel sum_o p_o W_o, and that its mean, which the other branch needs, takes nine sums of the
+map. So neither the map of the 3x3 convolution nor the normed map is computed.
 """
 
 from torch import Tensor, nn

@@ -31,7 +31,6 @@ from .pairs import Pairs as Pairs
 from .precision import disable_autocast as disable_autocast
 from .precision import upcast as upcast
 from .pyramid import pyramid_pool as pyramid_pool
-from .recompute import recompute as recompute
 from .recompute import recompute_project as recompute_project
 from .relative import relative_attention as relative_attention
 from .relative import relative_pairs as relative_pairs

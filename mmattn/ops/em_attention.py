@@ -1,4 +1,4 @@
-"""Cross-spatial learning of EMA attention, without a map of the size of the input beside it.
+"""Cross-spatial learning of EMA attention, which keeps no map but its input.
 
 Source: Efficient Multi-Scale Attention Module with Cross-Spatial Learning, ICASSP 2023,
 arXiv 2305.13563.

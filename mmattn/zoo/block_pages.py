@@ -1,7 +1,6 @@
 """A section for each block, in Markdown: paper, formula, arguments, differences, places, cost.
 
-All of it is read from the docstrings, the catalogue and the placements, so that it is true of the
-code that it stands beside.
+All of it is read from the docstrings, the catalogue and the placements.
 """
 
 import ast
@@ -84,7 +83,8 @@ def _placements(name: str) -> list[tuple[str, str]]:
 
 
 def _uses(path: Path, name: str) -> bool:
-    return bool(re.search(rf"'mmattn\.{name}(ResNet)?'", path.read_text(encoding='utf-8')))
+    text = path.read_text(encoding='utf-8')
+    return bool(re.search(rf'\bmmattn\.{name}(ResNet)?\b', text))
 
 
 def _docstring(path: Path) -> str:

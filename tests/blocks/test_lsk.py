@@ -111,9 +111,9 @@ def test_start():
     assert all((layer.bias == 0).all() for layer in block.children())
 
 
-@pytest.mark.parametrize('project, beside', [(False, 0), (True, 1)])
-def test_memory(project, beside):
-    large_kernel.keeps_x_alone(LSK(8, project=project), beside)
+@pytest.mark.parametrize('project, more', [(False, 0), (True, 1)])
+def test_memory(project, more):
+    large_kernel.keeps_few_maps(LSK(8, project=project), more)
 
 
 @pytest.mark.parametrize(

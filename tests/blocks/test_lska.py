@@ -115,9 +115,9 @@ def test_start():
     assert all((layer.bias == 0).all() for layer in block.children())
 
 
-@pytest.mark.parametrize('project, beside', [(False, 1), (True, 1)])
-def test_memory(project, beside):
-    large_kernel.keeps_x_alone(LSKA(8, project=project), beside)
+@pytest.mark.parametrize('project, more', [(False, 1), (True, 1)])
+def test_memory(project, more):
+    large_kernel.keeps_few_maps(LSKA(8, project=project), more)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmattn.ops import project, recompute, recompute_project
+from mmattn.ops import project, recompute_project
 
 
 def function(x, weight, bias):
@@ -11,68 +11,10 @@ def function(x, weight, bias):
     return x * y.sigmoid() + y.tanh()
 
 
-def draw(has_bias=True, **options):
+def draw(**options):
     shapes = (2, 3, 4, 5), (3, 3, 1, 1), (3,)
     x, weight, bias = (torch.randn(shape, **options).requires_grad_() for shape in shapes)
-    return [x, weight, bias if has_bias else None]
-
-
-@pytest.mark.parametrize('has_bias', [True, False])
-@pytest.mark.parametrize('frozen', [None, 0, 1])
-def test_values_and_gradients(frozen, has_bias):
-    inputs = draw(has_bias, dtype=torch.float64)
-    if frozen is not None:
-        inputs[frozen].requires_grad_(False)
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found, plain = recompute(function, *inputs), function(*inputs)
-    assert torch.equal(found, plain)
-    weight = torch.randn_like(plain)
-    for a, b in zip(*(torch.autograd.grad(y, wanted, weight) for y in (found, plain))):
-        assert torch.equal(a, b)
-
-
-def test_only_the_inputs_are_kept():
-    inputs, kept = draw(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        recompute(function, *inputs)
-    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in inputs}
-
-
-def test_it_runs_without_autocast_forward_and_backward():
-    seen = []
-
-    def watched(x, weight, bias):
-        y = F.conv2d(x, weight, bias)
-        seen.append(y.dtype)
-        return y
-
-    inputs = draw()
-    with torch.autocast('cpu', torch.bfloat16):
-        y = recompute(watched, *inputs)
-        y.sum().backward()
-    assert seen == [torch.float32, torch.float32]
-
-
-def test_without_a_gradient_it_is_the_function():
-    with torch.no_grad():
-        assert not recompute(function, *draw()).requires_grad
-
-
-class Layer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x):
-        return recompute(function, x, self.conv.weight, self.conv.bias)
-
-
-def test_in_a_compiled_graph():
-    layer, x = Layer(), torch.randn(2, 3, 4, 5, requires_grad=True)
-    y = torch.compile(layer, fullgraph=True, backend='aot_eager')(x)
-    (grad,) = torch.autograd.grad(y.square().sum(), x)
-    (wanted,) = torch.autograd.grad(layer(x).square().sum(), x)
-    torch.testing.assert_close(grad, wanted)
+    return [x, weight, bias]
 
 
 def projected(weight, bias, *inputs, scale=None, last=True):
@@ -90,7 +32,7 @@ def draw_projected(scaled=True, **options):
 @pytest.mark.parametrize('last', [True, False])
 @pytest.mark.parametrize('scaled', [True, False])
 @pytest.mark.parametrize('frozen', [None, 0, 1, 2, 3, 'scale', 'inputs'])
-def test_project_values_and_gradients(frozen, scaled, last):
+def test_values_and_gradients(frozen, scaled, last):
     inputs, options = draw_projected(scaled, dtype=torch.float64)
     if frozen == 'inputs':
         for t in inputs[2:]:
@@ -108,7 +50,7 @@ def test_project_values_and_gradients(frozen, scaled, last):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
 
-def test_project_without_bias():
+def test_without_bias():
     (weight, _, *inputs), options = draw_projected()
     found = recompute_project(function, weight, None, *inputs, **options)
     plain = projected(weight, None, *inputs, **options)
@@ -116,7 +58,7 @@ def test_project_without_bias():
         torch.testing.assert_close(a, b)
 
 
-def test_project_keeps_only_its_arguments():
+def test_keeps_only_its_arguments():
     inputs, options = draw_projected()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -125,7 +67,7 @@ def test_project_keeps_only_its_arguments():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_project_in_half_precision_of_a_wide_scale(dtype):
+def test_in_half_precision_of_a_wide_scale(dtype):
     (weight, bias, *inputs), options = draw_projected()
     half = [t.detach().to(dtype).requires_grad_() for t in (weight, bias, *inputs)]
     with torch.autocast('cpu', dtype):
@@ -139,15 +81,40 @@ def test_project_in_half_precision_of_a_wide_scale(dtype):
         assert (a.float() - b).abs().max() < 0.05 * b.abs().max()
 
 
-class ProjectedLayer(Layer):
+def test_the_function_runs_without_autocast_forward_and_backward():
+    seen = []
+
+    def watched(x, weight, bias):
+        y = F.conv2d(x, weight, bias)
+        seen.append(y.dtype)
+        return y
+
+    inputs, options = draw_projected()
+    with torch.autocast('cpu', torch.bfloat16):
+        y = recompute_project(watched, *inputs, **options)
+        y.sum().backward()
+    assert seen == [torch.float32, torch.float32]
+
+
+def test_without_a_gradient_it_is_the_formula():
+    inputs, options = draw_projected()
+    with torch.no_grad():
+        assert not recompute_project(function, *inputs, **options).requires_grad
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
     def forward(self, x):
         weight = self.conv.weight.flatten(1)
         inputs = x, self.conv.weight, self.conv.bias
         return recompute_project(function, weight, self.conv.bias, *inputs, scale=x)
 
 
-def test_project_in_a_compiled_graph():
-    layer, x = ProjectedLayer(), torch.randn(2, 3, 4, 5, requires_grad=True)
+def test_in_a_compiled_graph():
+    layer, x = Layer(), torch.randn(2, 3, 4, 5, requires_grad=True)
     y = torch.compile(layer, fullgraph=True, backend='aot_eager')(x)
     (grad,) = torch.autograd.grad(y.square().sum(), x)
     (wanted,) = torch.autograd.grad(layer(x).square().sum(), x)

@@ -28,8 +28,8 @@ class LargeKernelAttention(AttentionBlock):
     """y = x * response(x), or y = x + P2 (z * response(z)) with z = GELU(P1 x).
 
     There is no sigmoid: the response is of any size and sign. It ends with a 1x1 convolution, the
-    layer `last`. What comes before it is computed again in the backward pass: beside x are kept
-    P1 x with projections, without them the response if `keeps_response`, else nothing.
+    layer `last`. What comes before it is computed again in the backward pass. In addition to x are
+    kept P1 x with projections, without them the response if `keeps_response`, else nothing.
 
     A subclass builds its layers and calls `start`.
 

@@ -16,12 +16,12 @@ def formula(block, x, respond):
     return x + conv(z * respond(block, z), block.proj_2)
 
 
-def keeps_x_alone(block, beside=0):
-    """`beside` more maps of the size of x."""
+def keeps_few_maps(block, more):
+    """x, and so many more maps of its size."""
     x = torch.randn(2, block.in_channels, 12, 11, requires_grad=True)
     _, found = kept(block, [x])
     weights = sum(p.numel() for p in block.parameters())
-    assert found <= 4 * ((1 + beside) * x.numel() + weights)
+    assert found <= 4 * ((1 + more) * x.numel() + weights)
 
 
 def hooks_are_called(block):
