@@ -131,4 +131,5 @@ class CMPESE(AttentionBlock):
             residual.shape == identity.shape,
             f'residual {tuple(residual.shape)} and identity {tuple(identity.shape)} must be equal',
         )
-        return residual * self.gate(residual, identity)[:, :, None, None] + identity
+        gate = self.gate(residual, identity)[:, :, None, None]
+        return torch.addcmul(identity, residual, gate)  # one pass
