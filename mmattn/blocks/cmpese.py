@@ -10,6 +10,7 @@ Reference code: scut-aitcm/CompetitiveSENet, src/block/cmpese_wrn_block.py and
 import torch
 from torch import Tensor, nn
 
+from mmattn.ops import channel_means, scale_channels
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -106,7 +107,7 @@ class CMPESE(AttentionBlock):
     @recorded('channel')
     def gate(self, residual: Tensor, identity: Tensor) -> Tensor:
         """(N, C, H, W) twice -> (N, C)."""
-        u, x = residual.mean((2, 3)), identity.mean((2, 3))  # (N, C)
+        u, x = channel_means(residual), channel_means(identity)  # (N, C)
         if self.view == 'double_fc':
             hidden = [linear_fp32(u, self.fc_residual), linear_fp32(x, self.fc_identity)]
             z = linear_fp32(torch.cat(hidden, 1).relu(), self.fc_gate)
@@ -131,5 +132,4 @@ class CMPESE(AttentionBlock):
             residual.shape == identity.shape,
             f'residual {tuple(residual.shape)} and identity {tuple(identity.shape)} must be equal',
         )
-        gate = self.gate(residual, identity)[:, :, None, None]
-        return torch.addcmul(identity, residual, gate)  # one pass
+        return scale_channels(residual, lambda u: self.gate(u, identity), identity)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.ops import disable_autocast, upcast
+from mmattn.ops import channel_means, disable_autocast, scale_channels, upcast
 from mmattn.registry import MODELS
+from mmattn.torch_compat import is_compiling
 
 from .base import AttentionBlock, recorded, zero
 
@@ -72,11 +73,11 @@ class ECA(AttentionBlock):
     @recorded('channel', view='_flat')
     def gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 1, 1), in (0, 1), with init='identity' in (0, 2)."""
-        means, reach = upcast(x.mean((2, 3), keepdim=True)).transpose(1, 2), self.kernel_size // 2
+        means, reach = upcast(channel_means(x, keepdim=True)).transpose(1, 2), self.kernel_size // 2
         if self.circular:
             means, reach = F.pad(means, (0, 0, reach, reach), 'circular'), 0
-        with disable_autocast(x):  # (N, 1, C, 1) -> the same
-            logits = torch.conv2d(means, upcast(self.conv.weight).unsqueeze(3), None, 1, (reach, 0))
+        with disable_autocast(x):
+            logits = _convolve(means, upcast(self.conv.weight).unsqueeze(3), reach)
         return self._sigmoid(logits.transpose(1, 2)).to(x.dtype)
 
     def _flat(self, gate: Tensor) -> Tensor:
@@ -84,4 +85,12 @@ class ECA(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x * self.gate(x)
+        return scale_channels(x, self.gate)
+
+
+def _convolve(means: Tensor, weight: Tensor, reach: int) -> Tensor:
+    """(N, 1, C + 2 k // 2 - 2 reach, 1), (1, 1, k, 1) -> (N, 1, C, 1)."""
+    if is_compiling() or means.device.type != 'cpu':
+        return torch.conv2d(means, weight, None, 1, (reach, 0))
+    # without oneDNN, which takes several times as long for so few values
+    return torch.ops.aten.thnn_conv2d(means, weight, weight.shape[2:], None, (1, 1), (reach, 0))

@@ -9,6 +9,7 @@ Reference code: ai-med/squeeze_and_excitation, squeeze_and_excitation/squeeze_an
 import torch
 from torch import Tensor, nn
 
+from mmattn.ops import channel_means, scale_channels
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -73,7 +74,7 @@ class SCSE(AttentionBlock):
     @recorded('channel')
     def channel_gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C)."""
-        return self._sigmoid(self.channel(x.mean((2, 3)))).to(x.dtype)
+        return self._sigmoid(self.channel(channel_means(x))).to(x.dtype)
 
     @recorded('spatial')
     def spatial_gate(self, x: Tensor) -> Tensor:
@@ -84,9 +85,9 @@ class SCSE(AttentionBlock):
         self._check_input(x)
         if self.fusion == 'spatial':
             return x * self.spatial_gate(x)
-        recalibrated = x * self.channel_gate(x)[:, :, None, None]
         if self.fusion == 'channel':
-            return recalibrated
+            return scale_channels(x, self.channel_gate)
+        recalibrated = x * self.channel_gate(x)[:, :, None, None]
         if self.fusion == 'add':
             return torch.addcmul(recalibrated, x, self.spatial_gate(x))
         return torch.max(recalibrated, x * self.spatial_gate(x))

@@ -7,6 +7,7 @@ Reference code: hujie-frank/SENet, models/*.prototxt (with biases); moskomule/se
 
 from torch import Tensor, nn
 
+from mmattn.ops import channel_means, scale_channels
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -51,8 +52,8 @@ class SE(AttentionBlock):
     @recorded('channel')
     def gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C), in (0, 1), with init='identity' in (0, 2)."""
-        return self._sigmoid(excite(x.mean((2, 3)), self.fc1, self.fc2)).to(x.dtype)
+        return self._sigmoid(excite(channel_means(x), self.fc1, self.fc2)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x * self.gate(x)[:, :, None, None]
+        return scale_channels(x, self.gate)

@@ -9,6 +9,8 @@ from .channel import first_max as first_max
 from .channel import global_pool as global_pool
 from .channel import group_similarity as group_similarity
 from .channel import scale_halves as scale_halves
+from .channel_gate import channel_means as channel_means
+from .channel_gate import scale_channels as scale_channels
 from .criss_cross import criss_cross as criss_cross
 from .criss_cross import criss_cross_map as criss_cross_map
 from .deform_conv import deform_conv as deform_conv
