@@ -9,7 +9,7 @@ Reference code: ai-med/squeeze_and_excitation, squeeze_and_excitation/squeeze_an
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import channel_means, scale_channels
+from mmattn.ops import channel_means, max_of_gates, scale_channels
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -87,7 +87,7 @@ class SCSE(AttentionBlock):
             return x * self.spatial_gate(x)
         if self.fusion == 'channel':
             return scale_channels(x, self.channel_gate)
-        recalibrated = x * self.channel_gate(x)[:, :, None, None]
+        channel, spatial = self.channel_gate(x)[:, :, None, None], self.spatial_gate(x)
         if self.fusion == 'add':
-            return torch.addcmul(recalibrated, x, self.spatial_gate(x))
-        return torch.max(recalibrated, x * self.spatial_gate(x))
+            return torch.addcmul(x * channel, x, spatial)
+        return max_of_gates(x, channel, spatial)

@@ -24,6 +24,7 @@ from .gating import project_gated as project_gated
 from .layout import channels_last as channels_last
 from .layout import match_memory_format as match_memory_format
 from .layout import project as project
+from .max_gates import max_of_gates as max_of_gates
 from .non_local import concatenation_attention as concatenation_attention
 from .non_local import concatenation_weights as concatenation_weights
 from .non_local import dot_product_attention as dot_product_attention
