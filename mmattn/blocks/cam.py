@@ -8,7 +8,7 @@ Reference code: junfu1115/DANet, encoding/nn/da_att.py; open-mmlab/mmsegmentatio
 
 from torch import Tensor
 
-from mmattn.ops import channel_attention
+from mmattn.ops import channel_attention, channel_attention_weights
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -40,19 +40,14 @@ class CAM(AttentionBlock):
         self.gamma = Scale(0)
 
     @recorded('channel pairs', by='attention_map')
-    def attend(self, x: Tensor) -> Tensor:
-        """The context of each channel before gamma, (N, C, P) -> same shape."""
-        return channel_attention(x)[0]
+    def attend(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """gamma times the context of each channel, plus the channel: (N, C, P) -> same shape."""
+        return channel_attention(x, gamma)
 
-    def attention_map(self, queries: Tensor, x: Tensor) -> Tensor:
+    def attention_map(self, queries: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
         """The weights of all channels for each channel, (N, C, C), whatever the queries."""
-        return channel_attention(x)[1]
-
-    def context(self, x: Tensor) -> Tensor:
-        """gamma times the context, (N, C, P)."""
-        return self.gamma(self.attend(x)).to(x.dtype)
+        return channel_attention_weights(x)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        flat = x.flatten(2)
-        return (self.context(flat) + flat).reshape(x.shape)
+        return self.attend(x.flatten(2), self.gamma.scale).unflatten(2, x.shape[2:])

@@ -43,5 +43,4 @@ class DualAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        flat = x.flatten(2)
-        return self.pam.context(x) + (self.cam.context(flat) + flat).reshape(x.shape)
+        return self.pam.context(x) + self.cam(x)

@@ -1,7 +1,6 @@
 """The maths of attention as pure functions on tensors; needs torch alone."""
 
 from .affine import affine_sample as affine_sample
-from .channel import channel_attention as channel_attention
 from .channel import channel_mean as channel_mean
 from .channel import channel_shuffle as channel_shuffle
 from .channel import context_pool as context_pool
@@ -9,6 +8,8 @@ from .channel import first_max as first_max
 from .channel import global_pool as global_pool
 from .channel import group_similarity as group_similarity
 from .channel import scale_halves as scale_halves
+from .channel_attention import channel_attention as channel_attention
+from .channel_attention import channel_attention_weights as channel_attention_weights
 from .channel_gate import channel_means as channel_means
 from .channel_gate import scale_channels as scale_channels
 from .criss_cross import criss_cross as criss_cross

@@ -1,4 +1,4 @@
-"""Attention between channels, pooling of maps to one value a channel, and channel shuffle."""
+"""Pooling of maps to one value a channel, similarity of channels, and channel shuffle."""
 
 import math
 from typing import Any
@@ -7,47 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmattn.torch_compat import is_compiling, is_exporting
+from mmattn.torch_compat import is_compiling
 
 from .precision import disable_autocast, upcast
 
 _MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
-
-
-def channel_attention(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each channel as a weighted sum of all channels; the least similar weigh most.
-
-    Source: Dual Attention Network for Scene Segmentation, CVPR 2019, arXiv 1809.02983, eq. 3-4,
-    in the form of the authors' code, E = X X^T, A = softmax(max E - E) = softmax(-E).
-
-    Args:
-        x: (N, C, P).
-
-    Returns:
-        (A X, A): (N, C, P) in the dtype of x, and (N, C, C), rows sum to 1, in fp32 or wider.
-    """
-    with disable_autocast(x):
-        rows = upcast(x)
-        gram = rows @ rows.mT if is_exporting() else _Gram.apply(rows)  # 2.4 cannot export it
-        weights = (-gram).softmax(-1)
-        return weights.to(x.dtype) @ x, weights
-
-
-class _Gram(torch.autograd.Function):
-    """X X^T, whose gradient takes one matrix product rather than two."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x @ x.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return (grad + grad.mT) @ x
 
 
 def global_pool(x: Tensor, kind: str) -> Tensor:

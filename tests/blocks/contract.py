@@ -396,13 +396,14 @@ def recording(build):
                     axis = 1 if name == 'branches' else (2, 3)
                     close(found.sum(axis), torch.ones(()), 1e-12)
     for found, out, args in used:
-        values = args[2] if len(args) > 2 else args[0]
         if len(args) > 2:  # (q, k, v) -> the map times v is the result at the queries
+            values = args[2]
             found = found.reshape(len(values), len(at), -1)  # heads folded into the batch
             wanted = values.flatten(2) @ found.mT
             close(out.flatten(2)[..., at], wanted, 1e-12)
-        elif found.dim() == 3:  # channel pairs
-            close(out.flatten(2), found @ values.flatten(2), 1e-12)
+        elif found.dim() == 3:  # channel pairs: (x, gamma) -> gamma times the map times x, plus x
+            x, gamma = args
+            close(out, gamma * found @ x + x, 1e-12)
 
 
 def _spy(part, used):

@@ -117,8 +117,8 @@ def test_permuting_the_pixels_permutes_the_result(cls, arguments, n, height, wid
 def test_cam_weighs_channels_alike_however_the_pixels_are_ordered(n, height, width, channels, seed):
     block, x = build(seed, CAM, channels), draw(seed, (n, channels, height, width))
     order = ordered(seed, height * width)
-    weights = [block.attention_map(None, t.flatten(2)) for t in (permuted(x, order), x)]
-    close(*weights)
+    maps = [t.flatten(2) for t in (permuted(x, order), x)]
+    close(*(block.attention_map(None, t, block.gamma.scale) for t in maps))
 
 
 @over(**MAPS, channels=CHANNELS)
@@ -237,10 +237,11 @@ def test_context_pool_weighs_the_positions_to_one(n, height, width, c, seed):
 @over(n=COUNTS, c=SIZES, p=SIZES)
 def test_channel_attention_weighs_the_channels_to_one(n, c, p, seed):
     x = draw(seed, (n, c, p))
-    context, weights = ops.channel_attention(x)
+    weights = ops.channel_attention_weights(x)
     assert weights.shape == (n, c, c) and (weights > 0).all()
     close(weights.sum(2), torch.ones(n, c, dtype=torch.float64))
-    close(context, torch.einsum('nij,njp->nip', weights, x))
+    gamma = x.new_tensor(0.7)
+    close(ops.channel_attention(x, gamma), x + 0.7 * torch.einsum('nij,njp->nip', weights, x))
 
 
 @over(n=COUNTS, branches=st.integers(2, 4), channels=CHANNELS)
