@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import scale_halves
+from mmattn.ops import shuffle_attention, shuffle_gates
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -59,27 +59,27 @@ class ShuffleAttention(AttentionBlock):
             nn.init.zeros_(weight)
             nn.init.constant_(bias, 0 if self.init == 'identity' else 1)
 
-    @recorded('channel', view='by_image')
-    def channel_gate(self, x0: Tensor) -> Tensor:
-        """(N G, k, H, W) -> (N G, k, 1, 1)."""
-        return self._sigmoid(self.cweight * x0.mean((2, 3), keepdim=True) + self.cbias)
-
-    @recorded('spatial', view='by_image')
-    def spatial_gate(self, x1: Tensor) -> Tensor:
-        """(N G, k, H, W) -> same shape."""
-        gn = self.gn  # as a function: the module refuses a single value; sweight and sbias fold in
+    @property
+    def affine(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight and bias of channel gates and of spatial gates, the norm's folded in, (k) each."""
+        channel = self.cweight.flatten(), self.cbias.flatten()
         weight, bias = self.sweight.flatten(), self.sbias.flatten()
-        weight, bias = weight * gn.weight, weight * gn.bias + bias
-        return self._sigmoid(torch.group_norm(x1, gn.num_groups, weight, bias, gn.eps))
-
-    def by_image(self, gate: Tensor) -> Tensor:
-        """(N G, k, 1, 1) -> (N, C / 2); (N G, k, H, W) -> (N, C / 2, H, W)."""
-        gate = gate.unflatten(0, (-1, self.groups)).flatten(1, 2)
-        return gate.flatten(1) if gate.shape[2:].numel() == 1 else gate
+        return channel, (weight * self.gn.weight, weight * self.gn.bias + bias)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        parts = x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (N G, 2 k, H, W)
-        x0, x1 = parts.chunk(2, dim=1)
-        gates = self.channel_gate(x0).to(x.dtype), self.spatial_gate(x1).to(x.dtype)
-        return scale_halves(x, *gates, shuffle=self.init != 'identity')
+        arguments = x, self.groups, *self.affine, self.gn.eps, 2 if self.init == 'identity' else 1
+        if self._recorder is not None:  # otherwise the gates are not kept
+            for name, gate in zip(('channel', 'spatial'), shuffle_gates(*arguments), strict=True):
+                getattr(self, f'{name}_gate')(gate)
+        return shuffle_attention(*arguments, shuffle=self.init != 'identity')
+
+    @recorded('channel')
+    def channel_gate(self, gate: Tensor) -> Tensor:
+        """(N G, k, 1, 1) -> (N, C / 2)."""
+        return gate.flatten(1).unflatten(0, (-1, self.groups)).flatten(1)
+
+    @recorded('spatial')
+    def spatial_gate(self, gate: Tensor) -> Tensor:
+        """(N G, k, H, W) -> (N, C / 2, H, W)."""
+        return gate.unflatten(0, (-1, self.groups)).flatten(1, 2)

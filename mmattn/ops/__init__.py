@@ -7,7 +7,6 @@ from .channel import context_pool as context_pool
 from .channel import first_max as first_max
 from .channel import global_pool as global_pool
 from .channel import group_similarity as group_similarity
-from .channel import scale_halves as scale_halves
 from .channel_attention import channel_attention as channel_attention
 from .channel_attention import channel_attention_weights as channel_attention_weights
 from .channel_gate import channel_means as channel_means
@@ -40,6 +39,8 @@ from .relative import relative_attention as relative_attention
 from .relative import relative_pairs as relative_pairs
 from .resize import resize_bilinear as resize_bilinear
 from .same_conv import same_conv as same_conv
+from .shuffle import shuffle_attention as shuffle_attention
+from .shuffle import shuffle_gates as shuffle_gates
 from .strips import max_mean_strips as max_mean_strips
 from .strips import scale_by_product as scale_by_product
 from .strips import scale_by_sigmoid as scale_by_sigmoid

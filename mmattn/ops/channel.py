@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmattn.torch_compat import is_compiling
 
@@ -99,80 +98,6 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """
     parts = x.unflatten(1, (groups, x.shape[1] // groups))
     return parts.transpose(1, 2).flatten(1, 2)
-
-
-def scale_halves(x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Tensor:
-    """Multiply the halves of each channel group by factors, then optionally `channel_shuffle` by 2.
-
-    Each product is written to its final place, which saves the copy of a concatenation.
-
-    Args:
-        x: (N, C, H, W), G groups of 2 k channels.
-        first: (N G, k, 1 or H, 1 or W), factors of the first half of each group.
-        second: the same of the second half.
-        shuffle: whether to shuffle the channels.
-
-    Returns:
-        (N, C, H, W).
-    """
-    groups, half = x.shape[1] // (2 * first.shape[1]), first.shape[1]
-    if not is_compiling():
-        return _ScaleHalves.apply(x.contiguous(), first, second, shuffle)
-    halves = x.unflatten(1, (groups, 2, half)).flatten(0, 1).unbind(1)  # 2 (N G, k, H, W)
-    y = torch.cat([t * f for t, f in zip(halves, (first, second), strict=True)], 1)
-    y = y.reshape(x.shape)
-    return channel_shuffle(y, 2) if shuffle else y
-
-
-class _ScaleHalves(torch.autograd.Function):
-    """`scale_halves` of a contiguous map."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, shuffle: bool) -> Tensor:
-        ctx.save_for_backward(x, first, second)
-        ctx.shuffle = shuffle
-        out = torch.empty_like(x)
-        for source, target, factor in _halves(x, out, (first, second), shuffle):
-            torch.mul(source, factor, out=target)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, *factors = ctx.saved_tensors
-        grad = grad.contiguous()
-        x_grad, grads = torch.empty_like(x), [torch.empty_like(f) for f in factors]
-        views = zip(
-            _halves(x, grad, factors, ctx.shuffle),
-            _halves(x_grad, grad, grads, ctx.shuffle),
-            strict=True,
-        )
-        for (source, target_grad, factor), (source_grad, _, factor_grad) in views:
-            torch.mul(target_grad, factor, out=source_grad)
-            product = target_grad * source
-            per_channel = factor.shape[-1] != product.shape[-1]
-            factor_grad.copy_(product.sum(-1, keepdim=True) if per_channel else product)
-        return x_grad, *grads, None
-
-
-def _halves(x, y, factors, shuffle):
-    """Views (N, some groups, k, H W): parts of x, their places in y, and their factors."""
-    batch, pixels, half = len(x), x.shape[2:].numel(), factors[0].shape[1]
-    groups = x.shape[1] // (2 * half)
-    # 2 G runs of k channels; channel shuffle interleaves the first G with the second G
-    x = x.view(batch, 2, groups, half, pixels)
-    if shuffle:
-        y = y.view(batch, groups, half, 2, pixels).permute(0, 3, 1, 2, 4)
-    else:
-        y = y.view(batch, 2, groups, half, pixels)
-    for which, factor in enumerate(factors):
-        factor = factor.view(batch, groups, half, -1)
-        for part in range(2):
-            start = (which + part * groups) % 2  # first and second halves alternate
-            runs = slice(start, None, 2)
-            group = (part * groups + start) // 2
-            source = x[:, part, runs]
-            yield source, y[:, part, runs], factor[:, group : group + source.shape[1]]
 
 
 def group_similarity(parts: Tensor, eps: float) -> Tensor:

@@ -16,6 +16,11 @@ from .precision import disable_autocast, to_autocast_dtype
 _PAGE = 4096  # bytes
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x (N, C, H, W) is in channels_last and not contiguous, too."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """x (N, C, H, W) in channels_last, copied only if it is not."""
     if is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
@@ -28,7 +33,7 @@ def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
 
     Adding two maps of one format is several times faster than adding two of different formats.
     """
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if is_channels_last(x):
         return channels_last(y)
     if is_compiling() or y.is_contiguous():
         return y.contiguous()

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from mmattn.torch_compat import HAS_WRONG_MAX_GRADIENT, is_compiling
 
+from .layout import is_channels_last
 from .precision import disable_autocast, upcast
 
 
@@ -114,7 +115,7 @@ class _Scale(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, rule: str, height: float, *strips: Tensor) -> Tensor:
         ctx.save_for_backward(x, *strips)
         ctx.rule, ctx.height = rule, height
-        last = _is_channels_last(x)
+        last = is_channels_last(x)
         x, *strips = (_stored(t, last) for t in (x, *strips))
         return _logical(_times(x, rule, height, [t.contiguous() for t in strips]), last)
 
@@ -122,7 +123,7 @@ class _Scale(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *strips = ctx.saved_tensors
-        last = _is_channels_last(x)
+        last = is_channels_last(x)
         x, grad, *strips = (_stored(t, last) for t in (x, grad, *strips))
         strips = [t.contiguous() for t in strips]
         product = x.to(strips[0].dtype) * grad  # the gradient of the factor
@@ -145,7 +146,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], with_max: bool) -> tuple[Tensor, ...]:
-        ctx.size, ctx.dtype, ctx.last = x.shape, x.dtype, _is_channels_last(x)
+        ctx.size, ctx.dtype, ctx.last = x.shape, x.dtype, is_channels_last(x)
         ctx.axes, ctx.with_max = axes, with_max
         stored = _stored(x, ctx.last)
         places = [_place(axis, ctx.last) for axis in axes]
@@ -187,10 +188,6 @@ def _first_index(x: Tensor, maximum: Tensor, axis: int, buffer: Tensor) -> Tenso
 def _sum_to(x: Tensor, strip: Tensor) -> Tensor:
     """The sum over the axes along which a strip is constant."""
     return x.sum([axis for axis in (1, 2, 3) if strip.shape[axis] == 1], keepdim=True)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _stored(x: Tensor, last: bool) -> Tensor:

@@ -34,22 +34,3 @@ def test_channel_mean(channels, dtype):
     expected = x.mean(1, keepdim=True)
     torch.testing.assert_close(ops.channel_mean(x), expected)
     torch.testing.assert_close(ops.channel_mean(x.clone().requires_grad_()), expected)
-
-
-@pytest.mark.parametrize('groups, half', [(1, 3), (2, 2), (3, 2), (4, 1), (5, 3)])
-@pytest.mark.parametrize('shuffle', [False, True])
-def test_scale_halves(groups, half, shuffle):
-    x = torch.randn(2, 2 * groups * half, 3, 4, dtype=torch.float64)
-    first = torch.randn(2 * groups, half, 1, 1, dtype=torch.float64)
-    second = torch.randn(2 * groups, half, 3, 4, dtype=torch.float64)
-    inputs = [t.requires_grad_() for t in (x, first, second)]
-    y = ops.scale_halves(*inputs, shuffle)
-    parts = x.unflatten(1, (groups, 2, half))
-    factors = [t.unflatten(0, (2, groups)) for t in (first, second)]
-    expected = torch.stack([parts[:, :, i] * factors[i] for i in range(2)], 2).flatten(1, 3)
-    expected = ops.channel_shuffle(expected, 2) if shuffle else expected
-    assert torch.equal(y, expected)
-    weight = torch.randn_like(y)
-    wanted = torch.autograd.grad(expected, inputs, weight)
-    for found, grad in zip(torch.autograd.grad(y, inputs, weight), wanted):
-        torch.testing.assert_close(found, grad, rtol=0, atol=1e-13)
