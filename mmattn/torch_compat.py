@@ -54,6 +54,15 @@ else:  # before 2.4
         return None
 
 
+def assume_constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.assume_constant_result`, which would load the compiler: seconds of imports.
+
+    torch.compile calls the function while it traces, and keeps its result.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 OutOfMemoryError = getattr(torch, 'OutOfMemoryError', torch.cuda.OutOfMemoryError)  # before 2.5
 # before 2.8 most errors of a device are plain RuntimeErrors
 AcceleratorError = getattr(torch, 'AcceleratorError', torch.cuda.CudaError)

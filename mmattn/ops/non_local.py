@@ -5,7 +5,8 @@ Source: Non-local Neural Networks, CVPR 2018, arXiv 1711.07971, eq. 1-6.
 Memory that each form allocates in addition to its result, for P queries and S keys of C values:
 
 - softmax: a few rows of the map at a time, in forward and backward, which recomputes them. Torch's
-  fused kernels are used where they support the tensors, else `_RowAttention`.
+  fused kernels are used where they support the tensors, and ours on GPUs for values in half
+  precision that are too wide for them; else `_RowAttention`.
 - dot product: by associativity, one matrix of E x C.
 - concatenation: two sorted lists and their running sums, of the size of the values.
 
@@ -28,6 +29,10 @@ _MATH = 0  # torch.nn.attention.SDPBackend.MATH, which builds the map
 _ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, which fit into the cache
 _COLUMNS = 512  # columns of a wide product at a time
 _CHANNELS = 64  # channels at a time in running sums, which fit into the cache
+# Up to this many channels of values torch's kernels for other than equal widths keep a result in
+# registers; for more they read and write it once per tile of keys.
+_WIDE = 128
+_MIN_PAIRS = 1 << 20  # fewer take less time than the launch of a kernel
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
@@ -52,8 +57,15 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
     require(_bytes(v, result, q.numel(), k.numel(), v.numel()), v, 'softmax attention')
     with disable_autocast(q):
         same_dtype = q.dtype == k.dtype == v.dtype and q.shape[0] > 0
+        if same_dtype and _wide(q, k, v):
+            # imports Triton, which may be missing and takes a second
+            from .attention_triton import fused_available, softmax_attention_fused
+
+            channels_last = [_adjacent(t.mT) for t in (q, k, v)]
+            if fused_available(*channels_last):
+                return softmax_attention_fused(*channels_last, scale).mT
         if same_dtype and (q.shape[1] == v.shape[1] or not v.is_cpu or is_compiling()):
-            heads = [_adjacent(t.mT)[:, None] for t in (q, k, v)]  # (N, 1, P or S, E or C)
+            heads = [_adjacent(t.mT).unsqueeze(1) for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
         return _RowAttention.apply(upcast(q), upcast(k), v, scale)
@@ -62,6 +74,14 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
 def _adjacent(x: Tensor) -> Tensor:
     """x with stride 1 in its last axis, which is all that the kernels require."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _wide(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether our kernel for wide values in half precision is worth a try."""
+    on_gpu = v.is_cuda and v.element_size() == 2 and not is_exporting()
+    aligned = q.shape[1] % 16 == 0 and v.shape[1] % 16 == 0  # else loads are of single numbers
+    many = q.shape[0] * q.shape[2] * k.shape[2] >= _MIN_PAIRS
+    return on_gpu and aligned and many and v.shape[1] > _WIDE
 
 
 def _bytes(like: Tensor, *elements: int) -> int:
