@@ -26,6 +26,7 @@ COMMANDS = (  # modules of this package, in the order of use
     'cost',
     'ablate',
     'benchmark',
+    'gpu_report',
     'plot_classes',
     'torture',
     'exit_code',

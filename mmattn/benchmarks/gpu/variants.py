@@ -1,0 +1,42 @@
+"""Forms of criss-cross attention: by the precision of fp32 products, and without Triton."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from unittest import mock
+
+import torch
+
+from mmattn.ops import criss_cross_triton
+
+Context = Callable[[], contextlib.AbstractContextManager]
+_PRECISION = 'FP32_PRECISION'  # of the kernels, as `tl.dot` names it
+
+
+def without_kernels() -> contextlib.AbstractContextManager:
+    """Criss-cross attention by matrix products, as where there is no Triton."""
+    return mock.patch.object(criss_cross_triton, 'fused_available', lambda *_: False)
+
+
+@contextlib.contextmanager
+def with_tf32() -> Iterator[None]:
+    """Products of fp32 matrices as products of TF32, which torch leaves off."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def default_precision() -> str | None:
+    """How the kernels multiply fp32."""
+    return getattr(criss_cross_triton, _PRECISION, None)
+
+
+def precisions(dtype: str) -> dict[str, Context]:
+    """Suffix of a name -> context of the kernels, for each way to multiply the dtype."""
+    if dtype != 'fp32' or default_precision() is None:
+        return {'': contextlib.nullcontext}
+    patch = partial(mock.patch.object, criss_cross_triton, _PRECISION)
+    return {f' {name}': partial(patch, name) for name in ('tf32x3', 'ieee')}
