@@ -11,25 +11,10 @@ and results are deterministic.
 
 from __future__ import annotations  # the signatures of the kernels must not need Triton
 
-from collections.abc import Callable
-from typing import Any
+from .triton_common import dot, jit, load, of_queries, store, tl, triton
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = tl = None
-
-# The interpreter also replaces Triton's own functions, so it is on or off for good once Triton is
-# imported.
-INTERPRETED = triton is not None and not isinstance(tl.max, triton.JITFunction)
-_WIDE_DOT = triton and tl.constexpr(INTERPRETED)
 _LOG_2 = triton and tl.constexpr(0.6931471805599453)
-
-
-def _jit(kernel: Callable) -> Any:
-    """`triton.jit` where there is Triton; a kernel serves all numbers of positions."""
-    return triton.jit(kernel, do_not_specialize=['owns', 'others']) if triton else kernel
+_jit = jit('owns', 'others')
 
 
 # Below, a are the positions that a program computes results for, (A), of `owns`, and b those that
@@ -54,29 +39,6 @@ def _starts(image, positions, stride_n, stride_p):
 
 
 @_jit
-def _load(x, starts, inside, channels, WIDTH: tl.constexpr):
-    """(A, channels) of x in its dtype; 0 outside and from channel WIDTH on."""
-    mask = inside[:, None] & (channels < WIDTH)[None, :]
-    return tl.load(x + starts[:, None] + channels[None, :], mask=mask, other=0.0)
-
-
-@_jit
-def _store(x, starts, inside, channels, WIDTH: tl.constexpr, values):
-    """Write (A, channels) where `_load` reads, in the dtype of x."""
-    mask = inside[:, None] & (channels < WIDTH)[None, :]
-    tl.store(x + starts[:, None] + channels[None, :], values, mask=mask)
-
-
-@_jit
-def _dot(x, y, total):
-    """total + x @ y in fp32."""
-    if _WIDE_DOT:  # the interpreter would multiply bf16 as the integers that hold its bits
-        x = x.to(tl.float32)
-        y = y.to(tl.float32)
-    return tl.dot(x, y, total)
-
-
-@_jit
 def _weights(logits, lse):
     """Softmax, from logits and their log-sum-exp to base 2.
 
@@ -96,25 +58,25 @@ def attend(
     inside = a < owns
     e = tl.arange(0, E_BLOCK)
     c = first_channel + tl.arange(0, SLICE)
-    queries = _load(q, _starts(image, a, q_n, q_p), inside, e, E)
+    queries = load(q, _starts(image, a, q_n, q_p), inside, e, E)
     peak = tl.full((OWN,), float('-inf'), tl.float32)
     total = tl.zeros((OWN,), tl.float32)
     result = tl.zeros((OWN, SLICE), tl.float32)
     for start in range(0, others, OTHER):
         b = start + tl.arange(0, OTHER)
         b_inside = b < others
-        keys = _load(k, _starts(image, b, k_n, k_p), b_inside, e, E)
-        logits = _dot(queries, tl.trans(keys), tl.zeros((OWN, OTHER), tl.float32)) * scale
+        keys = load(k, _starts(image, b, k_n, k_p), b_inside, e, E)
+        logits = dot(queries, tl.trans(keys), tl.zeros((OWN, OTHER), tl.float32)) * scale
         logits = tl.where(b_inside[None, :], logits, float('-inf'))
         higher = tl.maximum(peak, tl.max(logits, 1))
         decay = tl.exp2(peak - higher)
         weights = tl.exp2(logits - higher[:, None])
         total = total * decay + tl.sum(weights, 1)
-        values = _load(v, _starts(image, b, v_n, v_p), b_inside, c, C)
-        result = _dot(weights.to(values.dtype), values, result * decay[:, None])
+        values = load(v, _starts(image, b, v_n, v_p), b_inside, c, C)
+        result = dot(weights.to(values.dtype), values, result * decay[:, None])
         peak = higher
     rows = image.to(tl.int64) * owns + a
-    _store(out, rows * C, inside, c, C, result / total[:, None])
+    store(out, rows * C, inside, c, C, result / total[:, None])
     # the same in each slice of channels, so that one of them writes it
     tl.store(lse + rows, peak + tl.log2(total), mask=inside & (first_channel == 0))
 
@@ -132,19 +94,9 @@ def delta(
     total = tl.zeros((OWN,), tl.float32)
     for first in range(0, C, CHUNK):
         c = first + tl.arange(0, CHUNK)
-        grads = _load(grad, starts, inside, c, C).to(tl.float32)
-        total += tl.sum(grads * _load(out, rows * C, inside, c, C).to(tl.float32), 1)
+        grads = load(grad, starts, inside, c, C).to(tl.float32)
+        total += tl.sum(grads * load(out, rows * C, inside, c, C).to(tl.float32), 1)
     tl.store(delta + rows, total, mask=inside)
-
-
-@_jit
-def _of_queries(x, a_rows, a_inside, b_rows, b_inside, QUERIES_OWN: tl.constexpr):
-    """A number per query, to broadcast with (A, B): (A, 1), or (1, B) if the keys are `own`."""
-    if QUERIES_OWN:
-        values = tl.load(x + a_rows, mask=a_inside, other=0.0)[:, None]
-    else:
-        values = tl.load(x + b_rows, mask=b_inside, other=0.0)[None, :]
-    return values
 
 
 # Outside the map, keys, queries, values and gradients are loaded as 0, so what they meet in the
@@ -166,12 +118,12 @@ def pair_grad(
     image, a, _ = _place(owns, OWN, 1, 1)
     inside = a < owns
     e = tl.arange(0, E_BLOCK)
-    own_tile = _load(own, _starts(image, a, own_n, own_p), inside, e, E)
+    own_tile = load(own, _starts(image, a, own_n, own_p), inside, e, E)
     own_side_starts = _starts(image, a, own_side_n, own_side_p)
     rows = image.to(tl.int64) * owns + a
     if C <= CHUNK:  # stays in shared memory
         c = tl.arange(0, CHUNK)
-        own_side_tile = _load(own_side, own_side_starts, inside, c, C)
+        own_side_tile = load(own_side, own_side_starts, inside, c, C)
     total = tl.zeros((OWN, E_BLOCK), tl.float32)
     for start in range(0, others, OTHER):
         b = start + tl.arange(0, OTHER)
@@ -180,21 +132,21 @@ def pair_grad(
         other_side_starts = _starts(image, b, other_side_n, other_side_p)
         weights_grad = tl.zeros((OWN, OTHER), tl.float32)
         if C <= CHUNK:
-            other_side_tile = _load(other_side, other_side_starts, b_inside, c, C)
-            weights_grad = _dot(own_side_tile, tl.trans(other_side_tile), weights_grad)
+            other_side_tile = load(other_side, other_side_starts, b_inside, c, C)
+            weights_grad = dot(own_side_tile, tl.trans(other_side_tile), weights_grad)
         else:
             for first in range(0, C, CHUNK):
                 chunk = first + tl.arange(0, CHUNK)
-                own_chunk = _load(own_side, own_side_starts, inside, chunk, C)
-                other_chunk = _load(other_side, other_side_starts, b_inside, chunk, C)
-                weights_grad = _dot(own_chunk, tl.trans(other_chunk), weights_grad)
-        other_tile = _load(other, _starts(image, b, other_n, other_p), b_inside, e, E)
-        logits = _dot(own_tile, tl.trans(other_tile), tl.zeros((OWN, OTHER), tl.float32)) * scale
-        weights = _weights(logits, _of_queries(lse, rows, inside, b_rows, b_inside, QUERIES_OWN))
-        mean = _of_queries(delta, rows, inside, b_rows, b_inside, QUERIES_OWN)
+                own_chunk = load(own_side, own_side_starts, inside, chunk, C)
+                other_chunk = load(other_side, other_side_starts, b_inside, chunk, C)
+                weights_grad = dot(own_chunk, tl.trans(other_chunk), weights_grad)
+        other_tile = load(other, _starts(image, b, other_n, other_p), b_inside, e, E)
+        logits = dot(own_tile, tl.trans(other_tile), tl.zeros((OWN, OTHER), tl.float32)) * scale
+        weights = _weights(logits, of_queries(lse, rows, inside, b_rows, b_inside, QUERIES_OWN))
+        mean = of_queries(delta, rows, inside, b_rows, b_inside, QUERIES_OWN)
         logits_grad = weights * (weights_grad - mean)
-        total = _dot(logits_grad.to(other_tile.dtype), other_tile, total)
-    _store(result, rows * E, inside, e, E, total * (scale * _LOG_2))
+        total = dot(logits_grad.to(other_tile.dtype), other_tile, total)
+    store(result, rows * E, inside, e, E, total * (scale * _LOG_2))
 
 
 @_jit
@@ -208,15 +160,15 @@ def value_grad(
     inside = a < owns
     e = tl.arange(0, E_BLOCK)
     c = first_channel + tl.arange(0, SLICE)
-    keys = _load(k, _starts(image, a, k_n, k_p), inside, e, E)
+    keys = load(k, _starts(image, a, k_n, k_p), inside, e, E)
     total = tl.zeros((OWN, SLICE), tl.float32)
     for start in range(0, others, OTHER):
         b = start + tl.arange(0, OTHER)
         b_inside = b < others
-        queries = _load(q, _starts(image, b, q_n, q_p), b_inside, e, E)
-        logits = _dot(keys, tl.trans(queries), tl.zeros((OWN, OTHER), tl.float32)) * scale
+        queries = load(q, _starts(image, b, q_n, q_p), b_inside, e, E)
+        logits = dot(keys, tl.trans(queries), tl.zeros((OWN, OTHER), tl.float32)) * scale
         lse_tile = tl.load(lse + image.to(tl.int64) * others + b, mask=b_inside, other=0.0)
-        grads = _load(grad, _starts(image, b, grad_n, grad_p), b_inside, c, C)
-        total = _dot(_weights(logits, lse_tile[None, :]).to(grads.dtype), grads, total)
+        grads = load(grad, _starts(image, b, grad_n, grad_p), b_inside, c, C)
+        total = dot(_weights(logits, lse_tile[None, :]).to(grads.dtype), grads, total)
     rows = image.to(tl.int64) * owns + a
-    _store(result, rows * C, inside, c, C, total)
+    store(result, rows * C, inside, c, C, total)

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmattn.torch_compat import HAS_OLD_EXPORT, assume_constant_result, is_compiling
+from mmattn.torch_compat import HAS_OLD_EXPORT, is_compiling
 
 from . import attention_kernels as kernels
-from .attention_kernels import INTERPRETED, triton
+from .triton_common import CAPABILITY, block, runs_kernels, triton
 
 _DTYPES = (torch.float16, torch.bfloat16)
-_CAPABILITY = (8, 0)  # the first with matrix products of bf16
-MAX_E, MAX_C = 128, 1024  # channels of queries and keys, of values
+_MAX_E, _MAX_C = 128, 1024  # channels of queries and keys, of values
 _LOG2_E = 1.4426950408889634
 
 # Maximal tile sizes of a program, powers of two from 16 on: positions whose result it computes;
@@ -40,26 +39,14 @@ _OTHER = 64
 _SLICE = 256
 _CHUNK = 64
 _WARPS = 8
-_STAGES = 2  # tiles that are fetched ahead, and one more
+_STAGES = 2  # a tile is fetched while another is in use
 
 
 def fused_available(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `softmax_attention_fused` takes these: half precision, widths, and the device.
-
-    That is a CUDA device of capability 8.0 or more with Triton installed; any device in Triton's
-    interpreter mode (TRITON_INTERPRET=1 in the environment when Triton is first imported).
-    """
+    """Whether `softmax_attention_fused` takes these: half precision, widths, and the device."""
     dtypes_match = v.dtype in _DTYPES and q.dtype == k.dtype == v.dtype
-    widths_fit = 0 < q.shape[2] <= MAX_E and 0 < v.shape[2] <= MAX_C and k.shape[1] > 0
-    return dtypes_match and widths_fit and _runs_kernels(v.device)
-
-
-@assume_constant_result
-def _runs_kernels(device: torch.device) -> bool:
-    if triton is None or INTERPRETED:
-        return INTERPRETED
-    on_cuda = device.type == 'cuda' and torch.version.cuda is not None  # ROCm is cuda as well
-    return on_cuda and torch.cuda.get_device_capability(device) >= _CAPABILITY
+    widths_fit = 0 < q.shape[2] <= _MAX_E and 0 < v.shape[2] <= _MAX_C and k.shape[1] > 0
+    return dtypes_match and widths_fit and runs_kernels(v.device)
 
 
 def softmax_attention_fused(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
@@ -103,8 +90,8 @@ def softmax_attention_fused(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0)
         raise RuntimeError(
             f'softmax_attention_fused: {version}, {q.dtype}, {k.dtype}, {v.dtype} on {v.device}, '
             f'E={q.shape[2]}, C={v.shape[2]}, {k.shape[1]} keys; needs Triton, a CUDA device of '
-            f'capability {_CAPABILITY[0]}.{_CAPABILITY[1]} or more, fp16 or bf16, E up to {MAX_E}, '
-            f'C up to {MAX_C} and a key; `softmax_attention` takes anything'
+            f'capability {CAPABILITY[0]}.{CAPABILITY[1]} or more, fp16 or bf16, E up to {_MAX_E}, '
+            f'C up to {_MAX_C} and a key; `softmax_attention` takes anything'
         )
     if is_compiling() and not HAS_OLD_EXPORT:
         return torch.ops.mmattn.softmax_attention(q, k, v, scale)[0]
@@ -223,18 +210,18 @@ def _launch(
         **flags: further constants.
     """
     count, owns, width = strided[0].shape
-    own, e_block = _block(owns, _OWN), _block(width, MAX_E)
+    own, e_block = block(owns, _OWN), block(width, _MAX_E)
     other, chunk = _OTHER, _CHUNK
     if kernel is kernels.pair_grad:
-        other, chunk = _pair_tiles(own, e_block, _block(v.shape[2], MAX_C), v.device)
+        other, chunk = _pair_tiles(own, e_block, block(v.shape[2], _MAX_C), v.device)
     constants = dict(
         E=width,
         C=v.shape[2],
         E_BLOCK=e_block,
         OWN=own,
-        OTHER=_block(others, other),
-        SLICE=_block(v.shape[2], _SLICE),
-        CHUNK=_block(v.shape[2], chunk),
+        OTHER=block(others, other),
+        SLICE=block(v.shape[2], _SLICE),
+        CHUNK=block(v.shape[2], chunk),
         **flags,
     )
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
@@ -268,11 +255,6 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program may have, at least."""
     large = device.type == 'cuda' and torch.cuda.get_device_capability(device)[0] in (9, 10)
     return (227 if large else 99) << 10
-
-
-def _block(size: int, limit: int) -> int:
-    """A power of two that holds size, within 16, the least for `tl.dot`, and limit."""
-    return min(max(16, triton.next_power_of_2(size)), limit)
 
 
 if not HAS_OLD_EXPORT:  # else what is compiled and what is exported cannot be told apart

@@ -1,13 +1,6 @@
-"""The kernels run in a child process: Triton's interpreter must be on before Triton is imported.
+"""Fused attention against the definition in fp64; functions named check_* run in `test_kernels`."""
 
-The child collects the functions named check_*, on the CPU with the interpreter; where there is a
-GPU, a second child runs them on it, compiled.
-"""
-
-import importlib.util
 import math
-import os
-import subprocess
 import sys
 
 import pytest
@@ -19,11 +12,10 @@ from mmattn import ops
 from mmattn.ops import attention_triton
 from mmattn.ops.attention_triton import fused_available, softmax_attention_fused
 from mmattn.torch_compat import HAS_OLD_EXPORT
+from tests.ops.triton_checks import DEVICE, INTERPRETED, child, run_checks
 from tests.ops.triton_inspect import SHARED_LIMIT, can_compile_kernels, compile_only
 
 non_local = sys.modules['mmattn.ops.non_local']
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED or not torch.cuda.is_available() else 'cuda'
 HALF = [torch.float16, torch.bfloat16]
 SCALE = 0.7
 
@@ -245,29 +237,10 @@ def check_the_operator():
     torch.library.opcheck(torch.ops.mmattn.softmax_attention.default, (*tensors, SCALE))
 
 
-def child(*arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec('triton'), reason='needs triton')
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_kernels(device):
-    if device == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device')
-    options = ['-n0', '-q', '--noconftest', '-p', 'no:cacheprovider']
-    options += ['-o', 'python_functions=check_*']
-    interpret = '1' if device == 'cpu' else '0'
-    out = child('-m', 'pytest', *options, __file__, TRITON_INTERPRET=interpret)
-    assert 'passed' in out and 'skipped' not in out
+    run_checks(__file__, device)
 
 
 def test_triton_is_optional():
@@ -339,7 +312,7 @@ def test_on_gpus_wide_values_in_half_precision_take_the_kernel(monkeypatch):
             ops.softmax_attention(q.mT, q.mT, v.mT)
         return taken
 
-    monkeypatch.setattr(attention_triton, '_runs_kernels', lambda device: device.type == 'cuda')
+    monkeypatch.setattr(attention_triton, 'runs_kernels', lambda device: device.type == 'cuda')
     monkeypatch.setattr(non_local, '_fused', lambda q, k, v, scale: True)
     assert taken(1, 64, 512, 97 * 97) == ['ours']
     assert taken(1, 64, 512, 97 * 97, torch.bfloat16) == ['ours']
@@ -349,5 +322,5 @@ def test_on_gpus_wide_values_in_half_precision_take_the_kernel(monkeypatch):
     assert taken(1, 64, 128, 97 * 97) == ['torch']
     assert taken(1, 256, 256, 97 * 97) == ['torch']
     assert taken(1, 40, 320, 97 * 97) == ['torch']
-    monkeypatch.setattr(attention_triton, '_runs_kernels', lambda device: False)
+    monkeypatch.setattr(attention_triton, 'runs_kernels', lambda device: False)
     assert taken(1, 64, 512, 97 * 97) == ['torch']
