@@ -97,18 +97,21 @@ class ContextBlock(AttentionBlock):
         for kind in self.fusion_types:
             zero(self.get_submodule(f'{kind}_conv')[-1])
 
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return context_pool(x, self.conv_mask.weight, self.conv_mask.bias)
+
     @recorded('context', by='context_map')
     def context(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 1, 1)."""
         if self.pooling_type == 'avg':
             return x.mean((2, 3), keepdim=True)
-        return context_pool(x, self.conv_mask(x))[0][:, :, None, None]
+        return self._pool(x)[0][:, :, None, None]
 
     def context_map(self, queries: Tensor, x: Tensor) -> Tensor:
         """The weights of the positions, (N, 1, H, W); the same for every query."""
         if self.pooling_type == 'avg':
             return x.new_full((x.shape[0], 1, *x.shape[2:]), 1 / x.shape[2:].numel())
-        return context_pool(x, self.conv_mask(x))[1]
+        return self._pool(x)[1]
 
     @recorded('channel')
     def channel_gate(self, context: Tensor) -> Tensor:

@@ -60,14 +60,17 @@ class SimplifiedNonLocal(AttentionBlock):
         else:
             nn.init.normal_(last.weight, std=_STD)
 
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return context_pool(x, self.conv_mask.weight, self.conv_mask.bias)
+
     @recorded('context', by='context_map')
     def context(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 1, 1)."""
-        return context_pool(x, self.conv_mask(x))[0][:, :, None, None]
+        return self._pool(x)[0][:, :, None, None]
 
     def context_map(self, queries: Tensor, x: Tensor) -> Tensor:
         """The weights of the positions, (N, 1, H, W); the same for every query."""
-        return context_pool(x, self.conv_mask(x))[1]
+        return self._pool(x)[1]
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

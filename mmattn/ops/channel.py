@@ -67,29 +67,6 @@ def channel_mean(x: Tensor) -> Tensor:
     return mean.unflatten(2, x.shape[2:])
 
 
-def context_pool(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted mean over positions.
-
-    Source: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, ICCVW 2019,
-    arXiv 1904.11492, eq. 3.
-
-    Args:
-        x: (N, C, H, W).
-        logits: (N, 1, H, W).
-
-    Returns:
-        the context (N, C) in the dtype of x, and the weights (N, 1, H, W), which sum to 1.
-    """
-    weights = upcast(logits).flatten(2).softmax(-1)  # (N, 1, P)
-    flat, factors = x.flatten(2), weights.to(x.dtype)[:, 0]
-    with disable_autocast(x):
-        if is_compiling() or len(x) == 0:
-            context = (flat @ factors[:, :, None]).flatten(1)
-        else:  # a batched product with one column is several times slower
-            context = torch.stack([torch.mv(t, f) for t, f in zip(flat, factors, strict=True)])
-    return context, weights.reshape(logits.shape)
-
-
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channels of `groups` equal parts: (N, C, ...) -> (N, C, ...).
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmattn.torch_compat import is_exporting
+from mmattn.torch_compat import is_compiling, is_exporting
 
 from .precision import upcast
 
@@ -22,7 +22,7 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool = Tr
             corners of the map.
 
     Returns:
-        (N, C, height, width).
+        (N, C, height, width), in the memory format of x.
     """
     rows = _weights(x.shape[2], height, x, align_corners)
     columns = _weights(x.shape[3], width, x, align_corners)
@@ -31,6 +31,10 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool = Tr
         rows, columns = (t.expand(len(maps), -1, -1) for t in (rows, columns.mT))
         y = torch.bmm(torch.bmm(rows, maps), columns)
         return y[:, None] if x.shape[1] == 1 else y.unflatten(0, x.shape[:2])
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    if last and not is_compiling():
+        stored = rows @ x.permute(0, 2, 3, 1).flatten(2)  # (N, height, W C)
+        return (columns @ stored.unflatten(2, (x.shape[3], -1))).permute(0, 3, 1, 2)
     return (x.mT @ rows.mT).mT @ columns.mT  # rows first: the copied tensor is smaller
 
 

@@ -227,9 +227,9 @@ def test_criss_cross_weighs_the_values_by_its_map(n, height, width, e, c, seed):
 
 @over(**MAPS, c=SIZES)
 def test_context_pool_weighs_the_positions_to_one(n, height, width, c, seed):
-    x, logits = draw(seed, (n, c, height, width), (n, 1, height, width))
-    context, weights = ops.context_pool(x, logits)
-    assert weights.shape == logits.shape and (weights > 0).all()
+    x, weight, bias = draw(seed, (n, c, height, width), (1, c, 1, 1), (1,))
+    context, weights = ops.context_pool(x, weight, bias)
+    assert weights.shape == (n, 1, height, width) and (weights > 0).all()
     close(weights.sum((1, 2, 3)), torch.ones(n, dtype=torch.float64))
     close(context, (x * weights).sum((2, 3)))
 
