@@ -9,7 +9,7 @@ Reference code: speedinghzl/CCNet, cc_attention/functions.py; open-mmlab/mmcv,
 
 from torch import Tensor, nn
 
-from mmattn.ops import Pairs, criss_cross, match_memory_format
+from mmattn.ops import Pairs, criss_cross, residual_add
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded
@@ -52,7 +52,7 @@ class CrissCrossAttention(PairwiseBlock):
 
     @recorded('pairwise', by='attention_map')
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The context of each pixel, before gamma."""
+        """The context of each pixel, times gamma as v is."""
         return criss_cross(q, k, v)
 
     def pairs(self, q: Tensor, k: Tensor, v: Tensor) -> Pairs:
@@ -62,6 +62,6 @@ class CrissCrossAttention(PairwiseBlock):
         self._check_input(x)
         layers = self.query_conv, self.key_conv, self.value_conv
         for _ in range(self.recurrence):
-            context = self.attend(*pointwise(x, layers))
-            x = x + self.gamma(match_memory_format(context, x)).to(x.dtype)
+            context = self.attend(*pointwise(x, layers, self.gamma.scale))
+            x = residual_add(x, context)
         return x

@@ -7,6 +7,7 @@ Reference code: junfu1115/DANet, encoding/nn/da_att.py. Differs from it in: the 
 
 from torch import Tensor
 
+from mmattn.ops import residual_add
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock
@@ -43,4 +44,4 @@ class DualAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return self.pam.context(x) + self.cam(x)
+        return residual_add(self.cam(x), self.pam.context(x))

@@ -14,7 +14,7 @@ from mmattn.ops import (
     concatenation_attention,
     disable_autocast,
     dot_product_attention,
-    match_memory_format,
+    residual_add,
     softmax_attention,
     upcast,
 )
@@ -192,4 +192,4 @@ class NonLocal2d(PairwiseBlock):
         if self.conv_out.norm is not None:
             self._check_batch(self.conv_out.norm, x, 'the norm of conv_out')
         context = self.conv_out(self.attend(*self.project(x)))
-        return x + match_memory_format(context, x).to(x.dtype)
+        return residual_add(x, context)

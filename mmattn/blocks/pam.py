@@ -7,7 +7,7 @@ Reference code: junfu1115/DANet, encoding/nn/da_att.py; open-mmlab/mmsegmentatio
 
 from torch import Tensor, nn
 
-from mmattn.ops import Pairs, match_memory_format, softmax_attention
+from mmattn.ops import Pairs, residual_add, softmax_attention
 from mmattn.registry import MODELS
 
 from .base import PairwiseBlock, recorded
@@ -65,12 +65,12 @@ class PAM(PairwiseBlock):
         return Pairs('softmax', q, k)
 
     def context(self, x: Tensor) -> Tensor:
-        """gamma times the context, (N, C, H, W)."""
+        """gamma times the context, (N, C, H, W), in channels_last."""
         q, k = self.query_project(x), self.key_project(x)
         mean = self.attend(q, k, x.to(q.dtype))
         (context,) = pointwise(mean, [self.value_project], self.gamma.scale)
-        return match_memory_format(context, x).to(x.dtype)
+        return context
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return self.context(x) + x
+        return residual_add(x, self.context(x))

@@ -37,6 +37,7 @@ from .pyramid import pyramid_pool as pyramid_pool
 from .recompute import recompute_project as recompute_project
 from .relative import relative_attention as relative_attention
 from .relative import relative_pairs as relative_pairs
+from .residual import residual_add as residual_add
 from .resize import resize_bilinear as resize_bilinear
 from .same_conv import same_conv as same_conv
 from .shuffle import shuffle_attention as shuffle_attention

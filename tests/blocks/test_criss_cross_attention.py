@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from mmattn import CrissCrossAttention
+from mmattn.ops import criss_cross
+from tests.blocks.test_memory import kept
 from tests.conftest import randomise
 
 
@@ -30,6 +32,37 @@ def test_recurrence_applies_the_same_weights_again():
     twice.load_state_dict(once.state_dict())
     x = torch.randn(2, 16, 4, 6, dtype=torch.float64)
     assert torch.equal(twice(x), once(once(x)))
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.3])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('recurrence', [1, 2])
+def test_gradients_are_those_of_the_formula(recurrence, layout, gamma):
+    """The factor is multiplied into the values; all gradients stay, that of gamma at 0 too."""
+    block = randomise(CrissCrossAttention(16, recurrence=recurrence)).double()
+    torch.nn.init.constant_(block.gamma.scale, gamma)
+    x = torch.randn(2, 16, 5, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    leaves = [x.requires_grad_(), *block.parameters()]
+    y, expected = block(x), x
+    for _ in range(recurrence):
+        convs = block.query_conv, block.key_conv, block.value_conv
+        expected = expected + block.gamma(criss_cross(*(conv(expected) for conv in convs)))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    assert y.is_contiguous(memory_format=layout)
+    weight = torch.randn_like(y)
+    found = torch.autograd.grad(y, leaves, weight)
+    assert found[1:][[k for k, _ in block.named_parameters()].index('gamma.scale')] != 0
+    for a, b in zip(found, torch.autograd.grad(expected, leaves, weight), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_saves_the_projections_alone():
+    """The context before the factor is not among what is saved for backward."""
+    block, x = randomise(CrissCrossAttention(64)), torch.randn(1, 64, 20, 17, requires_grad=True)
+    _, nbytes = kept(block, [x])
+    weights = (2 * 8 + 64) * 64
+    # x, queries, keys, values; weights as they are and joined, the factor
+    assert nbytes <= 4 * ((64 + 2 * 8 + 64) * 20 * 17 + 2 * weights + 2 * 80 + 1)
 
 
 @pytest.mark.parametrize('init', ['paper', 'identity'])

@@ -90,26 +90,26 @@ class ConvNormAct(nn.Sequential):
 
 
 def pointwise(x: Tensor, layers: Sequence[nn.Module], factor: Tensor | None = None) -> list[Tensor]:
-    """factor * layer(x) for several 1x1 convolutions, in one product if all are `foldable`.
+    """layer(x) for several 1x1 convolutions, in one product if all are `foldable`.
 
     Args:
         x: (N, C, H, W).
         layers: convolutions of C channels, with biases.
-        factor: scalar factor of all results, (); folded in, its gradient needs only x.
+        factor: scalar factor of the last result, (); folded in, its gradient needs only x.
 
     Returns:
         (N, D, H, W) each, in channels_last.
     """
     if not all(map(foldable, layers)):
         x = channels_last(x)
-        outputs = [layer(x) for layer in layers]
-        return outputs if factor is None else [factor * y for y in outputs]
+        *outputs, last = [layer(x) for layer in layers]
+        return [*outputs, last if factor is None else factor * last]
     convs = [getattr(layer, 'conv', layer) for layer in layers]
-    weight = torch.cat([conv.weight for conv in convs]).flatten(1)
-    bias = torch.cat([conv.bias for conv in convs])
+    weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
     if factor is not None:
-        weight, bias = factor * weight, factor * bias
-    return list(project(x, weight, bias).split([conv.out_channels for conv in convs], 1))
+        weights[-1], biases[-1] = factor * weights[-1], factor * biases[-1]
+    y = project(x, torch.cat(weights).flatten(1), torch.cat(biases))
+    return list(y.split([conv.out_channels for conv in convs], 1))
 
 
 def run_folded(layer: ConvNormAct, x: Tensor) -> Tensor:
