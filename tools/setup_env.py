@@ -338,8 +338,8 @@ def main() -> int:
     names = ['onedl', 'runtime', 'dev']
     rest = [a for name in names for a in ('-r', REQUIREMENTS / f'{name}.txt')]
     run('  OpenMMLab packages, test tools', '1 to 2 minutes', pip('install', *pinned, *rest))
-    cam = pip('install', '--no-deps', '-r', REQUIREMENTS / 'cam.txt')
-    run('  grad-cam', '10 s', cam)
+    alone = pip('install', '--no-deps', '-r', REQUIREMENTS / 'nodeps.txt')
+    run('  grad-cam, timm', '10 s', alone)
     install_mmcv(pin('onedl-mmcv'), pinned)
     editable = pip('install', '--no-deps', '--no-build-isolation', '-e', ROOT)
     run('  mmattn, editable', '5 s', editable)

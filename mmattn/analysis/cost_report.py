@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from mmattn.benchmarks.timing import describe_machine, find_device
+from mmattn.benchmarks.machine import describe_in_words, describe_machine
+from mmattn.benchmarks.timing import find_device
 from mmattn.config.load import load_config
 from mmattn.errors import Exit, MmattnError
 from mmattn.files import check_writable
@@ -127,14 +128,14 @@ def comparison_lines(costs: dict[str, Cost], machine: dict) -> Iterator[str]:
             cells.append('')
         yield f'| `{name}` | {" | ".join(cells)} | {cost.memory.total / 1e9:.2f} |'
     yield ''
-    description = ', '.join(f'{key} {value}' for key, value in machine.items())
+    description = describe_in_words(machine)
     yield f'One image of {width}x{height}; {description}.'
 
 
 def cost_lines(cost: Cost, machine: dict) -> Iterator[str]:
     """The table: the whole network, its parts, and its attention blocks."""
     height, width = cost.size
-    yield f'one image of {width}x{height}; ' + ', '.join(f'{k} {v}' for k, v in machine.items())
+    yield f'one image of {width}x{height}; {describe_in_words(machine)}'
     path_width = max(len(row.path) for row in cost.rows) + 2
     yield (
         f'{"module":<{path_width}}{"type":<22}{"runs":>5}{"parameters":>13}{"GMACs":>10}'

@@ -1,93 +1,141 @@
-"""Compare a case with its baselines: equality first, then time, memory and lower bound."""
+"""Compare a case with its baselines: equality first, then time and memory."""
 
-import copy
-import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from mmattn.errors import UsageError
-from mmattn.torch_compat import OutOfMemoryError
 
-from .baselines import Baseline
-from .cases import MEASURES, Case, Size
-from .roofline import lower_bound
-from .timing import (
-    CPU,
-    BaselineUnsupported,
-    ResultsDiffer,
-    memory_limit,
-    peak_bytes,
-    release_memory,
-    saved_bytes,
-    time_interleaved,
-)
+from .cases import EAGER, LAYOUTS, MEASURES, MODES, NCHW, Case, Size, Target
+from .contenders import EQUALITY_SIZE, Contender, Contenders
+from .machine import malloc_setting
+from .roofline import estimate
+from .timing import CPU, BaselineUnsupported, release_memory, time_interleaved
 
-MAX_SECONDS = 20  # for all rounds of one measure of one case
+MAX_SECONDS = 20  # for all rounds of one measure of one case, unless it has a target
+TARGET_ROUNDS = 5  # of a case with targets, however long they take
 CURVE = ((16, 16), (32, 32), (48, 48), (64, 64), (97, 97), (128, 128), (128, 256))  # H and W
 MAX_POINT_SECONDS = 20  # a curve ends at a point that takes longer
-_EQUALITY_SIZE = (15, 17)  # H and W at which equality is checked in fp64
-_WIDER = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float64,
-}
-# relative to the largest value; in half precision relative to the root mean square
-_TOLERANCE = {
-    torch.float16: 10 * torch.finfo(torch.float16).eps,
-    torch.bfloat16: 10 * torch.finfo(torch.bfloat16).eps,
-    torch.float32: 1e-5,
-    torch.float64: 1e-9,
-}
-# how much larger our rounding error may be than the baseline's: of outputs, of gradients;
-# gradients get a looser bound, as rounding flips a few ReLUs near zero
-_MAX_ERROR_RATIO = 2, 10
 
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One case against one baseline. A figure that was not measured is None.
+@dataclass
+class Cell:
+    """Figures of one implementation in one layout and mode.
+
+    Attributes:
+        owner: 'ours', or the baseline as `Baseline.name` has it.
+        layout, mode: of `LAYOUTS` and `MODES`.
+        comparable: whether it does the same work, see `Baseline`.
+        forward, step: time of each round in ms, without gradients, and of forward and backward in
+            training; empty if not measured.
+        saved, peak: bytes saved for backward and the peak of a step, without input and weights;
+            None if not measured.
+        compile_seconds: measure -> duration of the first call; empty unless compiled.
+        unsupported: measure -> why it has no figure.
+    """
+
+    owner: str
+    layout: str = NCHW
+    mode: str = EAGER
+    comparable: bool = True
+    forward: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+    saved: int | None = None
+    peak: int | None = None
+    compile_seconds: dict[str, float] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+
+    def figure(self, measure: str) -> float | None:
+        """The shortest time in ms, or bytes."""
+        value = getattr(self, measure)
+        return min(value, default=None) if isinstance(value, list) else value
+
+
+@dataclass
+class Row:
+    """One case under one setting.
 
     Attributes:
         name: name of the case.
         size: (N, C, H, W).
-        baseline: label of the baseline.
-        ours, theirs: measure -> figure. `forward` without gradients, and `step`, forward and
-            backward in training, are the shortest times in ms; `saved` is the bytes saved for
-            backward and `peak` the peak of a step, both without input and weights.
-        lower_bound: lower bound of the forward pass in ms.
-        rounds: number of rounds of `forward` and of `step`.
-        targets: lowest ratio of theirs to ours; for `lower_bound`, highest ratio of ours to it.
-        unsupported: measure -> why the baseline has no figure.
+        threads: number of threads of torch.
+        malloc: 'tuned' or 'default', see `malloc_setting`.
+        estimate: of the forward pass in ms, see `roofline`; None without a machine.
+        cells: its figures.
+        targets: the targets that hold for this size and setting.
+        unpaired: baseline -> parameters whose gradients were not compared.
     """
 
     name: str
     size: Size
-    baseline: str
-    ours: dict[str, float | None]
-    theirs: dict[str, float | None]
-    lower_bound: float | None
-    rounds: dict[str, int]
-    targets: dict[str, float]
-    unsupported: dict[str, str]
+    threads: int
+    malloc: str
+    estimate: float | None
+    cells: list[Cell]
+    targets: list[Target]
+    unpaired: dict[str, list[str]]
 
-    def ratio(self, measure: str) -> float | None:
-        """The ratio that a target is for."""
-        if measure == 'lower_bound':
-            numerator, denominator = self.ours['forward'], self.lower_bound
-        else:
-            numerator, denominator = self.theirs[measure], self.ours[measure]
-        return numerator / denominator if numerator and denominator else None
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> 'Row':
+        cells = [Cell(**cell) for cell in content['cells']]
+        targets = [Target(**target) for target in content['targets']]
+        size = tuple(content['size'])
+        return cls(**content | dict(cells=cells, targets=targets, size=size))
 
-    def met(self, measure: str) -> bool | None:
-        ratio, target = self.ratio(measure), self.targets[measure]
-        return ratio and (ratio <= target if measure == 'lower_bound' else ratio >= target)
+    @property
+    def key(self) -> tuple:
+        return self.name, self.size, self.threads, self.malloc
+
+    @property
+    def layouts(self) -> list[str]:
+        return [la for la in LAYOUTS if any(cell.layout == la for cell in self.cells)]
+
+    def best(
+        self, ours: bool, measure: str, layout: str | None = None, mode: str | None = None
+    ) -> Cell | None:
+        """The cell with the least figure of our block or of the comparable baselines."""
+        return min(
+            (c for c in self._side(ours, layout, mode) if c.figure(measure) is not None),
+            key=lambda cell: cell.figure(measure),
+            default=None,
+        )
+
+    def ratio(
+        self, measure: str, layout: str | None = None, mode: str | None = None
+    ) -> float | None:
+        """The best baseline over the best of ours; None if one has no figure or ours is 0."""
+        sides = self.best(False, measure, layout, mode), self.best(True, measure, layout)
+        theirs, ours = (side and side.figure(measure) for side in sides)
+        return theirs / ours if theirs and ours else None
+
+    def spread(
+        self, measure: str, layout: str | None = None, mode: str | None = None
+    ) -> tuple[float, float] | None:
+        """The least and the greatest of the ratios of single rounds, of the same two cells."""
+        sides = self.best(False, measure, layout, mode), self.best(True, measure, layout)
+        if not all(sides) or measure not in ('forward', 'step'):
+            return None
+        pairs = zip(*(getattr(side, measure) for side in sides), strict=True)
+        ratios = sorted(theirs / ours for theirs, ours in pairs)
+        return ratios[0], ratios[-1]
+
+    def met(self, target: Target) -> bool | None:
+        """Whether a target is met; None if it was not measured."""
+        ratio = self.ratio(target.measure, target.layout, target.mode)
+        if ratio is None:
+            return None
+        return ratio >= target.ratio
+
+    def _side(self, ours: bool, layout: str | None, mode: str | None) -> Iterator[Cell]:
+        for cell in self.cells:
+            fits = layout in (None, cell.layout) and mode in (None, cell.mode)
+            if fits and cell.comparable and (cell.owner == 'ours') == ours:
+                yield cell
 
 
 @dataclass
@@ -96,7 +144,7 @@ class Curve:
 
     Attributes:
         name: name of the case.
-        baseline: label of the baseline.
+        baseline: name of the baseline.
         size: batch and channels.
         ours, theirs: measure -> pixels -> figure.
         refused: measure -> (pixels, why the baseline has no figure from there on).
@@ -110,157 +158,6 @@ class Curve:
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-class _Contenders:
-    """Our block and its baselines with the same weights and inputs.
-
-    Attributes:
-        baselines: the contenders: None for our block, then its baselines.
-        unsupported: (baseline, measure) -> why it has no figure.
-    """
-
-    def __init__(
-        self,
-        case: Case,
-        size: Size,
-        device: torch.device = CPU,
-        dtype: torch.dtype = torch.float32,
-        training: bool = True,
-    ) -> None:
-        torch.manual_seed(0)
-        self.device, self.dtype = device, dtype
-        self.ours = case.build(size).to(device, dtype).train(training)
-        shapes = case.shapes(self.ours, size)
-        self.inputs = [torch.randn(shape).to(device, dtype) for shape in shapes]
-        self.unsupported: dict[tuple[Baseline, str], str] = {}
-        self._add_baselines(case.baselines)
-
-    def _add_baselines(self, baselines: list[Baseline]) -> None:
-        """Build the baselines with our weights."""
-        self.baselines = [None, *baselines]
-        self.runs = {b: b.make(self.ours) if b else self.ours for b in self.baselines}
-        modules = [run for run in self.runs.values() if isinstance(run, nn.Module)]
-        self.weights = [value for module in modules for value in module.parameters()]
-
-    def shift_inputs(self) -> None:
-        """Give each channel a mean; without one the hidden units of gates may all be zero."""
-        self.inputs = [
-            t + torch.randn(t.shape[1], *(1 for _ in t.shape[2:])).to(t) for t in self.inputs
-        ]
-
-    @functools.cached_property
-    def gradient(self) -> Tensor:
-        """Gradient of the output: dense, and not constant, as batch norm removes a constant."""
-        return torch.randn_like(self._forward(self.ours)[0])
-
-    def task(self, baseline: Baseline | None, measure: str) -> Callable[[], Any]:
-        """A measure as a function; raises `BaselineUnsupported` if the baseline cannot run it."""
-        run = self.runs[baseline]
-        if measure in ('step', 'peak'):
-            _ = self.gradient  # computed now, outside of the timing
-            f = functools.partial(self._step, run, [t.clone() for t in self.inputs])
-        else:
-            f = functools.partial(self._forward, run)
-        if measure == 'saved':
-            f = functools.partial(saved_bytes, run, self.inputs, self.weights)
-        elif measure == 'peak':
-            f = functools.partial(peak_bytes, f, self.device)
-        if baseline is None:
-            return f
-        reason = self.refusal(baseline, measure)
-
-        def attempt() -> Any:
-            try:
-                if reason:
-                    raise BaselineUnsupported(reason)
-                return f()
-            except RuntimeError as error:
-                half = self.dtype.itemsize == 2  # some operations mix dtypes or lack this one
-                if not (half or isinstance(error, BaselineUnsupported | OutOfMemoryError)):
-                    raise
-                self.unsupported[baseline, measure] = str(error).partition('\n')[0]
-                raise BaselineUnsupported from error
-
-        return attempt
-
-    def refusal(self, baseline: Baseline, measure: str) -> str:
-        """Why a baseline is not tried, or an empty string."""
-        if not baseline.pair_values:
-            return ''
-        passes = 2 if measure in ('step', 'peak') else 1
-        values = passes * baseline.pair_values(self.ours, self.inputs[0])
-        needed = values * self.dtype.itemsize
-        return f'needs {needed / 1e9:.1f} GB' if needed > memory_limit(self.device) else ''
-
-    @torch.no_grad()
-    def _forward(self, run: Callable) -> list[Tensor]:
-        return [run(*self.inputs)]
-
-    def _step(self, run: Callable, x: list[Tensor]) -> list[Tensor]:
-        y = run(*(t.requires_grad_() for t in x))
-        y.backward(self.gradient)
-        results = [y.detach(), *(t.grad for t in x)]
-        for t in (*x, *self.weights):
-            t.grad = None
-        return results
-
-    def check(self, name: str) -> None:
-        """Raise `ResultsDiffer` if outputs, without and with gradients, or input gradients differ.
-
-        Differences above `_TOLERANCE` are accepted as rounding if the results are equal in a wider
-        dtype at this size, and our error against those is at most `_MAX_ERROR_RATIO` times the
-        baseline's.
-        """
-        ours, wide = self._results(None), None
-        for baseline in self.baselines[1:]:
-            for i, theirs in enumerate(self._results(baseline)):
-                difference = self._difference(ours[i], theirs)
-                if difference <= _TOLERANCE[self.dtype]:
-                    continue
-                if self.dtype in _WIDER:
-                    if wide is None:
-                        wide = self._in_wider_dtype()
-                        wide.check(name)
-                        reference = wide._results(None)
-                    checked = (baseline, 'step') not in wide.unsupported
-                    errors = [_relative_rms(t, reference[i]) for t in (ours[i], theirs)]
-                    if checked and errors[0] <= _MAX_ERROR_RATIO[i > 1] * errors[1]:
-                        continue
-                raise ResultsDiffer(
-                    f'{name} differs from its baseline ({baseline.label}) by {difference:.1e} of '
-                    f'the largest value, {str(self.dtype)[6:]} on {self.device}.'
-                )
-
-    def _difference(self, a: Tensor, b: Tensor) -> float:
-        """Relative difference, as `_TOLERANCE` is for."""
-        if self.dtype.itemsize == 2:
-            return _relative_rms(a, b)
-        return ((a - b).abs().max() / b.abs().max()).item()
-
-    def _in_wider_dtype(self) -> '_Contenders':
-        """The same weights and inputs in a wider dtype."""
-        wide, dtype = copy.copy(self), _WIDER[self.dtype]
-        wide.dtype, wide.unsupported = dtype, {}
-        wide.ours, wide.gradient = copy.deepcopy(self.ours).to(dtype), self.gradient.to(dtype)
-        wide.inputs = [t.to(dtype) for t in self.inputs]
-        wide._add_baselines(self.baselines[1:])
-        return wide
-
-    def _results(self, baseline: Baseline | None) -> list[Tensor]:
-        results = []
-        try:
-            for measure in 'forward', 'step':
-                results += self.task(baseline, measure)()
-        except BaselineUnsupported:
-            pass
-        return results
-
-
-def _relative_rms(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference, relative to that of b."""
-    a, b = a.double(), b.double()
-    return ((a - b).norm() / b.norm()).item()
-
-
 def compare_case(
     case: Case,
     size: Size | None = None,
@@ -269,8 +166,13 @@ def compare_case(
     rounds: int = 7,
     machine: dict[str, Any] | None = None,
     log: Log = lambda text: None,
-) -> list[Comparison]:
-    """Measure a case against each of its baselines.
+    *,
+    layouts: Iterable[str] = LAYOUTS,
+    modes: Iterable[str] = MODES,
+    measures: Iterable[str] = MEASURES,
+    has_targets: bool = True,
+) -> Row:
+    """Measure a case against its baselines.
 
     Args:
         case: case to measure, see `list_cases`.
@@ -278,69 +180,82 @@ def compare_case(
         device: device to run on.
         dtype: dtype of inputs and weights.
         rounds: how often our block and the baselines are timed, alternating; fewer if all would
-            take more than 20 s.
-        machine: figures of `describe_machine`, for the lower bound; None for no bound.
+            take more than 20 s, but at least 5 if the case has targets.
+        machine: figures of `describe_machine`, for the estimate; None for none.
         log: called with a line before each measurement.
+        layouts, modes, measures: those to measure, of the ones that the case has.
+        has_targets: whether this is a setting that targets are for.
 
     Raises:
         UsageError: the size does not fit the block.
         ResultsDiffer: a baseline differs in fp64 on the CPU at a small size by more than 1e-9 of
-            the largest value, or in this dtype on this device at this size by more than
-            `_TOLERANCE`, see `_Contenders.check`.
+            the largest value, or in this dtype on this device at this size by more than rounding,
+            see `Contenders.check`.
     """
     run_size = size or case.size
+    layouts = [layout for layout in case.layouts if layout in layouts]
+    modes = [mode for mode in case.modes if mode in modes]
+    measures = [measure for measure in case.measures if measure in measures]
+    unpaired = {}
     try:
         if case.equivalent and not case.needs_compiled_ops:
             log(f'{case.name}: equality in fp64')
             for training in True, False:
-                small_size = (*run_size[:2], *_EQUALITY_SIZE)
-                small = _Contenders(case, small_size, CPU, torch.float64, training)
+                small_size = (*run_size[:2], *EQUALITY_SIZE)
+                small = Contenders(case, small_size, CPU, torch.float64, training)
                 small.shift_inputs()
                 small.check(case.name)
-        contenders = _Contenders(case, run_size, device, dtype)
-        if case.equivalent and ('forward' in case.measures or 'step' in case.measures):
-            log(f'{case.name}: equality at {format_size(run_size)}')
+                unpaired = small.unpaired()
+        contenders = Contenders(case, run_size, device, dtype, layouts=layouts, modes=modes)
+        if case.equivalent and ('forward' in measures or 'step' in measures):
+            compiled = ', compilation' if len(modes) > 1 else ''
+            log(f'{case.name}: equality at {format_size(run_size)}{compiled}')
             contenders.check(case.name)
     except ValueError as error:
         if size is None:
             raise
         raise UsageError(f'--size {format_size(size)} does not fit: {error}.') from error
-    figures = {baseline: dict.fromkeys(MEASURES) for baseline in contenders.baselines}
-    counts = {}
-    for measure in case.measures:
+    with_targets = has_targets and run_size == case.size and device == CPU
+    targets = case.targets if with_targets and dtype == torch.float32 else []
+    cells = {contender: _cell(contender) for contender in contenders.all}
+    for measure in measures:
         log(f'{case.name}: {measure} at {format_size(run_size)}')
-        tasks = [contenders.task(baseline, measure) for baseline in contenders.baselines]
+        tasks = [contenders.task(contender, measure) for contender in contenders.all]
         if measure in ('forward', 'step'):
-            values, counts[measure] = time_interleaved(
-                tasks, rounds, device, MAX_SECONDS, case.min_rounds
-            )
+            least = TARGET_ROUNDS if any(t.measure == measure for t in targets) else 2
+            values = time_interleaved(tasks, rounds, device, MAX_SECONDS, min(least, rounds))
         else:
             values = [_call(task)[0] for task in tasks]
-        for baseline, value in zip(contenders.baselines, values, strict=True):
-            figures[baseline][measure] = value
-    bound_ms = None
-    if machine and 'forward' in case.measures:
-        bound = lower_bound(contenders.ours, case.shapes(contenders.ours, run_size))
-        bound_ms = bound.ms(dtype.itemsize, machine['sgemm_gflops'], machine['copy_gb_per_s'])
-    has_targets = run_size == case.size and device == CPU and dtype == torch.float32
-    return [
-        Comparison(
-            name=case.name,
-            size=run_size,
-            baseline=baseline.label,
-            ours=figures[None],
-            theirs=figures[baseline],
-            lower_bound=bound_ms,
-            rounds=counts,
-            targets=dict(case.targets) if has_targets and not index else {},
-            unsupported={
-                measure: reason
-                for (owner, measure), reason in contenders.unsupported.items()
-                if owner == baseline
-            },
-        )
-        for index, baseline in enumerate(contenders.baselines[1:])
-    ]
+        for cell, value in zip(cells.values(), values, strict=True):
+            if isinstance(value, list):
+                value = [round(ms, 4) for ms in value]
+            setattr(cell, measure, value)
+    for (contender, measure), seconds in contenders.compile_seconds.items():
+        cells[contender].compile_seconds[measure] = round(seconds, 1)
+    for (contender, measure), reason in contenders.unsupported.items():
+        cells[contender].unsupported[measure] = reason
+    needed = machine and 'forward' in measures
+    figure = estimate(contenders.ours, contenders.shapes) if needed else None
+    return Row(
+        name=case.name,
+        size=run_size,
+        threads=torch.get_num_threads(),
+        malloc=malloc_setting(),
+        estimate=figure and figure.ms(dtype.itemsize, machine),
+        cells=list(cells.values()),
+        targets=targets,
+        unpaired=unpaired,
+    )
+
+
+def _cell(contender: Contender) -> Cell:
+    baseline = contender.baseline
+    return Cell(
+        owner=baseline.name if baseline else 'ours',
+        layout=contender.layout,
+        mode=contender.mode,
+        comparable=baseline is None or baseline.comparable,
+    )
 
 
 def _call(task: Callable[[], Any]) -> tuple[Any, float]:
@@ -362,36 +277,39 @@ def measure_curve(
 ) -> Curve:
     """Measure a case from 16x16 to 128x256 pixels, until a point takes longer than 20 s.
 
+    Eager, contiguous, against the first baseline.
+
     Raises:
         ResultsDiffer: as in `compare_case`; checked at the smallest size.
     """
     baseline = case.baselines[0]
-    curve, ended = Curve(case.name, baseline.label, size[:2]), set()
+    curve, ended = Curve(case.name, baseline.name, size[:2]), set()
     for height, width in CURVE:
         run_size, pixels = (*size[:2], height, width), height * width
-        contenders = _Contenders(case, run_size, device, dtype)
+        contenders = Contenders(case, run_size, device, dtype)
         if (height, width) == CURVE[0]:
             contenders.check(case.name)
         for measure in 'step', 'saved':
             release_memory()
             log(f'{case.name}: {measure} at {format_size(run_size)}')
-            refusal = contenders.refusal(baseline, measure)
+            refusal = contenders.refusal(contenders.all[1], measure)
             if refusal:  # recorded even if the curve has ended before
                 curve.refused.setdefault(measure, (pixels, refusal))
             ended |= {(baseline, measure) for measure in curve.refused}
-            sides = [owner for owner in (None, baseline) if (owner, measure) not in ended]
-            tasks = [contenders.task(owner, measure) for owner in sides]
+            sides = [c for c in contenders.all[:2] if (c.baseline, measure) not in ended]
+            tasks = [contenders.task(contender, measure) for contender in sides]
             if measure == 'step':
-                values = times = time_interleaved(tasks, 5, device, seconds=6, min_rounds=0)[0]
+                rounds = time_interleaved(tasks, 5, device, seconds=6, min_rounds=0)
+                values = times = [min(round_, default=None) for round_ in rounds]
             else:
                 values, times = zip(*map(_call, tasks)) if tasks else ((), ())
-            for owner, value, ms in zip(sides, values, times, strict=True):
+            for contender, value, ms in zip(sides, values, times, strict=True):
                 if value is None:
-                    curve.refused[measure] = pixels, contenders.unsupported[owner, measure]
+                    curve.refused[measure] = pixels, contenders.unsupported[contender, measure]
                     continue
-                (curve.theirs if owner else curve.ours)[measure][pixels] = value
+                (curve.theirs if contender.baseline else curve.ours)[measure][pixels] = value
                 if ms > 1000 * MAX_POINT_SECONDS:
-                    ended.add((owner, measure))
+                    ended.add((contender.baseline, measure))
     return curve
 
 

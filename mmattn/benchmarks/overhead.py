@@ -31,7 +31,8 @@ from mmattn.engine.resume.rng import derive_seed, seeded
 from mmattn.files import check_writable
 from mmattn.plugins import insert
 
-from .timing import describe_machine, min_times
+from .machine import describe_in_words, describe_machine
+from .timing import min_times
 
 _IMAGE = (256, 320)  # height and width
 
@@ -90,7 +91,7 @@ def _report(comparisons: Callable, rounds: int, json_path: str | Path | None) ->
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
     machine = describe_machine()
-    print(', '.join(f'{key} {value}' for key, value in machine.items()))
+    print(describe_in_words(machine))
     print(f'fp32, images of {_IMAGE[1]}x{_IMAGE[0]}, best of {rounds} rounds')
     print(f'{"task":<62}{"stock ms":>10}{"ours ms":>10}{"ratio":>8}')
     overheads = []

@@ -1,207 +1,131 @@
-"""Run the benchmark: a table, a JSON file and a plot of every block against its baselines."""
+"""The tables of a benchmark."""
 
-import functools
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-import torch
+from .cases import COMPILED, TARGETS
+from .compare import CURVE, MAX_POINT_SECONDS, Cell, Curve, Row, format_size
+from .results import Results
 
-from mmattn.errors import UsageError
-from mmattn.files import check_writable
-from mmattn.progress import stages
-
-from .cases import MEASURES, Case, Size, select_cases
-from .compare import (
-    CURVE,
-    MAX_POINT_SECONDS,
-    MAX_SECONDS,
-    Comparison,
-    Curve,
-    Log,
-    compare_case,
-    format_size,
-    measure_curve,
-)
-from .plot import FORMATS, MAX_CURVES, plot_benchmark
-from .timing import CPU, DTYPES, ResultsDiffer, describe_machine, find_device, release_memory
-
-# plotted by --plot without a pattern
-_CURVES = ('NonLocal2d embedded_gaussian', 'CrissCrossAttention 1', 'APNB', 'ContextBlock')
-_HEADINGS = dict(forward='fwd ms', step='step ms', saved='saved MB', peak='peak MB')
 _UNITS = dict(forward=1, step=1, saved=1e6, peak=1e6)
+_TIMES, _BYTES = ('forward', 'step'), ('saved', 'peak')
+_MAX_DEVIATION = 0.05  # of a ratio between two runs
+LEGEND = (
+    'Ratios are the best baseline over the best of ours: each the shorter time of eager and '
+    'compiled (c), in one layout\n'
+    'or, in the line "best", in either. After a ratio of times: its least and greatest value in '
+    'a round, and the baseline.\n'
+    '*: the operations of the authors, restated on our weights.'
+)
 
 
-def run_benchmark(
-    pattern: str = '*',
-    size: Size | None = None,
-    rounds: int = 7,
-    json_path: str | Path | None = None,
-    *,
-    device: str = 'cpu',
-    dtype: str = 'fp32',
-    plot_path: str | Path | None = None,
-) -> list[Comparison]:
-    """Measure cases and print a line for each baseline; optionally write JSON and a plot.
-
-    Args:
-        pattern: glob pattern of case names, see `select_cases`.
-        size: (N, C, H, W) for all cases; None for the size of each.
-        rounds: number of rounds, see `compare_case`.
-        json_path: JSON file for the figures.
-        device: 'cpu', with one thread, or 'cuda', 'cuda:1', ..., without TF32.
-        dtype: one of `DTYPES`.
-        plot_path: image of time and memory by size, see `plot_benchmark`.
-
-    Raises:
-        UsageError: a size or number of rounds is below 1; no such device; no name matches.
-        ResultsDiffer: results of a baseline differ; raised after all others were measured.
-        WriteError: a file cannot be written.
-    """
-    if min(*(size or (1,)), rounds) < 1:
-        raise UsageError(f'--size {size} --rounds {rounds}: allowed are numbers from 1.')
-    torch_device, torch_dtype = find_device(device), DTYPES[dtype]
-    cases = select_cases(pattern, size is not None, torch_device, torch_dtype)
-    plotted = _plotted(cases, pattern, plot_path) if plot_path else []
-    for path, flag in (json_path, '--json'), (plot_path, '--plot'):
-        if path:
-            check_writable(Path(path).parent, flag)
-    torch.set_num_threads(1)
-    if torch_device != CPU:
-        torch.cuda.set_device(torch_device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    machine = describe_machine(torch_device, torch_dtype)
-    print(', '.join(f'{key} {value}' for key, value in machine.items()))
-    print(f'{device}, {dtype}, best of {rounds} rounds, fewer if they take over {MAX_SECONDS} s')
-    print('x: baseline over ours, targets below; bound: lower bound of the forward pass')
-    comparisons, curves, errors, last_size = [], [], [], None
-
-    def save() -> None:
-        """Write intermediate results: a baseline may need so much memory that it is killed."""
-        if json_path:
-            content = dict(machine=machine, device=device, dtype=dtype, size=size, rounds=rounds)
-            content['rows'] = [asdict(comparison) for comparison in comparisons]
-            content['curves'] = [asdict(curve) for curve in curves]
-            Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
-
-    with stages() as log:
-        for case in plotted:  # first, as the largest baselines need all the memory
-            try:
-                curve_size = size or case.size
-                curve = measure_curve(case, curve_size, torch_device, torch_dtype, log)
-            except ResultsDiffer as error:
-                errors.append(error)
-                continue
-            log('')
-            curves.append(curve)
-            print(*curve_lines(curve), sep='\n')
-            save()
-        if curves:
-            plot_benchmark(curves, _title(machine, torch_device, dtype), plot_path)
-        print(_table_header())
-        for index, case in enumerate(cases, 1):
-            log_case = functools.partial(_log_numbered, log, f'{index} of {len(cases)}')
-            release_memory()
-            try:
-                results = compare_case(
-                    case, size, torch_device, torch_dtype, rounds, machine, log_case
-                )
-            except ResultsDiffer as error:
-                errors.append(error)
-                results = []
-            log('')
-            if results and results[0].size != last_size:
-                last_size = results[0].size
-                print(format_size(last_size))
-            for comparison in results:
-                print(*table_lines(comparison), sep='\n')
-            comparisons += results
-            save()
-        print(*summary(comparisons), *(f'not timed: {error}' for error in errors), sep='\n')
-    if errors:
-        raise errors[0]
-    return comparisons
-
-
-def _table_header() -> str:
-    columns = ''.join(f'{name:>9}{"x":>7}' for name in _HEADINGS.values())
-    bounds = f'{"bound ms":>9}{"ours/":>7}{"base/":>7}'
-    return f'{"block":<37}{"baseline":<9}{columns}{bounds}{"rounds":>7}'
-
-
-def _title(machine: dict, device: torch.device, dtype: str) -> str:
-    cpu = f'CPU {machine["cpu"]}, {machine["threads"]} thread'
-    name = cpu if device == CPU else f'GPU {machine["gpu"]}'
-    return f'{name}, {dtype}, malloc {machine["malloc"]}, torch {machine["torch"]}'
-
-
-def _plotted(cases: list[Case], pattern: str, path: str | Path) -> list[Case]:
-    """The cases to plot: those of the pattern, or without one four representative ones."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise UsageError(f'--plot {path}: allowed are names that end in {", ".join(FORMATS)}.')
-    plotted = [case for case in cases if not case.fixed_size]
-    if pattern == '*':
-        plotted = [case for case in plotted if case.name in _CURVES]
-    if not 1 <= len(plotted) <= MAX_CURVES:
-        count = len(plotted)
-        raise UsageError(f'--plot: {count} blocks fit the pattern, allowed 1 to {MAX_CURVES}.')
-    return plotted
-
-
-def _log_numbered(log: Log, number: str, text: str) -> None:
-    log(f'[{number}] {text}')
-
-
-def table_lines(comparison: Comparison) -> Iterator[str]:
-    """A line of the table; then targets below the ratios, and why a baseline has no figure."""
-    pairs = [
-        (comparison.ours[measure], comparison.theirs[measure], _UNITS[measure])
-        for measure in MEASURES
-    ]
-    cells = ''.join(
-        cell((ours and ours / u, theirs and theirs / u), 9, 7) for ours, theirs, u in pairs
+def table_header() -> str:
+    times = ''.join(
+        f'{name + " ms":>10} {"x":>6} {"rounds":>10} {"":<9}' for name in ('fwd', 'step')
     )
-    bound_ratios = [
-        t['forward'] / comparison.lower_bound if t['forward'] and comparison.lower_bound else None
-        for t in (comparison.ours, comparison.theirs)
-    ]
-    bounds = f'{_number(comparison.lower_bound):>9}'
-    bounds += ''.join(f'{_number(ratio):>7}' for ratio in bound_ratios)
-    rounds = '/'.join(map(str, comparison.rounds.values()))
-    yield f'{comparison.name:<37}{comparison.baseline:<9}{cells}{bounds}{rounds:>7}'.rstrip()
-    if comparison.targets:
-        cells = ''.join(
-            f'{_target(comparison, measure):>16}' for measure in (*MEASURES, 'lower_bound')
-        )
-        yield f'{"  target":<46}{cells}'.rstrip()
-    for reason in dict.fromkeys(comparison.unsupported.values()):
-        measures = ', '.join(
-            measure for measure, why in comparison.unsupported.items() if why == reason
-        )
-        yield f'  {comparison.baseline} cannot ({measures}): {reason}'
+    return f'{"":<35}{times}{"saved MB":>9} {"x":>6}{"peak MB":>8} {"x":>5}'
 
 
-def summary(comparisons: list[Comparison]) -> Iterator[str]:
-    """How many targets were met, and which were not."""
-    targets = [
-        (comparison, measure) for comparison in comparisons for measure in comparison.targets
-    ]
-    missed = [
-        (comparison, measure) for comparison, measure in targets if not comparison.met(measure)
-    ]
+def table_lines(row: Row) -> Iterator[str]:
+    """A line for each layout and one for the best of both, then targets and what is missing."""
+    heads = [row.name, f'  {format_size(row.size)}', '']
+    layouts = row.layouts if len(row.layouts) == 1 else [*row.layouts, None]
+    if row.estimate:
+        heads[len(layouts) - 1] += f'  estimate {_number(row.estimate)} ms'
+    for head, layout in zip(heads, layouts, strict=False):
+        times = ''.join(_time_cells(row, measure, layout) for measure in _TIMES)
+        saved = _ratio_cells(row, 'saved', layout, 9, 6)
+        peak = _ratio_cells(row, 'peak', layout, 8, 5)
+        yield f'{head:<30}{layout or "best":<5}{times}{saved}{peak}'.rstrip()
+    for cell in row.cells:
+        for reason in dict.fromkeys(cell.unsupported.values()):
+            measures = ', '.join(m for m, why in cell.unsupported.items() if why == reason)
+            yield f'  {cell.owner} cannot ({measures}; {cell.layout}, {cell.mode}): {reason}'[:140]
+    for name in dict.fromkeys(cell.owner for cell in row.cells if not cell.comparable):
+        others = [cell for cell in row.cells if cell.owner == name]
+        yield f'  {name}, which does other work: {_other_work(others)}'
+    for baseline, names in row.unpaired.items():
+        yield f'  {baseline} has no such parameter, not compared: {", ".join(names)}'
+
+
+def _time_cells(row: Row, measure: str, layout: str | None) -> str:
+    ours, theirs = (row.best(side, measure, layout) for side in (True, False))
+    figure = f'{_number(ours.figure(measure))}{_mark(ours)}' if ours else '- '
+    spread = row.spread(measure, layout)
+    between = f'{spread[0]:.2f}-{spread[1]:.2f}' if spread else ''
+    name = f'{theirs.owner}{_mark(theirs).strip()}' if theirs else ''
+    return f'{figure:>10} {_ratio(row.ratio(measure, layout)):>6} {between:>10} {name:<9}'
+
+
+def _ratio_cells(row: Row, measure: str, layout: str | None, width: int, ratio_width: int) -> str:
+    ours = row.best(True, measure, layout)
+    value = ours and ours.figure(measure) / _UNITS[measure]
+    return f'{_number(value):>{width}} {_ratio(row.ratio(measure, layout)):>{ratio_width}}'
+
+
+def _mark(cell: Cell) -> str:
+    return 'c' if cell.mode == COMPILED else ' '
+
+
+def _other_work(cells: list[Cell]) -> str:
+    found = {}
+    for measure in _TIMES:
+        values = [cell.figure(measure) for cell in cells if cell.figure(measure) is not None]
+        if values:
+            found[measure] = f'{measure} {_number(min(values))} ms'
+    return ', '.join(found.values()) or '-'
+
+
+def summary(rows: Iterable[Row]) -> Iterator[str]:
+    """How many targets were met, each with its ratio and range, and how long compilation took."""
+    rows = list(rows)
+    targets = [(row, target) for row in rows for target in row.targets]
+    found = [(row, target, row.met(target)) for row, target in targets]
     if targets:
-        yield f'{len(targets) - len(missed)} of {len(targets)} targets met'
-    for comparison, measure in missed:
-        ratio, target = _number(comparison.ratio(measure)), _target(comparison, measure)
-        yield f'  missed: {comparison.name} {measure} {ratio}, target {target}'
+        met = sum(bool(ok) for _, _, ok in found)
+        yield f'{met} of {len(targets)} targets met'
+    for row, target, ok in found:
+        special = target in TARGETS.get(row.name, ())
+        if special or not ok:
+            word = 'met' if ok else 'missed' if ok is not None else 'not measured'
+            ratio = _ratio(row.ratio(target.measure, target.layout, target.mode))
+            spread = row.spread(target.measure, target.layout, target.mode)
+            between = f' ({spread[0]:.2f} to {spread[1]:.2f})' if spread else ''
+            yield f'  {word}: {row.name}, {target}: {ratio}{between}, target {target.ratio:.3g}'
+    yield from _compilation(rows)
 
 
-def _target(comparison: Comparison, measure: str) -> str:
-    if measure not in comparison.targets:
-        return ''
-    sign = '<=' if measure == 'lower_bound' else '>='
-    return f'{sign}{comparison.targets[measure]:.3g} {"ok" if comparison.met(measure) else "no"}'
+def _compilation(rows: list[Row]) -> Iterator[str]:
+    sides = {}
+    for row in rows:
+        for cell in row.cells:
+            seconds = cell.compile_seconds.values()
+            sides.setdefault('ours' if cell.owner == 'ours' else 'baselines', []).extend(seconds)
+    shown = [
+        f'{side} {sum(values):.0f} s for {len(values)} graphs'
+        for side, values in sides.items()
+        if values
+    ]
+    if shown:
+        yield f'compilation, not in the times: {", ".join(shown)}'
+
+
+def deviations(results: Results, earlier: Results) -> Iterator[str]:
+    """How far the ratios of the rows with targets of their own are from those of another run."""
+    largest, count = 0.0, 0
+    for row in results.rows:
+        other = earlier.find(row.key)
+        for target in row.targets if other else ():
+            if target not in TARGETS.get(row.name, ()):
+                continue
+            place = target.measure, target.layout, target.mode
+            now, before = row.ratio(*place), other.ratio(*place)
+            if not (now and before):
+                continue
+            count, deviation = count + 1, now / before - 1
+            largest = max(largest, abs(deviation))
+            if abs(deviation) > _MAX_DEVIATION:
+                yield f'  {row.name}, {target}: {before:.2f} then, {now:.2f} now ({deviation:+.0%})'
+    yield f'{count} ratios with targets of their own: at most {largest:.1%} from {earlier.path}'
 
 
 def curve_lines(curve: Curve) -> Iterator[str]:
@@ -234,3 +158,7 @@ def cell(pair: tuple[float | None, float | None], width: int = 12, ratio_width: 
 
 def _number(value: float | None) -> str:
     return '-' if value is None else f'{value:.1f}' if value >= 10 else f'{value:.2f}'
+
+
+def _ratio(value: float | None) -> str:
+    return '-' if value is None else f'{value:.0f}' if value >= 1000 else f'{value:.2f}'

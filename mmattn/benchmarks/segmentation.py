@@ -18,8 +18,9 @@ from mmattn.evaluation.iou import areas, confusion
 from mmattn.files import check_writable
 from mmattn.models.slide_inference import SegmentorInference
 
+from .machine import describe_in_words, describe_machine
 from .report import cell
-from .timing import ResultsDiffer, describe_machine, min_times, peak_bytes
+from .timing import ResultsDiffer, min_times, peak_bytes
 
 _SIZE = (1024, 2048)  # height and width of an image, as in Cityscapes
 _WINDOWS = dict(mode='slide', crop_size=(769, 769), stride=(513, 513))
@@ -88,7 +89,7 @@ def report_segmentation(
         check_writable(Path(json_path).parent, '--json')
     torch.set_num_threads(1)
     machine = describe_machine()
-    print(', '.join(f'{key} {value}' for key, value in machine.items()))
+    print(describe_in_words(machine))
     height, width = _SIZE
     print(f'{width}x{height}, best of {rounds} rounds; x: mmseg over ours')
     print(f'{"task":<44}' + ''.join(f'{name:>12}{"x":>7}' for name in ('ms', 'peak MB')))

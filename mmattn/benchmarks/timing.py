@@ -1,10 +1,9 @@
-"""Time and memory of calls on a CPU or a GPU, and a description of the machine."""
+"""Time and memory of calls on a CPU or a GPU."""
 
 import contextlib
 import ctypes
 import gc
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable
 from math import inf
@@ -18,6 +17,7 @@ from mmattn.errors import MmattnError, UsageError
 from mmattn.torch_compat import event_start
 
 CPU = torch.device('cpu')
+_GPU_CALLS, _GPU_MS = 20, 20  # between two events, as one short call would be timed with its launch
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16, fp64=torch.float64)
 
 
@@ -49,70 +49,57 @@ def find_device(name: str) -> torch.device:
     return torch.device('cuda', int(index or 0))
 
 
-def describe_machine(
-    device: torch.device = CPU, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """Describe the machine; also measure matmul and copy throughput in the dtype.
-
-    `sgemm_gflops` is of two square matrices of 1024 rows, on a GPU 8192; `copy_gb_per_s` counts
-    bytes read and bytes written.
-    """
-    side = 1024 if device == CPU else 8192
-    a, b = torch.randn(2, side, side, device=device).to(dtype)
-    x, y = torch.ones(2, (1 << 28) // dtype.itemsize, device=device, dtype=dtype)  # 268 MB each
-    product, copied = (
-        time_interleaved([f], 5, device)[0][0] for f in (lambda: a @ b, lambda: x.copy_(y))
-    )
-    tuned = int(os.environ.get('MALLOC_MMAP_THRESHOLD_', 0)) > 1 << 30
-    return (dict() if device == CPU else dict(gpu=torch.cuda.get_device_name(device))) | dict(
-        cpu=_cpu(),
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        malloc='tuned' if tuned else 'default',
-        sgemm_gflops=round(2 * side**3 / product / 1e6),
-        copy_gb_per_s=round(2 * x.nbytes / copied / 1e6, 1),
-        load=round(os.getloadavg()[0], 1),
-    )
-
-
 def time_interleaved(
     candidates: Iterable[Callable[[], Any]],
     rounds: int,
     device: torch.device = CPU,
     seconds: float = inf,
     min_rounds: int = 2,
-) -> tuple[list[float | None], int]:
-    """Shortest time of each candidate in ms over n rounds, alternating within a round; and n.
+) -> list[list[float]]:
+    """Times of each candidate in ms, one for each of n rounds; a round starts one further.
 
-    One more call of each comes first, which counts only if n is 0. Its time decides how many rounds
-    fit into `seconds`: n is at most `rounds` and, if `rounds` allows, at least `min_rounds`. A
-    candidate whose first call raises `BaselineUnsupported` gets None.
+    Two more calls of each come first, the second of which counts only if n is 0. Its time decides
+    how many rounds fit into `seconds`: n is at most `rounds` and, if `rounds` allows, at least
+    `min_rounds`. A candidate whose first call raises `BaselineUnsupported` gets an empty list.
     """
     candidates = list(candidates)
-    first = [_first_time(f, device) for f in candidates]
-    supported = [(i, f) for i, f in enumerate(candidates) if first[i] is not None]
-    total = sum(first[i] for i, _ in supported) / 1000
+    supported = [i for i, f in enumerate(candidates) if _runs(f)]
+    first = {i: _time(candidates[i], device, 1) for i in supported}
+    calls = {i: _calls(ms, device) for i, ms in first.items()}
+    total = sum(first.values()) / 1000
     n = min(rounds, max(min_rounds, int(min(seconds / max(total, 1e-9), rounds))))
-    times = [[time] for time in first]
-    for _ in range(n):
-        for i, f in supported:
-            times[i].append(_time(f, device))
-    return [t[0] if n == 0 or t[0] is None else min(t[1:]) for t in times], n
+    times = [[] for _ in candidates]
+    for start in range(n):
+        for i in _rotated(supported, start):
+            times[i].append(_time(candidates[i], device, calls[i]))
+    return times if n else [[first[i]] if i in first else [] for i in range(len(candidates))]
 
 
-def min_times(rounds: int, *candidates: Callable[[], Any]) -> list[float | None]:
+def min_times(rounds: int, *candidates: Callable[[], Any]) -> list[float]:
     """Shortest time of each candidate on the CPU in ms, alternating within each round."""
-    return time_interleaved(candidates, rounds)[0]
+    return [min(times) for times in time_interleaved(candidates, rounds)]
 
 
-def _first_time(f: Callable[[], Any], device: torch.device) -> float | None:
+def _runs(f: Callable[[], Any]) -> bool:
     try:
-        return _time(f, device)
+        f()
     except BaselineUnsupported:
-        return None
+        return False
+    return True
 
 
-def _time(f: Callable[[], Any], device: torch.device) -> float:
+def _rotated(items: list[int], start: int) -> list[int]:
+    start %= max(len(items), 1)
+    return items[start:] + items[:start]
+
+
+def _calls(ms: float, device: torch.device) -> int:
+    """How many calls are timed together."""
+    return 1 if device == CPU else max(1, min(_GPU_CALLS, int(_GPU_MS / max(ms, 1e-3))))
+
+
+def _time(f: Callable[[], Any], device: torch.device, calls: int) -> float:
+    """Milliseconds of a call, on a GPU the mean of several."""
     if device == CPU:
         start = time.perf_counter()
         f()
@@ -120,10 +107,11 @@ def _time(f: Callable[[], Any], device: torch.device) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
-    f()
+    for _ in range(calls):
+        f()
     end.record()
     torch.cuda.synchronize(device)
-    return start.elapsed_time(end)
+    return start.elapsed_time(end) / calls
 
 
 def saved_bytes(run: Callable, inputs: list[Tensor], weights: Iterable[Tensor]) -> int:
@@ -174,12 +162,3 @@ def memory_limit(device: torch.device) -> float:
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0] / 2
-
-
-def _cpu() -> str:
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            names = [line.partition(':')[2].strip() for line in file if 'model name' in line]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()

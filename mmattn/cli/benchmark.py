@@ -1,14 +1,17 @@
 """Measure time and memory of the attention blocks against baselines.
 
-Baselines are MMCV, MMSegmentation, timm (where installed) and the authors' operations, in the same
-process with the same weights; equality is checked first. Measured are the forward pass, forward and
-backward, memory saved for backward, peak memory, and the lower bound that the machine sets.
+Baselines are MMCV, MMSegmentation, MMDetection, timm, torch's fused attention and the authors'
+operations, in the same process with the same weights, alternating; equality of outputs and of all
+gradients is checked first. Measured are the forward pass, forward and backward, memory saved for
+backward and peak memory.
 
-Ratios are baseline over ours, so above 1 ours needs less. Each block has a representative size;
---size sets one for all. Targets are shown where size, device and dtype are theirs. Times on a CPU
-depend on the allocator: MALLOC_MMAP_THRESHOLD_=8589934592 and MALLOC_TRIM_THRESHOLD_=8589934592,
-set before the start, make malloc reuse memory instead of returning it to the system; the first line
-of the output says which setting was used.
+A ratio is the best baseline over the best of ours, so above 1 ours needs less. The best is the
+better of eager and compiled (torch.compile), in one memory layout, NCHW or channels_last (NHWC).
+Each block has a representative size; --size sets one for all. By default all is measured with
+torch's number of threads and with one, and with glibc's malloc tuned (freed memory is kept) and as
+it is: both change who is fast. Targets hold for torch's number of threads and tuned malloc.
+
+A whole run takes hours. With --json it can be stopped at any time; --resume goes on where it was.
 
 --plot draws time and memory against the number of pixels, 16x16 to 128x256, of the blocks that
 match the pattern; without a pattern, of four.
@@ -22,10 +25,15 @@ crash-safe checkpoint against torch.save with fsync.
 --segmentation measures the cost of testing a segmentor outside its network, MMSegmentation against
 ours: sliding windows, logits to class maps, intersection and union.
 
-Example: python tools/benchmark.py 'c*' --size 2 256 64 64 --json benchmark.json
+Example: python tools/benchmark.py 'c*' --size 2 256 64 64 --malloc tuned --json benchmark.json
 """
 
+import argparse
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 from .common import make_parser, run
 
@@ -50,7 +58,30 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--rounds', type=int, default=7,
         help='maximum number of rounds; the fastest counts; default: %(default)s',
     )  # fmt: skip
+    parser.add_argument(
+        '--threads', type=int, nargs='+', metavar='N',
+        help="numbers of threads; default: torch's own number, and 1",
+    )  # fmt: skip
+    parser.add_argument(
+        '--malloc', nargs='+', choices=['tuned', 'default', 'current'],
+        help='settings of malloc, each in its own process; current: as the environment has it; '
+        'default: tuned and default, on a GPU current',
+    )  # fmt: skip
+    parser.add_argument(
+        '--layout', nargs='+', default=['NCHW', 'NHWC'], choices=['NCHW', 'NHWC'],
+        help='memory layouts; default: both',
+    )  # fmt: skip
+    parser.add_argument(
+        '--mode', nargs='+', default=['eager', 'compiled'], choices=['eager', 'compiled'],
+        help='with and without torch.compile; default: both',
+    )  # fmt: skip
     parser.add_argument('--json', metavar='OUT', help='also write the results to this JSON file')
+    parser.add_argument(
+        '--resume', action='store_true', help='keep what the --json file has, and measure the rest'
+    )
+    parser.add_argument(
+        '--against', metavar='OTHER', help='also compare the ratios with those of this JSON file'
+    )
     parser.add_argument(
         '--plot', metavar='OUT.png', help='plot time and memory against the number of pixels'
     )
@@ -71,8 +102,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         parser.error(f'{flag} has sizes of its own: leave pattern and --size out')
     if flag and (args.device != 'cpu' or args.dtype != 'fp32' or args.plot):
         parser.error(f'{flag} is for the CPU in fp32: leave --device, --dtype and --plot out')
-    if args.rounds < 1:
-        parser.error(f'--rounds {args.rounds}: allowed are numbers from 1')
+    for name, values in dict(rounds=[args.rounds], threads=args.threads or [1]).items():
+        if min(values) < 1:
+            parser.error(f'--{name} {min(values)}: allowed are numbers from 1')
+    if args.resume and not args.json:
+        parser.error('--resume goes on with the file of --json: name it')
 
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # silence the log of torch's profiler
 
@@ -88,7 +122,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
             report_segmentation(args.rounds, args.json)
             return
-        from mmattn.benchmarks.report import run_benchmark
+        from mmattn.benchmarks.run import run_benchmark
 
         run_benchmark(
             args.pattern,
@@ -97,7 +131,34 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             args.json,
             device=args.device,
             dtype=args.dtype,
+            threads=args.threads,
+            layouts=args.layout,
+            modes=args.mode,
             plot_path=args.plot,
+            resume=args.resume,
+            against=args.against,
         )
 
+    settings = args.malloc or (['tuned', 'default'] if args.device == 'cpu' else ['current'])
+    if not flag and settings != ['current']:
+        return _run_with_mallocs(settings, args, sys.argv[1:] if argv is None else argv)
     return run(task, args)
+
+
+def _run_with_mallocs(settings: list[str], args: argparse.Namespace, argv: list[str]) -> int:
+    """Run the command once for each setting of malloc, which a process has from its start on."""
+    from mmattn.benchmarks.machine import TUNED
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.json or str(Path(folder) / 'benchmark.json')
+        for index, setting in enumerate(settings):
+            environment = {name: value for name, value in os.environ.items() if name not in TUNED}
+            environment |= TUNED if setting == 'tuned' else {}
+            # the last of an option counts
+            command = [sys.executable, '-m', 'mmattn', 'benchmark', *argv]
+            command += ['--malloc', 'current', '--json', path]
+            command += ['--resume'] if index else []
+            code = subprocess.run(command, env=environment).returncode
+            if code:
+                return code
+    return 0

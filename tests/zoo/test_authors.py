@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmattn import blocks
-from mmattn.benchmarks.baselines import ema
+from mmattn.benchmarks.authors_operations import ema
 from mmattn.zoo import from_author
 
 
