@@ -1,7 +1,6 @@
 """Pooling of maps to one value a channel, similarity of channels, and channel shuffle."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
