@@ -20,6 +20,7 @@ from mmattn.benchmarks.gpu.report import find_device, run_report
 from mmattn.blocks import PAM, SE, CrissCrossAttention
 from mmattn.cli import gpu_report
 from mmattn.errors import MmattnError, UsageError, WriteError
+from mmattn.ops import attention_triton
 from tests.conftest import ROOT
 
 PATIENT = [replace(part, seconds=900) for part in PARTS]  # on a busy machine
@@ -91,6 +92,7 @@ def test_the_whole_report_in_small(tmp_path, capsys):
     ]
     for start in (
         'criss-cross fp32 1x3x4 kernels',
+        'softmax attention bf16 3/5 35 positions kernels',
         'block AFNB',
         'block TripletAttention',
         'criss-cross q, k in fp32',
@@ -312,6 +314,7 @@ def test_a_wrong_result_is_seen(factor, tmp_path, monkeypatch):
         return {row['name']: row['ok'] for row in rows if row['kind'] == 'check'}
 
     monkeypatch.setattr(equality, 'fused_available', lambda *_: False)
+    monkeypatch.setattr(attention_triton, 'fused_available', lambda *_: False)
     for module, name in (equality, 'criss_cross'), (equality, 'softmax_attention'), (large_map, 'criss_cross'):  # fmt: skip
         monkeypatch.setattr(module, name, wrong(getattr(module, name)))
     for measure in equality.criss_cross_equality, equality.attention_equality:

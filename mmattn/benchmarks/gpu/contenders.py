@@ -45,6 +45,11 @@ class Contender:
     variant: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
+def ours(name: str = 'ours', role: str = OURS, **fields: Any) -> Contender:
+    """The block itself."""
+    return Contender(name, role, lambda block: block, **fields)
+
+
 def in_layouts(contenders: Iterable[Contender]) -> list[Contender]:
     """Each contender in both memory formats."""
     return [replace(c, layout=layout) for c in contenders for layout in FORMATS]

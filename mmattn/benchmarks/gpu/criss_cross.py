@@ -4,7 +4,7 @@ from mmattn.blocks import CrissCrossAttention
 
 from . import variants
 from .bench import Bench
-from .contenders import BASELINE, OTHER, OURS, Contender, compare, compiled, in_layouts
+from .contenders import BASELINE, OTHER, Contender, compare, compiled, in_layouts, ours
 from .restated import criss_cross
 
 _FULL = (  # dtype, (N, C, H, W), in the order of their worth
@@ -27,31 +27,25 @@ _PLAIN = Contender('restated', BASELINE, criss_cross)
 def measure(bench: Bench) -> None:
     """Ours, by kernels in each precision and by products, against the formula, in both formats."""
     for dtype, shape in _SMALL if bench.small else _FULL:
-        contenders = [*in_layouts([_ours(), _PLAIN]), *_forms(dtype)]
+        contenders = [*in_layouts([ours(), _PLAIN]), *_forms(dtype)]
         compare(bench, CrissCrossAttention(shape[1]), dtype, shape, contenders)
 
 
 def measure_compiled(bench: Bench) -> None:
     """Ours and the formula, both compiled, at the first cases."""
     for dtype, shape in _SMALL if bench.small else _FULL[:2]:
-        contenders = compiled([_ours(), *in_layouts([_PLAIN])])
+        contenders = compiled([ours(), *in_layouts([_PLAIN])])
         compare(bench, CrissCrossAttention(shape[1]), dtype, shape, contenders)
-
-
-def _ours() -> Contender:
-    return Contender('ours', OURS, lambda block: block)
 
 
 def _forms(dtype: str) -> list[Contender]:
     """Other forms of ours, and the formula with products of TF32, which is less exact."""
     forms = [
-        Contender(f'kernels{name}', OTHER, lambda block: block, variant=context)
+        ours(f'kernels{name}', OTHER, variant=context)
         for name, context in variants.precisions(dtype).items()
         if name and name.strip() != variants.default_precision()
     ]
-    forms.append(
-        Contender('products', OTHER, lambda block: block, variant=variants.without_kernels)
-    )
+    forms.append(ours('products', OTHER, variant=variants.without_kernels))
     if dtype == 'fp32':
         forms.append(Contender('restated TF32', OTHER, criss_cross, variant=variants.with_tf32))
     return forms

@@ -1,12 +1,13 @@
 """Criss-cross and softmax attention on the device against the plain formula in fp64 on the CPU."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmattn.ops import criss_cross, softmax_attention
+from mmattn.ops import attention_triton, criss_cross, softmax_attention
 from mmattn.ops.criss_cross_triton import criss_cross_fused, fused_available
 
 from . import variants
@@ -76,10 +77,16 @@ def attention_equality(bench: Bench) -> None:
             inputs = _draw(DTYPES[dtype], (2, e, positions), (2, c, positions))
             wanted = _results(softmax_core, *(t.double() for t in inputs))
             inputs = [t.to(bench.device) for t in inputs]
-            name = f'{label} {positions} positions'
-            with bench.attempt(name):
-                found = _results(softmax_attention, *inputs)
-                bench.check(name, found, wanted, limit, _results(softmax_core, *inputs))
+            plain = _results(softmax_core, *inputs)
+            forms = [('without kernels', softmax_attention, variants.without_kernels)]
+            if attention_triton.fused_available(*(t.mT for t in inputs[:3])):
+                forms.append(('kernels', _fused_attention, contextlib.nullcontext))
+            for form, core, context in forms:
+                name = f'{label} {positions} positions {form}'
+                with bench.attempt(name):
+                    with context():
+                        found = _results(core, *inputs)
+                    bench.check(name, found, wanted, limit, plain)
             name = f'{label} {few} of {large} positions'
             with bench.attempt(name):
                 _some_queries(bench, name, DTYPES[dtype], (e, c, large, few))
@@ -129,6 +136,10 @@ def _forms(bench: Bench, dtype: str) -> list[tuple[str, Core, variants.Context]]
 def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.permute(0, 2, 3, 1).contiguous() for t in (q, k, v))
     return criss_cross_fused(q, k, v).permute(0, 3, 1, 2)
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention_triton.softmax_attention_fused(*(t.mT.contiguous() for t in (q, k, v))).mT
 
 
 def _mixed(bench: Bench, shape: tuple[int, int, int], e: int, c: int) -> None:

@@ -4,7 +4,7 @@ from mmattn.blocks import CBAM, SCSE, SE, SGE, ContextBlock, ShuffleAttention
 
 from . import restated
 from .bench import Bench
-from .contenders import BASELINE, OURS, Contender, compare, compiled, in_layouts
+from .contenders import BASELINE, Contender, compare, compiled, in_layouts, ours
 
 _BLOCKS = {
     SE: restated.se,
@@ -32,7 +32,7 @@ def measure_compiled(bench: Bench) -> None:
 
 
 def _pair(make) -> list[Contender]:
-    return [Contender('ours', OURS, lambda block: block), Contender('restated', BASELINE, make)]
+    return [ours(), Contender('restated', BASELINE, make)]
 
 
 def _compare(bench: Bench, cls: type, contenders: list[Contender]) -> None:

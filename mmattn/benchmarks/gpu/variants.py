@@ -1,4 +1,4 @@
-"""Forms of criss-cross attention: by the precision of fp32 products, and without Triton."""
+"""Forms of our operations: by the precision of fp32 products, and without kernels in Triton."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,15 +7,19 @@ from unittest import mock
 
 import torch
 
-from mmattn.ops import criss_cross_triton
+from mmattn.ops import attention_triton, criss_cross_triton
 
 Context = Callable[[], contextlib.AbstractContextManager]
 _PRECISION = 'FP32_PRECISION'  # of the kernels, as `tl.dot` names it
 
 
-def without_kernels() -> contextlib.AbstractContextManager:
-    """Criss-cross attention by matrix products, as where there is no Triton."""
-    return mock.patch.object(criss_cross_triton, 'fused_available', lambda *_: False)
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """As where there is no Triton: criss-cross by products, attention by torch's kernels."""
+    with contextlib.ExitStack() as stack:
+        for module in attention_triton, criss_cross_triton:
+            stack.enter_context(mock.patch.object(module, 'fused_available', lambda *_: False))
+        yield
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ def run_part(options: dict[str, Any]) -> bool:
     module, _, function = options['function'].partition(':')
     with Bench(options['device'], Path(options['rows']), options['seconds']) as bench:
         try:
-            getattr(import_module(module), function)(bench)
+            measure = getattr(import_module(module), function)
+            gc.freeze()  # a capture of a graph collects garbage: among few objects
+            measure(bench)
             bench.synchronize()
         except Exception as error:
             traceback.print_exc()
