@@ -20,15 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from mmattn.torch_compat import HAS_OLD_EXPORT, is_compiling
+from torch.utils import flop_counter
 
 from . import attention_kernels as kernels
 from .triton_common import CAPABILITY, block, runs_kernels, triton
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _MAX_E, _MAX_C = 128, 1024  # channels of queries and keys, of values
+_HAS_CUSTOM_OP = hasattr(torch.library, 'custom_op')  # from torch 2.4 on
 _LOG2_E = 1.4426950408889634
 
 # Maximal tile sizes of a program, powers of two from 16 on: positions whose result it computes;
@@ -43,10 +42,10 @@ _STAGES = 2  # a tile is fetched while another is in use
 
 
 def fused_available(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `softmax_attention_fused` takes these: half precision, widths, and the device."""
+    """Whether `softmax_attention_fused` takes these: half precision, widths, device, torch."""
     dtypes_match = v.dtype in _DTYPES and q.dtype == k.dtype == v.dtype
     widths_fit = 0 < q.shape[2] <= _MAX_E and 0 < v.shape[2] <= _MAX_C and k.shape[1] > 0
-    return dtypes_match and widths_fit and runs_kernels(v.device)
+    return dtypes_match and widths_fit and _HAS_CUSTOM_OP and runs_kernels(v.device)
 
 
 def softmax_attention_fused(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
@@ -54,8 +53,8 @@ def softmax_attention_fused(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0)
 
     Logits, softmax and all sums are in fp32; weights, and gradients of logits, are rounded to the
     dtype of the inputs before they are multiplied. A query that is not finite gives NaN.
-    Differentiable once; saves q, k, v, o and one number per query for backward. Under torch.compile
-    it is one operator of the graph.
+    Differentiable once; saves q, k, v, o and one number per query for backward. One operator, for
+    torch.compile, tensors without values and counters of FLOP, too.
 
     Args:
         q: (N, P, E) queries in fp16 or bf16, E up to 128; channels adjacent, else any strides.
@@ -93,34 +92,14 @@ def softmax_attention_fused(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0)
             f'capability {CAPABILITY[0]}.{CAPABILITY[1]} or more, fp16 or bf16, E up to {_MAX_E}, '
             f'C up to {_MAX_C} and a key; `softmax_attention` takes anything'
         )
-    if is_compiling() and not HAS_OLD_EXPORT:
-        return torch.ops.mmattn.softmax_attention(q, k, v, scale)[0]
-    return _Attention.apply(q, k, v, scale)
-
-
-class _Attention(torch.autograd.Function):
-    """`softmax_attention_fused` on checked inputs, in eager mode."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out, lse = _forward(q, k, v, scale)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = list(ctx.needs_input_grad[:3])
-        grads = iter(_backward(grad, *ctx.saved_tensors, ctx.scale, needed))
-        return *(next(grads) if is_needed else None for is_needed in needed), None
+    return torch.ops.mmattn.softmax_attention(q, k, v, scale)[0]
 
 
 def _register() -> None:
-    """`softmax_attention_fused` on checked inputs, as an operator that compilers do not look into.
+    """Register `softmax_attention_fused` on checked inputs as an operator.
 
-    An operator of Triton kernels that they do look into, `torch.library.triton_op`, could not run
-    in Triton's interpreter.
+    Compilers do not look into it. One that they do look into, `torch.library.triton_op`, could not
+    run in Triton's interpreter.
     """
     forward = torch.library.custom_op('mmattn::softmax_attention', _forward, mutates_args=())
     backward = torch.library.custom_op(
@@ -147,6 +126,15 @@ def _register() -> None:
         return *(next(grads) if is_needed else None for is_needed in needed), None
 
     forward.register_autograd(differentiate, setup_context=save)
+
+    @flop_counter.register_flop_formula(torch.ops.mmattn.softmax_attention)
+    def forward_flop(q, k, v, *args: Any, **kwargs: Any) -> int:
+        return 2 * q[0] * q[1] * k[1] * (q[2] + v[2])
+
+    @flop_counter.register_flop_formula(torch.ops.mmattn.softmax_attention_backward)
+    def backward_flop(grad, q, k, v, *args: Any, **kwargs: Any) -> int:
+        """With the logits once again, as torch counts its own."""
+        return 2 * q[0] * q[1] * k[1] * (3 * q[2] + 2 * v[2])
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -257,5 +245,5 @@ def _shared_memory(device: torch.device) -> int:
     return (227 if large else 99) << 10
 
 
-if not HAS_OLD_EXPORT:  # else what is compiled and what is exported cannot be told apart
+if _HAS_CUSTOM_OP:
     _register()

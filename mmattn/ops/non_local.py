@@ -32,7 +32,7 @@ _CHANNELS = 64  # channels at a time in running sums, which fit into the cache
 # Up to this many channels of values torch's kernels for other than equal widths keep a result in
 # registers; for more they read and write it once per tile of keys.
 _WIDE = 128
-_MIN_PAIRS = 1 << 20  # fewer take less time than the launch of a kernel
+_MIN_PAIRS = 1 << 22  # fewer take less time than the launch of a kernel
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
