@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmattn.torch_compat import is_compiling
+from mmattn.torch_compat import is_compiling, is_exporting
 
 from .memory import require
 from .precision import disable_autocast, upcast
 
 _BLOCK = 1 << 23  # weights at a time: 32 MB in fp32; more is not faster
+_KERNEL_DEVICES = ('cuda',)
 
 
 def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -24,6 +25,7 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     The pixel itself is counted once. The logits are not scaled. Logits and softmax are computed in
     fp32 or wider whatever the inputs are, so half precision does not overflow; under autocast too.
+    Queries and keys may be in another dtype than values.
     Inputs in channels_last are not copied.
 
     Args:
@@ -47,23 +49,22 @@ def criss_cross(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     require(v.numel() * v.element_size(), v, 'criss-cross attention')
     q, k, v = (t.permute(0, 2, 3, 1) for t in (q, k, v))  # (N, H, W, E or C)
     with disable_autocast(q):
-        if is_compiling():  # a graph has no loop over blocks
-            out = _whole(q, k, v)
-        else:
-            channels_adjacent = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-            out = _implementation(v)(*channels_adjacent)
+        implementation = _implementation(q, k, v)
+        if implementation is not _whole:
+            q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+        out = implementation(q, k, v)
     return out.permute(0, 3, 1, 2)
 
 
-def _implementation(v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The fastest one for a tensor: a fused kernel on a GPU with Triton, else matrix products."""
-    if v.is_cuda:
+def _implementation(q: Tensor, k: Tensor, v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The fastest one for these: a fused kernel on a GPU with Triton, else matrix products."""
+    if v.device.type in _KERNEL_DEVICES and not is_exporting():
         # imports Triton, which may be missing and takes a second
         from .criss_cross_triton import criss_cross_fused, fused_available
 
-        if fused_available(v):
+        if fused_available(q, k, v):
             return criss_cross_fused
-    return _CrissCross.apply
+    return _whole if is_compiling() else _CrissCross.apply  # a graph has no loop over blocks
 
 
 class _CrissCross(torch.autograd.Function):

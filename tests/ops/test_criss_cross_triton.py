@@ -1,9 +1,12 @@
-"""The kernels run in a child process: Triton's interpreter must be on before Triton is imported.
+"""Fused criss-cross attention: values, strides, dtypes, torch.compile.
+
+The kernels run in a child process: Triton's interpreter must be on before Triton is imported.
 
 The child collects the functions named check_*, on the CPU with the interpreter; where there is a
 GPU, a second child runs them on it, compiled.
 """
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -11,9 +14,13 @@ import sys
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmattn.ops import criss_cross, criss_cross_triton
 from mmattn.ops.criss_cross_triton import criss_cross_fused, fused_available
+from mmattn.torch_compat import HAS_OLD_EXPORT, has_cpp_compiler
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if INTERPRETED or not torch.cuda.is_available() else 'cuda'
@@ -78,8 +85,17 @@ def seeded():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for limits in 'PIXELS', 'SUMMED', 'OWNED':
-        monkeypatch.setattr(criss_cross_triton, f'_{limits}', {2: 16, 4: 16})
+    for blocks in criss_cross_triton.BLOCKS.values():
+        for kernel in blocks:
+            monkeypatch.setitem(blocks, kernel, criss_cross_triton.Blocks(16, 16, 16, 4))
+
+
+@pytest.fixture
+def kernels_everywhere(monkeypatch):
+    """`criss_cross` takes the kernels in the interpreter, too."""
+    module = sys.modules['mmattn.ops.criss_cross']
+    monkeypatch.setattr(module, '_KERNEL_DEVICES', (DEVICE,))
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -112,6 +128,49 @@ def check_equals_criss_cross(dtype):
     inputs = draw(*((2, 97, 65, 64, 512) if DEVICE == 'cuda' else (2, 4, 3, 8, 12)), dtype)
     wanted = run(plain, *(t.double() for t in inputs))
     assert_near(run(criss_cross_fused, *inputs), wanted, max(1e-6, 3 * torch.finfo(dtype).eps))
+
+
+MIXED = [  # of q, k, v
+    (torch.float32, torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16, torch.float32),
+    (torch.float16, torch.bfloat16, torch.float16),
+    (torch.bfloat16, torch.float32, torch.float32),
+]
+
+
+@pytest.mark.parametrize('dtypes', MIXED)
+@pytest.mark.parametrize('on_kernels', [False, True])
+def check_dtypes_of_their_own(dtypes, on_kernels, monkeypatch):
+    """q, k and v each in its dtype, with and without the kernels."""
+    devices = (DEVICE,) if on_kernels else ()
+    monkeypatch.setattr(sys.modules['mmattn.ops.criss_cross'], '_KERNEL_DEVICES', devices)
+    q, k, v, grad = draw(1, 5, 7, 6, 20)
+    q, k, v = (t.to(dtype) for t, dtype in zip((q, k, v), dtypes))
+    grad = grad.to(v.dtype)
+
+    def joined(q, k, v):
+        out = criss_cross(*(t.permute(0, 3, 1, 2) for t in (q, k, v)))
+        return out.permute(0, 2, 3, 1)
+
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    out = joined(*inputs)
+    out.backward(grad)
+    assert out.dtype == v.dtype and [t.grad.dtype for t in inputs] == list(dtypes)
+    assert ('CrissCross' in graph_of(out)) and on_kernels == ('triton' in graph_of(out))
+    tolerance = 3 * max(torch.finfo(dtype).eps for dtype in dtypes)
+    assert_near(run(joined, q, k, v, grad), expected(q, k, v, grad), tolerance)
+
+
+def graph_of(out):
+    """Modules and names of the nodes of autograd."""
+    names, nodes = '', [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names += (
+            f' {type(node).__module__}.{type(node).__name__} {getattr(node, "_forward_cls", "")}'
+        )
+        nodes += [following for following, _ in node.next_functions if following]
+    return names
 
 
 def check_strides_are_followed():
@@ -216,6 +275,104 @@ def check_a_second_derivative_is_refused():
         first.sum().backward()
 
 
+def maps(n=1, height=5, width=6, e=4, c=8, dtype=torch.float32):
+    """q, k, v as `criss_cross` takes them, and a gradient."""
+    return [t.permute(0, 3, 1, 2).contiguous() for t in draw(n, height, width, e, c, dtype)]
+
+
+COMPILERS = [('aot_eager', False), ('aot_eager', True)]
+if DEVICE == 'cuda' or has_cpp_compiler():
+    COMPILERS.append(('inductor', True))
+
+
+@pytest.mark.parametrize(('backend', 'dynamic'), COMPILERS)
+def check_compiled_equals_eager(backend, dynamic, kernels_everywhere):
+    def step(q, k, v):
+        return criss_cross(q * 2, k, v).relu()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=backend)
+    sizes = [(1, 5, 6), (2, 4, 7)] if dynamic else [(1, 5, 6)]
+    for size in sizes:
+        inputs = maps(*size)
+        wanted, found = run(step, *inputs), run(compiled, *inputs)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+
+
+@pytest.mark.parametrize('needed', [0, 1, 2])
+def check_compiled_with_one_gradient(needed, kernels_everywhere):
+    *inputs, grad = maps()
+    wanted = run(criss_cross, *inputs, grad)[1 + needed]
+    inputs[needed].requires_grad_()
+    torch.compile(criss_cross, fullgraph=True, backend='aot_eager')(*inputs).backward(grad)
+    assert torch.equal(inputs[needed].grad.double().cpu(), wanted)
+
+
+def check_compiled_under_autocast(kernels_everywhere):
+    *inputs, grad = maps(dtype=torch.bfloat16)
+
+    def step(q, k, v):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return criss_cross(q, k, v)
+
+    compiled = torch.compile(step, fullgraph=True, backend='aot_eager')
+    wanted, found = run(step, *inputs, grad), run(compiled, *inputs, grad)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+
+
+def check_graphs_hold_the_operators_and_no_map(kernels_everywhere):
+    height, width = 9, 11
+    *inputs, grad = maps(1, height, width)
+    nodes = []
+
+    def keep(module, _):
+        nodes.extend(module.graph.nodes)
+        return make_boxed_func(module.forward)
+
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    run(torch.compile(criss_cross, fullgraph=True, backend=backend), *inputs, grad)
+    targets = {str(node.target) for node in nodes}
+    assert {'mmattn.criss_cross.default', 'mmattn.criss_cross_backward.default'} <= targets
+    assert_no_map(nodes, height, width)
+
+
+def assert_no_map(nodes, height, width):
+    values = [node.meta.get('val') for node in nodes]
+    flat = [t for value in values for t in (value if isinstance(value, list | tuple) else [value])]
+    sizes = [t.numel() for t in flat if isinstance(t, torch.Tensor)]
+    assert sizes and max(sizes) < height * width * (height + width)
+
+
+def check_the_operators_keep_what_they_declare():
+    """Schema, fake results and autograd, by torch's own check; also with one gradient alone."""
+    q, k, v, _ = draw(1, 3, 4, 2, 5)
+    for needed in (q, k, v), (v,):
+        for t in needed:
+            t.requires_grad_()
+        torch.library.opcheck(torch.ops.mmattn.criss_cross.default, (q, k, v))
+        for t in needed:
+            t.requires_grad_(False)
+
+
+def check_exported_is_plain(kernels_everywhere):
+    """Programs run where there are no kernels."""
+
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v):
+            return criss_cross(q, k, v)
+
+    *inputs, _ = maps()
+    program = torch.export.export(Module(), tuple(inputs))
+    code = str(program.graph_module.print_readable(print_output=False))
+    assert 'mmattn' not in code.replace('/mmattn/', '') and 'softmax' in code
+
+
+def check_other_dtypes_go_without_kernels(kernels_everywhere):
+    *inputs, _ = maps(dtype=torch.float64)
+    assert 'triton' not in graph_of(criss_cross(*(t.requires_grad_() for t in inputs)))
+    compiled = torch.compile(criss_cross, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(*inputs), criss_cross(*inputs))
+
+
 def check_available_by_dtype():
     x = torch.zeros(1, device=DEVICE)
     assert [fused_available(x.to(t)) for t in (torch.half, torch.float64)] == [True, False]
@@ -282,7 +439,32 @@ def test_inputs_that_do_not_fit_are_named():
         criss_cross_fused(x, x, x[:, :, :2])
     with pytest.raises(ValueError, match='float64'):
         criss_cross_fused(x.double(), x.double(), x.double())
-    with pytest.raises(ValueError, match='float16'):
-        criss_cross_fused(x, x.half(), x)
     with pytest.raises(ValueError, match='strides of k'):
         criss_cross_fused(x, x.mT.contiguous().mT, x)
+
+
+@pytest.mark.skipif(HAS_OLD_EXPORT, reason='torch.compile takes the plain operations there')
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter takes the CPU')
+@pytest.mark.parametrize('device', ['cuda', 'cpu'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_compiled_for_a_gpu_without_one(device, dtype, monkeypatch):
+    """The graph holds the operator on a GPU; on a CPU the map over all pairs."""
+    on_gpu = torch.compiler.assume_constant_result(lambda device: device.type == 'cuda')
+    monkeypatch.setattr(criss_cross_triton, '_runs_kernels', on_gpu)
+    nodes = []
+
+    def keep(module, _):
+        nodes.extend(module.graph.nodes)
+        return make_boxed_func(module.forward)
+
+    torch._dynamo.reset()
+    with FakeTensorMode():
+        options = dict(dtype=dtype, device=device, memory_format=torch.channels_last)
+        q, k, v = (torch.empty(2, c, 9, 11, **options) for c in (4, 4, 8))
+        backend = aot_autograd(fw_compiler=keep)
+        out = torch.compile(criss_cross, fullgraph=True, backend=backend)(q, k, v)
+    assert out.shape == v.shape and out.dtype == dtype and out.device.type == device
+    has_operator = 'mmattn.criss_cross.default' in {str(node.target) for node in nodes}
+    assert has_operator == (device == 'cuda')
+    with contextlib.nullcontext() if has_operator else pytest.raises(AssertionError):
+        assert_no_map(nodes, 9, 11)
