@@ -12,24 +12,9 @@ there are no atomics, and results are deterministic.
 
 from __future__ import annotations  # the signatures of the kernels must not need Triton
 
-from collections.abc import Callable
-from typing import Any
+from .triton_common import dot, jit, load, of_queries, store, tl
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = tl = None
-
-# The interpreter also replaces Triton's own functions, so it is on or off for good once Triton is
-# imported.
-INTERPRETED = triton is not None and not isinstance(tl.max, triton.JITFunction)
-_WIDE_DOT = triton and tl.constexpr(INTERPRETED)
-
-
-def _jit(kernel: Callable) -> Any:
-    """`triton.jit` where there is Triton; maps of every size share one compilation."""
-    return triton.jit(kernel, do_not_specialize=['height', 'width']) if triton else kernel
+_jit = jit('height', 'width')
 
 
 # Below, a and b are indices of pixels of one line, TILE of each in a shape (A) or (B): a program
@@ -62,29 +47,6 @@ def _starts(image, line, pixels, stride_n, stride_h, stride_w, COLUMN: tl.conste
 
 
 @_jit
-def _load(x, starts, inside, channels, WIDTH: tl.constexpr):
-    """(A, channels) of x in its dtype; 0 outside the line and from channel WIDTH on."""
-    mask = inside[:, None] & (channels < WIDTH)[None, :]
-    return tl.load(x + starts[:, None] + channels[None, :], mask=mask, other=0.0)
-
-
-@_jit
-def _store(x, starts, inside, channels, WIDTH: tl.constexpr, values):
-    """Write (A, channels) where `_load` reads, in the dtype of x."""
-    mask = inside[:, None] & (channels < WIDTH)[None, :]
-    tl.store(x + starts[:, None] + channels[None, :], values, mask=mask)
-
-
-@_jit
-def _dot(x, y, total, PRECISION: tl.constexpr):
-    """total + x @ y in fp32; PRECISION is that of `tl.dot` for fp32."""
-    if _WIDE_DOT:  # the interpreter would multiply bf16 as the integers that hold its bits
-        x = x.to(tl.float32)
-        y = y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision=PRECISION)
-
-
-@_jit
 def _products(
     own, own_starts, own_inside, other, other_starts, other_inside,
     TILE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr
@@ -93,9 +55,9 @@ def _products(
     total = tl.zeros((TILE, TILE), tl.float32)
     for first in range(0, WIDTH, BLOCK):
         channels = first + tl.arange(0, BLOCK)
-        own_tile = _load(own, own_starts, own_inside, channels, WIDTH)  # (A, BLOCK)
-        other_tile = _load(other, other_starts, other_inside, channels, WIDTH)  # (B, BLOCK)
-        total = _dot(own_tile, tl.trans(other_tile), total, PRECISION)
+        own_tile = load(own, own_starts, own_inside, channels, WIDTH)  # (A, BLOCK)
+        other_tile = load(other, other_starts, other_inside, channels, WIDTH)  # (B, BLOCK)
+        total = dot(own_tile, tl.trans(other_tile), total, PRECISION)
     return total
 
 
@@ -137,7 +99,7 @@ def attend(
     if COLUMN:
         peak = tl.load(row_lse + pixels, mask=a_inside, other=0.0)
         total = tl.full((TILE,), 1.0, tl.float32)
-        result = _load(out, pixels * C, a_inside, channels, C).to(tl.float32)
+        result = load(out, pixels * C, a_inside, channels, C).to(tl.float32)
     else:  # the first tile of a row has a key for every query, so the peak is finite from there on
         peak = tl.full((TILE,), float('-inf'), tl.float32)
         total = tl.zeros((TILE,), tl.float32)
@@ -155,10 +117,10 @@ def attend(
         decay = tl.exp(peak - higher)
         weights = tl.exp(logits - higher[:, None])
         total = total * decay + tl.sum(weights, 1)
-        values = _load(v, v_starts, b_inside, channels, C)  # (B, SLICE)
-        result = _dot(weights.to(values.dtype), values, result * decay[:, None], PRECISION)
+        values = load(v, v_starts, b_inside, channels, C)  # (B, SLICE)
+        result = dot(weights.to(values.dtype), values, result * decay[:, None], PRECISION)
         peak = higher
-    _store(out, pixels * C, a_inside, channels, C, result / total[:, None])
+    store(out, pixels * C, a_inside, channels, C, result / total[:, None])
     # the same in each slice of channels, so that one of them writes it
     tl.store(lse + pixels, peak + tl.log(total), mask=a_inside & (first_channel == 0))
 
@@ -177,19 +139,9 @@ def delta(
     total = tl.zeros((TILE,), tl.float32)
     for first in range(0, C, C_BLOCK):
         channels = first + tl.arange(0, C_BLOCK)
-        grads = _load(grad, grad_starts, inside, channels, C).to(tl.float32)  # (A, C_BLOCK)
-        total += tl.sum(grads * _load(out, pixels * C, inside, channels, C).to(tl.float32), 1)
+        grads = load(grad, grad_starts, inside, channels, C).to(tl.float32)  # (A, C_BLOCK)
+        total += tl.sum(grads * load(out, pixels * C, inside, channels, C).to(tl.float32), 1)
     tl.store(delta + pixels, total, mask=inside)
-
-
-@_jit
-def _of_queries(x, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN: tl.constexpr):
-    """A number per query, to broadcast with (A, B): (A, 1), or (1, B) if the keys are `own`."""
-    if QUERIES_OWN:
-        values = tl.load(x + a_pixels, mask=a_inside, other=0.0)[:, None]
-    else:
-        values = tl.load(x + b_pixels, mask=b_inside, other=0.0)[None, :]
-    return values
 
 
 @_jit
@@ -215,7 +167,7 @@ def pair_grad(
     own_starts = _starts(image, line, a, own_n, own_h, own_w, COLUMN)
     own_side_starts = _starts(image, line, a, own_side_n, own_side_h, own_side_w, COLUMN)
     if COLUMN:
-        total = _load(rows, a_pixels * E, a_inside, channels, E)
+        total = load(rows, a_pixels * E, a_inside, channels, E)
     else:
         total = tl.zeros((TILE, SLICE), tl.float32)
     for start in range(0, length, TILE):
@@ -231,13 +183,13 @@ def pair_grad(
             own_side, own_side_starts, a_inside, other_side, b_side_starts, b_inside,
             TILE, C, C_BLOCK, PRECISION,
         )  # fmt: skip
-        lse_tile = _of_queries(lse, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
-        delta_tile = _of_queries(delta, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
+        lse_tile = of_queries(lse, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
+        delta_tile = of_queries(delta, a_pixels, a_inside, b_pixels, b_inside, QUERIES_OWN)
         weights = _weights(logits, lse_tile, _attended(a, b, length, COLUMN))  # (A, B)
         logits_grad = weights * (weights_grad - delta_tile)
-        others = _load(other, b_starts, b_inside, channels, E)  # (B, SLICE)
-        total = _dot(logits_grad.to(others.dtype), others, total, PRECISION)
-    _store(result, a_pixels * E, a_inside, channels, E, total)
+        others = load(other, b_starts, b_inside, channels, E)  # (B, SLICE)
+        total = dot(logits_grad.to(others.dtype), others, total, PRECISION)
+    store(result, a_pixels * E, a_inside, channels, E, total)
 
 
 @_jit
@@ -256,7 +208,7 @@ def value_grad(
     a_pixels = _starts(image, line, a, height * width, width, 1, COLUMN)
     k_starts = _starts(image, line, a, k_n, k_h, k_w, COLUMN)
     if COLUMN:
-        total = _load(result, a_pixels * C, a_inside, channels, C).to(tl.float32)
+        total = load(result, a_pixels * C, a_inside, channels, C).to(tl.float32)
     else:
         total = tl.zeros((TILE, SLICE), tl.float32)
     for start in range(0, length, TILE):
@@ -268,8 +220,8 @@ def value_grad(
         logits = _products(
             k, k_starts, a_inside, q, q_starts, b_inside, TILE, E, E_BLOCK, PRECISION
         )
-        lse_tile = _of_queries(lse, a_pixels, a_inside, b_pixels, b_inside, False)
+        lse_tile = of_queries(lse, a_pixels, a_inside, b_pixels, b_inside, False)
         weights = _weights(logits, lse_tile, _attended(a, b, length, COLUMN))  # (A, B)
-        grads = _load(grad, grad_starts, b_inside, channels, C)  # (B, SLICE)
-        total = _dot(weights.to(grads.dtype), grads, total, PRECISION)
-    _store(result, a_pixels * C, a_inside, channels, C, total)
+        grads = load(grad, grad_starts, b_inside, channels, C)  # (B, SLICE)
+        total = dot(weights.to(grads.dtype), grads, total, PRECISION)
+    store(result, a_pixels * C, a_inside, channels, C, total)

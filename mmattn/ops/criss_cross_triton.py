@@ -16,10 +16,9 @@ from torch.autograd.function import once_differentiable
 from mmattn.torch_compat import HAS_OLD_EXPORT, is_compiling
 
 from . import criss_cross_kernels as kernels
-from .criss_cross_kernels import INTERPRETED, triton
+from .triton_common import CAPABILITY, block, runs_kernels, triton
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_CAPABILITY = (8, 0)  # the first with matrix products of bf16
 
 # How fp32 is multiplied, as `tl.dot` names it: 'tf32x3', on tensor cores, or 'ieee', not on them.
 FP32_PRECISION = 'tf32x3'
@@ -67,20 +66,8 @@ BLOCKS = {
 
 
 def fused_available(*tensors: Tensor) -> bool:
-    """Whether `criss_cross_fused` takes these: dtypes that it knows, a device for the kernels.
-
-    That is a CUDA device of capability 8.0 or more with Triton installed; any device in Triton's
-    interpreter mode (TRITON_INTERPRET=1 in the environment when Triton is first imported).
-    """
-    return all(t.dtype in _DTYPES for t in tensors) and _runs_kernels(tensors[0].device)
-
-
-@torch.compiler.assume_constant_result
-def _runs_kernels(device: torch.device) -> bool:
-    if triton is None or INTERPRETED:
-        return INTERPRETED
-    on_cuda = device.type == 'cuda' and torch.version.cuda is not None  # ROCm is cuda as well
-    return on_cuda and torch.cuda.get_device_capability(device) >= _CAPABILITY
+    """Whether `criss_cross_fused` takes these: dtypes that it knows, a device for the kernels."""
+    return all(t.dtype in _DTYPES for t in tensors) and runs_kernels(tensors[0].device)
 
 
 def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -129,7 +116,7 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         version = f'Triton {triton.__version__}' if triton else 'no Triton'
         raise RuntimeError(
             f'criss_cross_fused: {version}, tensors on {q.device}; needs Triton and a CUDA device '
-            f'of capability {_CAPABILITY[0]}.{_CAPABILITY[1]} or more; `criss_cross` runs anywhere'
+            f'of capability {CAPABILITY[0]}.{CAPABILITY[1]} or more; `criss_cross` runs anywhere'
         )
     if q.dtype != k.dtype:
         wider = torch.promote_types(q.dtype, k.dtype)
@@ -259,15 +246,15 @@ def _launch(
     lines, length = (width, height) if column else (height, width)
     precision = FP32_PRECISION if torch.float32 in (q.dtype, v.dtype) else 'half'
     blocks = BLOCKS[precision][kernel]
-    tile = _block(length, blocks.pixels)
+    tile = block(length, blocks.pixels)
     own = 1 if owned is None else owned.shape[3]
     constants = dict(
         E=q.shape[3],
         C=channels,
         TILE=tile,
-        E_BLOCK=_block(q.shape[3], blocks.summed),
-        C_BLOCK=_block(channels, blocks.summed),
-        SLICE=_block(own, blocks.owned),
+        E_BLOCK=block(q.shape[3], blocks.summed),
+        C_BLOCK=block(channels, blocks.summed),
+        SLICE=block(own, blocks.owned),
         COLUMN=column,
         PRECISION='ieee' if precision == 'half' else precision,  # half: nothing to choose
         **flags,
@@ -280,8 +267,3 @@ def _launch(
     options = dict(num_warps=blocks.warps, num_stages=2)
     with torch.cuda.device_of(v):  # Triton launches on the current device
         kernel[(programs,)](*strided, *packed, *strides, height, width, **constants, **options)
-
-
-def _block(size: int, limit: int) -> int:
-    """A power of two that holds size, within 16, the least for `tl.dot`, and limit."""
-    return min(max(16, triton.next_power_of_2(size)), limit)

@@ -1,15 +1,6 @@
-"""Fused criss-cross attention: values, strides, dtypes, torch.compile.
-
-The kernels run in a child process: Triton's interpreter must be on before Triton is imported.
-
-The child collects the functions named check_*, on the CPU with the interpreter; where there is a
-GPU, a second child runs them on it, compiled.
-"""
+"""Fused criss-cross attention; functions named check_* run in `test_kernels`, in a child process."""
 
 import contextlib
-import importlib.util
-import os
-import subprocess
 import sys
 
 import pytest
@@ -21,9 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mmattn.ops import criss_cross, criss_cross_triton
 from mmattn.ops.criss_cross_triton import criss_cross_fused, fused_available
 from mmattn.torch_compat import HAS_OLD_EXPORT, has_cpp_compiler
-
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED or not torch.cuda.is_available() else 'cuda'
+from tests.ops.triton_checks import DEVICE, INTERPRETED, child, run_checks
 
 # N, H, W, E, C. Where no block is larger than 16, the first has two slices of C, the others two
 # tiles of a row or column, one of them with one pixel, and three blocks and slices of E or C.
@@ -378,36 +367,10 @@ def check_available_by_dtype():
     assert [fused_available(x.to(t)) for t in (torch.half, torch.float64)] == [True, False]
 
 
-def child(*arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec('triton'), reason='needs triton')
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_kernels(device):
-    if device == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device')
-    options = [
-        '-n0',
-        '-q',
-        '--noconftest',
-        '-p',
-        'no:cacheprovider',
-        '-o',
-        'python_functions=check_*',
-    ]
-    interpret = '1' if device == 'cpu' else '0'
-    out = child('-m', 'pytest', *options, __file__, TRITON_INTERPRET=interpret)
-    assert 'passed' in out and 'skipped' not in out
+    run_checks(__file__, device)
 
 
 def test_triton_is_optional_and_imported_late():
@@ -450,7 +413,7 @@ def test_inputs_that_do_not_fit_are_named():
 def test_compiled_for_a_gpu_without_one(device, dtype, monkeypatch):
     """The graph holds the operator on a GPU; on a CPU the map over all pairs."""
     on_gpu = torch.compiler.assume_constant_result(lambda device: device.type == 'cuda')
-    monkeypatch.setattr(criss_cross_triton, '_runs_kernels', on_gpu)
+    monkeypatch.setattr(criss_cross_triton, 'runs_kernels', on_gpu)
     nodes = []
 
     def keep(module, _):
