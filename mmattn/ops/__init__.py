@@ -22,6 +22,7 @@ from .energy import simam as simam
 from .energy import simam_gate as simam_gate
 from .gating import project_gated as project_gated
 from .layout import channels_last as channels_last
+from .layout import is_channels_last as is_channels_last
 from .layout import match_memory_format as match_memory_format
 from .layout import project as project
 from .max_gates import max_of_gates as max_of_gates
@@ -33,6 +34,7 @@ from .non_local import softmax_weights as softmax_weights
 from .pairs import Pairs as Pairs
 from .precision import disable_autocast as disable_autocast
 from .precision import upcast as upcast
+from .pyramid import project_and_attend as project_and_attend
 from .pyramid import pyramid_pool as pyramid_pool
 from .recompute import recompute_project as recompute_project
 from .relative import relative_attention as relative_attention

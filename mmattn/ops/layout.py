@@ -3,6 +3,7 @@
 Products over channels are fastest in channels_last; the maps of a network are in either format.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,36 +50,48 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, last: bool
     x, weight, bias = (t if t is None else to_autocast_dtype(t) for t in (x, weight, bias))
     with disable_autocast(x):
         if is_compiling():
-            y = _linear(x, weight, bias, last)
-        else:
-            y = _Project.apply(x, weight, bias, last)
-    return y.mT.unflatten(2, x.shape[2:])
+            factors, bias = _factors(x, weight, bias, last)
+            y = torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
+            return (y.mT if last else y).unflatten(2, x.shape[2:])
+        return _Project.apply(x, weight, bias, last)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
-    """(N, C, H, W), (D, C), (D) -> (N, H W, D); if not `last`, a view of (N, D, H W)."""
-    if not last:
-        factors = weight.expand(x.shape[0], -1, -1), x.flatten(2)
-        y = torch.bmm(*factors) if bias is None else torch.baddbmm(bias[:, None], *factors)
-        return y.mT
-    factors = x.flatten(2).mT, weight.mT.expand(x.shape[0], -1, -1)
-    return torch.bmm(*factors) if bias is None else torch.baddbmm(bias, *factors)
+def _factors(
+    x: Tensor, weight: Tensor, bias: Tensor | None, last: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """The matrices whose product is (N, H W, D), or (N, D, H W) if not `last`, and the bias."""
+    if last:
+        return (x.flatten(2).mT, weight.mT.expand(x.shape[0], -1, -1)), bias
+    factors = weight.expand(x.shape[0], -1, -1), x.flatten(2)
+    return factors, None if bias is None else bias[:, None]
+
+
+def project_by_product(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
+    """`project` without autograd, into a tensor that is no view, so it may be changed in place."""
+    y = empty_map((x.shape[0], len(weight), *x.shape[2:]), x, last)
+    factors, bias = _factors(x, weight, bias, last)
+    out = y.flatten(2).mT if last else y.flatten(2)
+    if bias is None:
+        torch.bmm(*factors, out=out)
+    else:
+        torch.baddbmm(bias, *factors, out=out)
+    return y
 
 
 class _Project(torch.autograd.Function):
-    """`_linear`, whose gradient is in the format of x."""
+    """`project_by_product`, whose gradient is in the format of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight, bias, last)
+        return project_by_product(x, weight, bias, last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, _, needs_bias, _ = ctx.needs_input_grad
-        return *project_grads(x, weight, grad, needs_x, needs_bias), None
+        return *project_grads(x, weight, grad.flatten(2).mT, needs_x, needs_bias), None
 
 
 def project_grads(
@@ -95,11 +108,9 @@ def project_grads(
     for image, image_grad in zip(x.flatten(2), grad, strict=True):
         weight_grad.addmm_(image_grad.mT, image.mT)
     if needs_x:
-        pixels = grad.new_empty(*grad.shape[:2], x.shape[1])  # (N, H W, C)
-        for out, image_grad in zip(pixels, grad, strict=True):
-            torch.mm(image_grad, weight, out=out)
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        x_grad = _copy(pixels.mT.unflatten(2, x.shape[2:]), last)
+        x_grad = empty_map(x.shape, grad, x.is_contiguous(memory_format=torch.channels_last))
+        for out, image_grad in zip(x_grad.flatten(2), grad, strict=True):
+            torch.mm(weight.mT, image_grad.mT, out=out)
     return x_grad, weight_grad, grad.sum((0, 1)) if needs_bias else None
 
 
@@ -123,12 +134,17 @@ def _copy(x: Tensor, last: bool) -> Tensor:
     from_other = x.is_contiguous() if last else x.is_contiguous(memory_format=torch.channels_last)
     if x.device.type != 'cpu' or not from_other or (last and not _page_aligned(x)):
         return x.contiguous(memory_format=form)
-    out = torch.empty(x.shape, dtype=x.dtype, memory_format=form)
+    out = empty_map(x.shape, x, last)
     for source, target in zip(x.flatten(2), out.flatten(2), strict=True):
         if last:
             source, target = source.mT, target.mT
         target.copy_(source)  # torch transposes matrices by tiles, if the target is contiguous
     return out
+
+
+def empty_map(shape: Sequence[int], like: Tensor, last: bool) -> Tensor:
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
 
 
 def _page_aligned(x: Tensor) -> bool:

@@ -63,3 +63,16 @@ def test_project_follows_autocast(dtype):
     assert y.dtype == dtype
     y.float().square().sum().backward()
     assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in tensors)
+
+
+@pytest.mark.parametrize('last', [True, False])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_project_is_no_view_and_its_gradient_needs_no_copy(layout, last):
+    x, weight = draw(2, 6, 5, 4, layout=layout).requires_grad_(), draw(7, 6).requires_grad_()
+    y = ops.project(x, weight, last=last)
+    expected = F.conv2d(x, weight[:, :, None, None]).relu()
+    torch.testing.assert_close(y.relu_(), expected, rtol=0, atol=1e-13)
+    seen = []
+    x.register_hook(seen.append)
+    y.sum().backward()
+    assert seen[0].is_contiguous(memory_format=layout)

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.ops import Pairs, project, pyramid_pool, softmax_attention
+from mmattn.ops import (
+    Pairs,
+    is_channels_last,
+    project,
+    project_and_attend,
+    pyramid_pool,
+    softmax_attention,
+)
 
 from ..base import PairwiseBlock, recorded, zero
 from .conv_norm_act import ConvNormAct, apply_norm_act, foldable, has_hooks, run_folded
@@ -174,30 +181,43 @@ class AsymmetricBlock(PairwiseBlock):
 
     def fuse(self, high: Tensor, low: Tensor) -> Tensor:
         """bottleneck([sum of the contexts ; high])."""
-        size, context = high.shape[2:], 0
         conv = self.bottleneck.conv
         fold = foldable(conv) and not has_hooks(self.bottleneck)
-        width = conv.in_channels - self.high_in_channels  # channels of the context
+        if fold:
+            width = conv.in_channels - self.high_in_channels  # channels of the context
+            of_context, of_high = conv.weight.flatten(1).split([width, self.high_in_channels], 1)
+        y, context = None, None
         for stage in self.stages:
-            if min(size) < stage.query_scale:
-                self._check(
-                    False,
-                    f'input {tuple(high.shape)} with query scale {stage.query_scale}, '
-                    f'allowed H, W from {stage.query_scale}',
-                )
-            norms = [stage.query_project.norm, stage.key_project.norm, self.bottleneck.norm]
-            for norm, x in zip(norms, (high, low, high), strict=True):
-                self._check_batch(norm, x, 'a batch norm')
+            self._check_stage(stage, high, low)
             q, k, v = stage.project(high, low)
             if fold:
-                v = conv.weight[:, :width].flatten(1) @ v
+                v = of_context @ v
+            if fold and y is None and stage.query_scale == 1:
+                if self._recorder is not None:
+                    self.attend(q, k, v, stage)
+                y = project_and_attend(high, of_high, conv.bias, q, k, v, stage.scale)
+                continue
             prior = self.attend(q, k, v, stage)
             if stage.query_scale > 1:
-                prior = F.interpolate(prior, size=size, mode='bilinear', align_corners=False)
-            context = context + prior
+                prior = F.interpolate(
+                    prior, size=high.shape[2:], mode='bilinear', align_corners=False
+                )
+            context = prior if context is None else context + prior
         if fold:
-            y = project(high, conv.weight[:, width:].flatten(1), conv.bias) + context
-            y = apply_norm_act(self.bottleneck, y, high)
+            if y is None:
+                y = project(high, of_high, conv.bias, last=is_channels_last(high))
+            y = apply_norm_act(self.bottleneck, y if context is None else y + context, high)
         else:
             y = self.bottleneck(torch.cat([context.to(high.dtype), high], 1))
         return high + self.rho(y).to(high.dtype) if self.init == 'identity' else y.to(high.dtype)
+
+    def _check_stage(self, stage: AsymmetricStage, high: Tensor, low: Tensor) -> None:
+        if min(high.shape[2:]) < stage.query_scale:
+            self._check(
+                False,
+                f'input {tuple(high.shape)} with query scale {stage.query_scale}, '
+                f'allowed H, W from {stage.query_scale}',
+            )
+        norms = [stage.query_project.norm, stage.key_project.norm, self.bottleneck.norm]
+        for norm, x in zip(norms, (high, low, high), strict=True):
+            self._check_batch(norm, x, 'a batch norm')

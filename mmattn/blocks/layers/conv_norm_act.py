@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import channels_last, match_memory_format, project
+from mmattn.ops import channels_last, is_channels_last, match_memory_format, project
 from mmattn.registry import ROOT
 
 _CONVS = {'Conv2d': nn.Conv2d, 'Conv': nn.Conv2d}
@@ -116,7 +116,8 @@ def run_folded(layer: ConvNormAct, x: Tensor) -> Tensor:
     """layer(x); by a matrix product if its convolution is `foldable`, which is faster."""
     if has_hooks(layer) or not foldable(layer.conv):
         return layer(x)
-    return apply_norm_act(layer, project(x, layer.conv.weight.flatten(1), layer.conv.bias), x)
+    weight, bias = layer.conv.weight.flatten(1), layer.conv.bias
+    return apply_norm_act(layer, project(x, weight, bias, last=is_channels_last(x)), x)
 
 
 def apply_norm_act(layer: ConvNormAct, y: Tensor, x: Tensor) -> Tensor:
