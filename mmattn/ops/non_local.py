@@ -98,8 +98,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """torch's attention on (N, 1, positions, channels) -> (N, C, P)."""
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    q = q.detach()
+    # CPU only: the check is cheaper than the passes it saves; on a GPU it would synchronise, and
+    # fake tensors have no values
+    can_check = type(q) is Tensor and q.is_cpu and not is_compiling()
+    if can_check and q.sum().isfinite():
+        return out[:, 0].mT
     # fused kernels treat a non-finite query row as masked; propagate NaN instead
-    nan = (q.detach() - q.detach()).sum(-1, keepdim=True)  # or 0
+    nan = (q - q).sum(-1, keepdim=True)  # or 0
     if is_compiling():
         out = out + nan
     else:
