@@ -85,10 +85,13 @@ def compare(
     count = max(
         4, min(16, int(_CACHE_BYTES / (torch.Size(shape).numel() * DTYPES[dtype].itemsize)))
     )
-    maps = [torch.randn(shape, device=bench.device).to(DTYPES[dtype]) for _ in range(count)]
-    if bench.small:
-        maps = maps[:1]
-    gradient = torch.randn_like(maps[0])  # not constant, as batch norm removes a constant
+    # a generator of its own: a capture that fails may leave the default one unusable
+    drawn = dict(device=bench.device, generator=torch.Generator(bench.device).manual_seed(0))
+    # the last one is the gradient: not constant, as batch norm removes a constant
+    *maps, gradient = (
+        torch.randn(shape, **drawn).to(DTYPES[dtype])
+        for _ in range(2 if bench.small else count + 1)
+    )
     blocks = {
         key: copy.deepcopy(block).to(memory_format=form)
         for key, form in FORMATS.items()
