@@ -1,6 +1,7 @@
 """Criss-cross attention against the published formula: the block, forward and step."""
 
 from mmattn.blocks import CrissCrossAttention
+from mmattn.ops import criss_cross_triton
 
 from . import variants
 from .bench import Bench
@@ -43,7 +44,7 @@ def _forms(dtype: str) -> list[Contender]:
     forms = [
         ours(f'kernels{name}', OTHER, variant=context)
         for name, context in variants.precisions(dtype).items()
-        if name and name.strip() != variants.default_precision()
+        if name.strip() not in ('', criss_cross_triton.FP32_PRECISION)
     ]
     forms.append(ours('products', OTHER, variant=variants.without_kernels))
     if dtype == 'fp32':

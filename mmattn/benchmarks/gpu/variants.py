@@ -10,7 +10,6 @@ import torch
 from mmattn.ops import attention_triton, criss_cross_triton
 
 Context = Callable[[], contextlib.AbstractContextManager]
-_PRECISION = 'FP32_PRECISION'  # of the kernels, as `tl.dot` names it
 
 
 @contextlib.contextmanager
@@ -33,14 +32,9 @@ def with_tf32() -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
-def default_precision() -> str | None:
-    """How the kernels multiply fp32."""
-    return getattr(criss_cross_triton, _PRECISION, None)
-
-
 def precisions(dtype: str) -> dict[str, Context]:
     """Suffix of a name -> context of the kernels, for each way to multiply the dtype."""
-    if dtype != 'fp32' or default_precision() is None:
+    if dtype != 'fp32':
         return {'': contextlib.nullcontext}
-    patch = partial(mock.patch.object, criss_cross_triton, _PRECISION)
+    patch = partial(mock.patch.object, criss_cross_triton, 'FP32_PRECISION')
     return {f' {name}': partial(patch, name) for name in ('tf32x3', 'ieee')}
