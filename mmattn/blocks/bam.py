@@ -8,6 +8,7 @@ Reference code: Jongchan/attention-module, MODELS/bam.py. Differs from it in: th
 
 from torch import Tensor, nn
 
+from mmattn.ops import channel_means, scale_by_fused_sigmoid
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -96,7 +97,7 @@ class BAM(AttentionBlock):
     def channel_logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C)."""
         self._check_batch(self.channel.bn, x[:, :, :1, :1], 'the batch norm of the channel branch')
-        hidden = self.channel.bn(linear_fp32(x.mean((2, 3)), self.channel.fc1).to(x.dtype))
+        hidden = self.channel.bn(linear_fp32(channel_means(x), self.channel.fc1).to(x.dtype))
         return linear_fp32(hidden.relu(), self.channel.fc2).to(x.dtype)
 
     @recorded('spatial logits')
@@ -104,11 +105,8 @@ class BAM(AttentionBlock):
         """(N, C, H, W) -> (N, 1, H, W)."""
         return self.spatial.final(self.spatial.convs(self.spatial.reduce(x))).to(x.dtype)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W), in (0, 1)."""
-        channel, spatial = self.channel_logits(x)[:, :, None, None], self.spatial_logits(x)
-        return (channel + spatial if self.fusion == 'add' else channel * spatial).sigmoid_()
-
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return x * ((0.5 if self.init == 'identity' else 1.0) + self.gate(x))
+        logits = self.channel_logits(x)[:, :, None, None], self.spatial_logits(x)
+        offset = 0.5 if self.init == 'identity' else 1.0
+        return scale_by_fused_sigmoid(x, *logits, offset, multiply=self.fusion == 'mul')

@@ -25,7 +25,6 @@ from .layout import channels_last as channels_last
 from .layout import is_channels_last as is_channels_last
 from .layout import match_memory_format as match_memory_format
 from .layout import project as project
-from .max_gates import max_of_gates as max_of_gates
 from .non_local import concatenation_attention as concatenation_attention
 from .non_local import concatenation_weights as concatenation_weights
 from .non_local import dot_product_attention as dot_product_attention
@@ -49,3 +48,5 @@ from .strips import scale_by_product as scale_by_product
 from .strips import scale_by_sigmoid as scale_by_sigmoid
 from .strips import scale_by_sum as scale_by_sum
 from .strips import strip_means as strip_means
+from .two_gates import max_of_gates as max_of_gates
+from .two_gates import scale_by_fused_sigmoid as scale_by_fused_sigmoid

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from mmattn.torch_compat import is_compiling
 
+from .layout import is_channels_last
 from .precision import disable_autocast, upcast
 
 
@@ -59,7 +60,7 @@ class _ContextPool(torch.autograd.Function):
         x, weight, weights = ctx.saved_tensors
         if context_grad is None:
             context_grad = x.new_zeros(x.shape[:2])
-        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        last = is_channels_last(x)
         with disable_autocast(x):
             maps, a = x.flatten(2), weights.flatten(1)  # (N, C, P), (N, P)
             a_grad = upcast(_each(maps.mT, context_grad))

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mmattn.torch_compat import is_compiling, is_exporting
 
+from .layout import is_channels_last
 from .precision import upcast
 
 
@@ -31,8 +32,7 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool = Tr
         rows, columns = (t.expand(len(maps), -1, -1) for t in (rows, columns.mT))
         y = torch.bmm(torch.bmm(rows, maps), columns)
         return y[:, None] if x.shape[1] == 1 else y.unflatten(0, x.shape[:2])
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    if last and not is_compiling():
+    if is_channels_last(x) and not is_compiling():
         stored = rows @ x.permute(0, 2, 3, 1).flatten(2)  # (N, height, W C)
         return (columns @ stored.unflatten(2, (x.shape[3], -1))).permute(0, 3, 1, 2)
     return (x.mT @ rows.mT).mT @ columns.mT  # rows first: the copied tensor is smaller

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmattn.benchmarks.timing import saved_bytes
-from mmattn.ops import max_gates, max_of_gates
+from mmattn.ops import max_of_gates, scale_by_fused_sigmoid, two_gates
 from tests.blocks.slow import draw
 
 FORMS = {
@@ -38,7 +38,7 @@ def same(inputs, weight, tolerance=1e-12):
 @pytest.mark.parametrize('size', SIZES)
 def test_equals_the_formula(monkeypatch, size, form, block):
     """Also where x is 0 or the gates are equal, which share the gradient."""
-    monkeypatch.setattr(max_gates, '_BLOCK', block)
+    monkeypatch.setattr(two_gates, '_BLOCK', block)
     x = draw(*size)
     x[:, :, ::2] *= torch.randint(0, 2, x[:, :, ::2].shape)
     channel, spatial = gates(size)
@@ -107,3 +107,62 @@ def test_saves_x_and_gates(form):
     values = [t.requires_grad_() for t in gates(x.shape, torch.float32)]
     saved = saved_bytes(lambda t: max_of_gates(t, *values), [x], values)
     assert saved == 0
+
+
+def fused(x, channel, spatial, offset, multiply):
+    z = channel * spatial if multiply else channel + spatial
+    return x * (offset + z.sigmoid())
+
+
+@pytest.mark.parametrize('block', [1, 100, 1 << 18])
+@pytest.mark.parametrize('multiply', [False, True])
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('size', SIZES)
+def test_fused_sigmoid(monkeypatch, size, form, multiply, block):
+    monkeypatch.setattr(two_gates, '_BLOCK', block)
+    n, c, h, w = size
+    inputs = FORMS[form](draw(*size)), draw(n, c, 1, 1), draw(n, 1, h, w)
+    inputs = [t.requires_grad_() for t in inputs]
+    found = scale_by_fused_sigmoid(*inputs, 0.5, multiply)
+    wanted = fused(*inputs, 0.5, multiply)
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+    assert found.stride() == wanted.stride() or not inputs[0].is_contiguous() or n == 0
+    weight = draw(*size)
+    grads = [torch.autograd.grad(y, inputs, weight, retain_graph=True) for y in (found, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    for value, whole in zip(inputs, grads[1]):  # one gradient alone
+        others = [t if t is value else t.detach() for t in inputs]
+        (grad,) = torch.autograd.grad(scale_by_fused_sigmoid(*others, 0.5, multiply), value, weight)
+        torch.testing.assert_close(grad, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('multiply', [False, True])
+def test_gradcheck_of_fused_sigmoid(multiply):
+    inputs = [t.requires_grad_() for t in (draw(2, 3, 2, 4), draw(2, 3, 1, 1), draw(2, 1, 2, 4))]
+    assert torch.autograd.gradcheck(
+        lambda *given: scale_by_fused_sigmoid(*given, 1.0, multiply), inputs
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('form', ['contiguous', 'channels_last'])
+def test_fused_sigmoid_in_half_precision(form, dtype):
+    size = 2, 64, 60, 50
+    x = FORMS[form]((1000 * torch.randn(size)).to(dtype))
+    inputs = [t.to(dtype) for t in (x, draw(2, 64, 1, 1), draw(2, 1, 60, 50))]
+    inputs = [t.requires_grad_() for t in inputs]
+    y = scale_by_fused_sigmoid(*inputs, 1.0)
+    torch.testing.assert_close(y, fused(*inputs, 1.0, False))
+    weight = (1e-3 * torch.randn(size)).to(dtype)
+    ours = torch.autograd.grad(y, inputs, weight)
+    wide = [t.detach().float().requires_grad_() for t in inputs]
+    wanted = torch.autograd.grad(fused(*wide, 1.0, False), wide, weight.float())
+    for a, b in zip(ours, wanted):
+        assert a.dtype == dtype
+        assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
+def test_fused_sigmoid_saves_x_and_logits():
+    x, *values = torch.randn(2, 8, 9, 10), torch.randn(2, 8, 1, 1), torch.randn(2, 1, 9, 10)
+    values = [t.requires_grad_() for t in values]
+    assert saved_bytes(lambda t: scale_by_fused_sigmoid(t, *values, 1.0), [x], values) == 0
