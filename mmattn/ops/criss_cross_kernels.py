@@ -76,7 +76,8 @@ def _weights(logits, lse, attended):
 
     Clamped at 1, as the order of summation in large logits differs from that of forward.
     """
-    return tl.where(attended, tl.exp(tl.minimum(logits - lse, 0.0)), 0.0)
+    exponent = tl.minimum(logits - lse, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(attended, tl.exp(exponent), 0.0)
 
 
 @_jit
