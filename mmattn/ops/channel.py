@@ -44,6 +44,11 @@ def first_max(x: Tensor, dim: int) -> Tensor:
         return x.max(dim).values
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x.amax(dim)
+    order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+    if not x.is_contiguous() and x.permute(order).is_contiguous():  # gather's gradient is, too
+        found = first_max(x.permute(order), order.index(dim))
+        axes = [axis for axis in order if axis != dim]
+        return found.permute([axes.index(axis) for axis in sorted(axes)])
     length = x.shape[dim]
     part = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
     with torch.no_grad():
@@ -59,8 +64,9 @@ def first_max(x: Tensor, dim: int) -> Tensor:
 def channel_mean(x: Tensor) -> Tensor:
     """Mean over the channels, (N, C, H, W) -> (N, 1, H, W)."""
     is_half = upcast(x) is not x  # 1 / C would not be exact
-    if is_half or (x.requires_grad and torch.is_grad_enabled()):
-        return x.mean(1, keepdim=True)  # cheaper backward
+    # a compiler fuses it with its neighbours, and its backward pass is cheaper
+    if is_compiling() or is_half or (x.requires_grad and torch.is_grad_enabled()):
+        return x.mean(1, keepdim=True)
     with disable_autocast(x):  # a product with a vector runs at memory speed
         mean = x.new_full((1, x.shape[1]), 1 / x.shape[1]) @ x.flatten(2)
     return mean.unflatten(2, x.shape[2:])

@@ -22,6 +22,21 @@ def test_first_max(dim, length, ties):
     assert torch.equal(x.grad, expected)
 
 
+@pytest.mark.parametrize('dim', [0, 1, 2, 3])
+@pytest.mark.parametrize('order', [(0, 2, 3, 1), (3, 1, 0, 2), (0, 1, 3, 2)])
+def test_first_max_in_the_order_of_storage(dim, order):
+    """Of a map with other strides, whose gradient has them, too."""
+    axes = sorted(range(4), key=order.index)
+    x = torch.randint(0, 4, (6, 7, 4, 9)).double().permute(axes).requires_grad_()
+    y = ops.first_max(x, dim)
+    assert torch.equal(y, x.amax(dim))
+    weight = torch.randn_like(y)
+    (grad,) = torch.autograd.grad(y, x, weight)
+    first = x.detach().argmax(dim, keepdim=True)
+    expected = torch.zeros_like(x).scatter(dim, first, weight.unsqueeze(dim))
+    assert torch.equal(grad, expected) and grad.stride() == x.stride()
+
+
 def test_first_max_of_nan():
     x = torch.tensor([[1.0, float('nan'), 3.0, 2.0]])
     assert ops.first_max(x, 1).isnan() and ops.first_max(x.requires_grad_(), 1).isnan()
