@@ -10,7 +10,7 @@ Reference code: implus/PytorchInsight, classification/models/imagenet/resnet_sge
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import group_similarity
+from mmattn.ops import group_enhance, group_similarity
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded
@@ -58,6 +58,9 @@ class SGE(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        parts = x.unflatten(1, (self.groups, -1)).flatten(3)  # (N, G, C / G, P)
-        gate = self.gate(parts, x.shape[2:]).flatten(2)
-        return (parts * gate[:, :, None]).reshape(x.shape)
+        if self._recorder is not None:
+            parts = x.unflatten(1, (self.groups, -1)).flatten(3)  # (N, G, C / G, P)
+            self.gate(parts, x.shape[2:])  # otherwise the gates are not kept
+        factor = 2 if self.init == 'identity' else 1
+        weight, bias = self.weight.flatten(), self.bias.flatten()
+        return group_enhance(x, self.groups, weight, bias, _EPS, factor)

@@ -5,11 +5,12 @@ from .channel import channel_mean as channel_mean
 from .channel import channel_shuffle as channel_shuffle
 from .channel import first_max as first_max
 from .channel import global_pool as global_pool
-from .channel import group_similarity as group_similarity
 from .channel_attention import channel_attention as channel_attention
 from .channel_attention import channel_attention_weights as channel_attention_weights
 from .channel_gate import channel_means as channel_means
 from .channel_gate import scale_channels as scale_channels
+from .channel_groups import group_enhance as group_enhance
+from .channel_groups import group_similarity as group_similarity
 from .context import context_pool as context_pool
 from .criss_cross import criss_cross as criss_cross
 from .criss_cross import criss_cross_map as criss_cross_map

@@ -80,27 +80,3 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """
     parts = x.unflatten(1, (groups, x.shape[1] // groups))
     return parts.transpose(1, 2).flatten(1, 2)
-
-
-def group_similarity(parts: Tensor, eps: float) -> Tensor:
-    """Similarity of each position to the mean of its channel group, standardised over positions.
-
-    Source: Spatial Group-wise Enhance, arXiv 1905.09646, eq. 2-4, with the unbiased deviation and
-    eps added to it, as in the authors' code. On a map of one pixel the result is 0.
-
-    Args:
-        parts: (N, G, C / G, P), channels by group.
-        eps: added to the deviation, in units of x squared.
-
-    Returns:
-        (N, G, P) in fp32 or wider.
-    """
-    with disable_autocast(parts):
-        parts = upcast(parts)
-        t = (parts.mean(-1, keepdim=True).mT @ parts).squeeze(2)  # (N, G, P)
-        t = t - t.mean(-1, keepdim=True)
-        if t.shape[-1] > 1:  # else t is 0 and there is no deviation
-            # equals std, which is many times slower
-            deviation = torch.linalg.vector_norm(t, dim=-1, keepdim=True) / (t.shape[-1] - 1) ** 0.5
-            t = t / (deviation + eps)
-        return t

@@ -29,6 +29,11 @@ def channels_last(x: Tensor) -> Tensor:
     return _Relayout.apply(x, True)
 
 
+def to_contiguous(x: Tensor) -> Tensor:
+    """x (N, C, H, W) contiguous, copied only if it is not; not differentiable."""
+    return x if x.is_contiguous() else _copy(x, False)
+
+
 def match_memory_format(y: Tensor, x: Tensor) -> Tensor:
     """y contiguous or channels_last, as x is, both (N, C, H, W); copied only if it is not.
 
