@@ -78,12 +78,12 @@ def criss_cross_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     product. Differentiable once; saves q, k, v, o and one number per pixel for backward. Memory
     grows with the pixels times the channels. Under torch.compile it is one operator of the graph.
 
-    fp32 is multiplied as three products of TF32 (3xTF32), not as one. With x = x1 + x2 + r, x1 and
-    x2 rounded to 11 significant bits, |x2| <= 2^-11 |x| and |r| <= 2^-22 |x|: x1 y1 + x1 y2 + x2 y1
-    leaves out x2 y2, x r' and y r, some 3 * 2^-22 |x y|, where fp32 rounds a product by 2^-24 and a
-    sum of E of them by up to E * 2^-24: the order of fp32 for E from about 16 on. One product of
-    TF32 leaves 2^-10 |x y|, an error of up to 1e-3 of a logit, and the exponential makes that,
-    times the logit, the relative error of a weight.
+    fp32 is multiplied as three products of TF32 (3xTF32), not as one. x is x1 + x2 + r: x1 rounded
+    to 11 significant bits, x2 the 11 bits of the rest that tensor cores take, so |x2| <= 2^-11 |x|
+    and |r| <= 2^-21 |x|. x1 y1 + x1 y2 + x2 y1 leaves out x2 y2 and the products with r: at most
+    5 * 2^-22 |x y|, and less in a sum, as signs differ; fp32 rounds a product by 2^-24 |x y| and
+    each partial sum again. One product of TF32 leaves out 2^-10 |x y|, an error of up to 1e-3 of a
+    logit, and the exponential makes that, times the logit, the relative error of a weight.
 
     Args:
         q: (N, H, W, E) queries in fp32, fp16 or bf16; channels adjacent, else any strides.
