@@ -136,6 +136,13 @@ def check_dtypes_of_their_own(dtypes, on_kernels, monkeypatch):
     q, k, v, grad = draw(1, 5, 7, 6, 20)
     q, k, v = (t.to(dtype) for t, dtype in zip((q, k, v), dtypes))
     grad = grad.to(v.dtype)
+    reached, forward = [], criss_cross_triton._forward
+
+    def spy(q, k, v):
+        reached.append(q.dtype == k.dtype)  # the interpreter would multiply any two
+        return forward(q, k, v)
+
+    monkeypatch.setattr(criss_cross_triton, '_forward', spy)
 
     def joined(q, k, v):
         out = criss_cross(*(t.permute(0, 3, 1, 2) for t in (q, k, v)))
@@ -145,7 +152,7 @@ def check_dtypes_of_their_own(dtypes, on_kernels, monkeypatch):
     out = joined(*inputs)
     out.backward(grad)
     assert out.dtype == v.dtype and [t.grad.dtype for t in inputs] == list(dtypes)
-    assert ('CrissCross' in graph_of(out)) and on_kernels == ('triton' in graph_of(out))
+    assert 'CrissCross' in graph_of(out) and reached == ([True] if on_kernels else [])
     tolerance = 3 * max(torch.finfo(dtype).eps for dtype in dtypes)
     assert_near(run(joined, q, k, v, grad), expected(q, k, v, grad), tolerance)
 
@@ -269,9 +276,9 @@ def maps(n=1, height=5, width=6, e=4, c=8, dtype=torch.float32):
     return [t.permute(0, 3, 1, 2).contiguous() for t in draw(n, height, width, e, c, dtype)]
 
 
-COMPILERS = [('aot_eager', False), ('aot_eager', True)]
+COMPILERS = [('aot_eager', True)]
 if DEVICE == 'cuda' or has_cpp_compiler():
-    COMPILERS.append(('inductor', True))
+    COMPILERS.append(('inductor', False))
 
 
 @pytest.mark.parametrize(('backend', 'dynamic'), COMPILERS)
