@@ -114,7 +114,8 @@ class _SampleRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # bags of the results that read a row; 32 bits sort faster
             places, order = index.flatten().int().sort()
-            starts = torch.searchsorted(places, torch.arange(x[:, 0].numel(), device=x.device))
+            rows = torch.arange(x[:, 0].numel(), dtype=places.dtype, device=x.device)
+            starts = torch.searchsorted(places, rows)
             x_grad = _sum_rows(grad, order // 4, weight.flatten()[order], starts)
             x_grad = _unflatten(x_grad, x[:, 0])
         if any(ctx.needs_input_grad[1:]):
