@@ -219,6 +219,8 @@ class RelativePosition(nn.Module):
 
 def _resample(table: Tensor, size: int) -> Tensor:
     """(2 S0 - 1, d) -> (2 size - 1, d), linearly; the middle row stays in the middle."""
+    if not is_compiling() and len(table) == 2 * size - 1:
+        return upcast(table)
     with disable_autocast(table):
         rows = upcast(table).mT[None, :, :, None]  # (1, d, 2 S0 - 1, 1)
         return resize_bilinear(rows, 2 * size - 1, 1, align_corners=False)[0, :, :, 0].mT

@@ -2,8 +2,9 @@
 
 Source: Bottleneck Transformers for Visual Recognition, CVPR 2021, arXiv 2101.11605, fig. 4.
 
-The logits of the distances are computed for a few queries at a time, as the map over pairs is. For
-torch's fused kernels and for exporters, queries and keys are widened instead, by H + W channels.
+The map over pairs is computed for a few queries at a time, and again in the backward pass; where it
+is smaller than queries, keys and values it is saved instead. For torch's fused kernels and for
+exporters, queries and keys are widened, by H + W channels.
 """
 
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ def relative_attention(
     """o[p] = sum_s softmax_s(scale * q[p] . k[s] + position_scale * (q[p] . (r + c))) v[s].
 
     For a query at (i, j) and a key at (i', j'), r is height[i' - i + H - 1] and c is
-    width[j' - j + W - 1]. Logits and softmax are computed in fp32 or wider. Never allocates the map
-    over pairs.
+    width[j' - j + W - 1]. Logits and softmax are computed in fp32 or wider. Never allocates a map
+    over pairs that is larger than q, k and v.
 
     Args:
         q: (N, E, H, W) queries.
@@ -61,8 +62,14 @@ def relative_attention(
         else:
             require(_bytes(v, q.numel(), k.numel(), 2 * v.numel()), v, 'relative attention')
             floats = (upcast(t) for t in (q, k, height, width))
-            out = _RelativeAttention.apply(*floats, v, scale, position_scale)
+            function = _SmallRelativeAttention if _is_small(q, v) else _RelativeAttention
+            out = function.apply(*floats, v, scale, position_scale)
         return out.unflatten(2, v.shape[2:])
+
+
+def _is_small(q: Tensor, v: Tensor) -> bool:
+    """Whether the map over pairs is not larger than queries, keys and values."""
+    return q.shape[2:].numel() <= 2 * q.shape[1] + v.shape[1]
 
 
 def relative_pairs(
@@ -96,12 +103,40 @@ def relative_pairs(
 
 def _windows(table: Tensor, at: Tensor) -> Tensor:
     """(2 S - 1, E), the positions 0..S-1 -> (S, E, S): query, channel, key."""
-    return table[_distances(at, at)].mT
+    return table[at - at[:, None] + at[-1:]].mT
 
 
-def _distances(queries: Tensor, keys: Tensor) -> Tensor:
-    """(Q) and all S positions -> (Q, S) indices of key minus query in a table."""
-    return keys - queries[:, None] + keys[-1:]
+class _SmallRelativeAttention(torch.autograd.Function):
+    """`relative_attention` of all images at once; saves the map over pairs as well."""
+
+    @staticmethod
+    def forward(ctx, q, k, height, width, v, scale, position_scale) -> Tensor:
+        positions = _Positions(q.shape[2:], height, width, position_scale)
+        flat_q, flat_k, flat_v = (t.flatten(2) for t in (q, k, v))
+        by_row, by_column = positions.logits(flat_q)
+        weights = by_row[..., None] + by_column[..., None, :]  # (N, H, W, H, W)
+        weights = weights.flatten(3).flatten(1, 2).baddbmm_(flat_q.mT, flat_k, alpha=scale)
+        weights = torch.softmax(weights, -1, out=weights)
+        ctx.save_for_backward(q, k, height, width, v, weights)
+        ctx.scales = scale, position_scale
+        return torch.bmm(flat_v, weights.to(v.dtype).mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, height, width, v, weights = ctx.saved_tensors
+        (scale, position_scale), size = ctx.scales, q.shape[2:]
+        positions = _Positions(size, height, width, position_scale)
+        q, k, wide_v, grad = (t.flatten(2) for t in (q, k, upcast(v), upcast(grad)))
+        v_grad = torch.bmm(grad, weights)
+        weights_grad = torch.bmm(grad.mT, wide_v)
+        logits_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
+        k_grad = torch.bmm(q, logits_grad).mul_(scale)
+        by_key = logits_grad.unflatten(2, size).unflatten(1, size)  # (N, H, W, H, W)
+        q_grad = torch.bmm(k, logits_grad.mT).mul_(scale)
+        positions.backward(q, q_grad, by_key.sum(4), by_key.sum(3))
+        q_grad, k_grad, v_grad = (t.unflatten(2, size) for t in (q_grad, k_grad, v_grad))
+        return q_grad, k_grad, *positions.grads, v_grad.to(v.dtype), None, None
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -115,7 +150,7 @@ class _RelativeAttention(torch.autograd.Function):
         q, k, v = (t.flatten(2) for t in (q, k, v))
         out = torch.empty_like(v)
         for n in range(len(q)):
-            for rows, weights in _row_blocks(q[n], k[n], scale, positions):
+            for rows, weights in _row_blocks(q[n : n + 1], k[n], scale, positions):
                 torch.mm(v[n], weights.to(v.dtype).mT, out=out[n, :, rows])
         return out
 
@@ -130,7 +165,8 @@ class _RelativeAttention(torch.autograd.Function):
         by_row, by_column = (q.new_empty(size.numel(), length) for length in size)
         for n in range(len(q)):
             buffers = None
-            for rows, weights in _row_blocks(q[n], k[n], scale, positions):
+            image = q[n : n + 1]
+            for rows, weights in _row_blocks(image, k[n], scale, positions):
                 if buffers is None or len(buffers[0]) != len(weights):
                     buffers = torch.empty_like(weights), torch.empty_like(weights)
                 weights_grad, logits_grad = buffers
@@ -146,17 +182,18 @@ class _RelativeAttention(torch.autograd.Function):
                 torch.sum(by_key, 2, out=by_row[rows])
                 torch.sum(by_key, 1, out=by_column[rows])
             q_grad[n] *= scale
-            q_grad[n] += positions.backward(q[n], by_row, by_column)
+            maps = (t.view(1, *size, -1) for t in (by_row, by_column))
+            positions.backward(image, q_grad[n : n + 1], *maps)
         k_grad *= scale
         q_grad, k_grad, v_grad = (t.unflatten(2, size) for t in (q_grad, k_grad, v_grad))
-        return q_grad, k_grad, *positions.table_grads(), v_grad.to(v.dtype), None, None
+        return q_grad, k_grad, *positions.grads, v_grad.to(v.dtype), None, None
 
 
 def _row_blocks(
     q: Tensor, k: Tensor, scale: float, positions: '_Positions'
 ) -> Iterator[tuple[slice, Tensor]]:
     """Of an image, yield queries and their map rows (R, P), which the next iteration overwrites."""
-    by_row, by_column = positions.logits(q)  # (P, H), (P, W)
+    by_row, by_column = (t[0].flatten(0, 1) for t in positions.logits(q))  # (P, H), (P, W)
     count = k.shape[1]
     step = max(1, _ROWS // count)
     buffer = q.new_empty(min(step, count), count)
@@ -165,45 +202,47 @@ def _row_blocks(
         weights = buffer[: rows.stop - first]
         maps = by_row[rows, :, None], by_column[rows, None]
         torch.add(*maps, out=weights.unflatten(1, positions.size))
-        _by_columns(scale * q[:, rows].mT, k, weights, add=True)
+        _by_columns(scale * q[0, :, rows].mT, k, weights, add=True)
         yield rows, torch.softmax(weights, -1, out=weights)
 
 
 class _Positions:
-    """The logits of the distances for the queries of an image, and their gradients."""
+    """The logits of the distances for the queries of some images, and their gradients.
+
+    Each query is multiplied with a whole table. Its distances to all rows or columns are then
+    neighbours in the product, so the logits are a view of it.
+    """
 
     def __init__(self, size: torch.Size, height: Tensor, width: Tensor, scale: float) -> None:
-        self.size, self.tables, self.scale = size, (height, width), scale
-        self.places = [torch.arange(n, device=height.device) for n in size]
-        pairs = zip(self.tables, self.places, strict=True)
-        self.windows = [scale * _windows(table, at) for table, at in pairs]
-        self.windows_grads = [torch.zeros_like(windows) for windows in self.windows]
+        self.size, self.scale = size, scale
+        self.tables = [scale * table.mT for table in (height, width)]  # (E, 2 S - 1)
+        self.grads = [torch.zeros_like(table) for table in (height, width)]
 
     def logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """(E, P) -> (P, H) for the rows of the keys, (P, W) for their columns."""
-        lines = zip(self._lines(q), self.windows, strict=True)
-        by_row, by_column = (torch.bmm(line, windows) for line, windows in lines)
-        return by_row.flatten(0, 1), by_column.transpose(0, 1).flatten(0, 1)
+        """(N, E, P) -> (N, H, W, H) for the rows of the keys, (N, H, W, W) for their columns."""
+        products = (torch.bmm(q.mT, table.expand(len(q), -1, -1)) for table in self.tables)
+        by_row, by_column = (self._by_key(t, axis) for axis, t in enumerate(products))
+        return by_row, by_column
 
-    def backward(self, q: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
-        """Gradient of q (E, P) from those of the logits; adds to those of the tables."""
-        grads = by_row.unflatten(0, self.size), by_column.unflatten(0, self.size).transpose(0, 1)
-        for total, line, grad in zip(self.windows_grads, self._lines(q), grads, strict=True):
-            total.baddbmm_(line.mT, grad)
-        both = zip(grads, self.windows, strict=True)
-        rows, columns = (torch.bmm(grad, windows.mT) for grad, windows in both)
-        return (rows.permute(2, 0, 1) + columns.permute(2, 1, 0)).flatten(1)
+    def backward(self, q: Tensor, q_grad: Tensor, *grads: Tensor) -> None:
+        """Add the gradients to q_grad (N, E, P) and to those of the tables.
 
-    def table_grads(self) -> list[Tensor]:
-        """Of all images so far, (2 H - 1, E) and (2 W - 1, E)."""
-        sums = []
-        for table, at, grad in zip(self.tables, self.places, self.windows_grads, strict=True):
-            index = _distances(at, at).flatten()
-            grad = self.scale * grad.mT.flatten(0, 1)
-            sums.append(torch.zeros_like(table).index_add_(0, index, grad))
-        return sums
+        `grads` are those of the logits, (N, H, W, H) and (N, H, W, W).
+        """
+        for axis, (table, total, grad) in enumerate(
+            zip(self.tables, self.grads, grads, strict=True)
+        ):
+            products = grad.new_zeros(len(q), q.shape[2], table.shape[1])
+            self._by_key(products, axis).copy_(grad)
+            q_grad.baddbmm_(table.expand(len(q), -1, -1), products.mT)
+            for image, image_grad in zip(q, products, strict=True):
+                total.addmm_(image_grad.mT, image.mT, alpha=self.scale)
 
-    def _lines(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """(E, P) -> its rows (H, W, E) and its columns (W, H, E)."""
-        q = q.unflatten(1, self.size)
-        return q.permute(1, 2, 0), q.permute(2, 1, 0)
+    def _by_key(self, products: Tensor, axis: int) -> Tensor:
+        """(N, P, 2 S - 1), contiguous -> its view (N, H, W, S) by the row or column of the key."""
+        height, width = self.size
+        count, pixels, length = products.shape
+        strides = [width * length, length]
+        strides[axis] -= 1  # a query one further on is one nearer to each key
+        size = count, height, width, self.size[axis]
+        return products.as_strided(size, (pixels * length, *strides, 1), self.size[axis] - 1)

@@ -44,11 +44,19 @@ def gradients(f, tensors):
     return [y, *torch.autograd.grad(y, leaves, weight)]
 
 
-@pytest.mark.parametrize('rows', [1, 40, 1 << 20])
+SMALL = 'small'  # in place of a number of rows: the whole map at once
+
+
+def compute_by(monkeypatch, rows):
+    monkeypatch.setattr(relative, '_is_small', lambda q, v: rows == SMALL)
+    monkeypatch.setattr(relative, '_ROWS', 1 << 20 if rows == SMALL else rows)
+
+
+@pytest.mark.parametrize('rows', [1, 40, 1 << 20, SMALL])
 @pytest.mark.parametrize('e, c', [(3, 5), (4, 4), (1, 1)])
 @pytest.mark.parametrize('size', [(3, 4), (1, 5), (5, 1), (1, 1)])
 def test_formula(monkeypatch, size, e, c, rows):
-    monkeypatch.setattr(relative, '_ROWS', rows)
+    compute_by(monkeypatch, rows)
     found = gradients(lambda *t: ops.relative_attention(*t, 0.7, 1.3), inputs(*size, e, c))
     wanted = gradients(lambda *t: formula(*t, 0.7, 1.3), inputs(*size, e, c))
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
@@ -73,7 +81,16 @@ def test_their_products_are_the_logits():
     torch.testing.assert_close(found, wanted)
 
 
-def test_memory_formats_and_views():
+@pytest.mark.parametrize('rows', [40, SMALL])
+def test_gradcheck(monkeypatch, rows):
+    compute_by(monkeypatch, rows)
+    tensors = [t.requires_grad_() for t in inputs(2, 3, 2, 2)]
+    assert torch.autograd.gradcheck(lambda *t: ops.relative_attention(*t, 0.7, 1.3), tensors)
+
+
+@pytest.mark.parametrize('rows', [40, SMALL])
+def test_memory_formats_and_views(monkeypatch, rows):
+    compute_by(monkeypatch, rows)
     tensors = inputs(5, 4)
     wanted = gradients(ops.relative_attention, tensors)
     last = [t.contiguous(memory_format=torch.channels_last) for t in tensors[:3]]
@@ -84,10 +101,13 @@ def test_memory_formats_and_views():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('compiling', [False, True])
-def test_half_precision(monkeypatch, dtype, compiling):
+@pytest.mark.parametrize('rows', [40, SMALL, None])
+def test_half_precision(monkeypatch, dtype, rows):
     """Logits of thousands, of the positions alone beyond what fp16 holds."""
-    monkeypatch.setattr(relative, 'is_compiling', lambda: compiling)
+    if rows:
+        compute_by(monkeypatch, rows)
+    else:
+        monkeypatch.setattr(relative, 'is_compiling', lambda: True)
     q, k, v, rows, columns = inputs(3, 4, dtype=dtype)
     q, rows = 300 * q, 300 * rows
     found = gradients(ops.relative_attention, (q, k, v, rows, columns))
@@ -96,7 +116,9 @@ def test_half_precision(monkeypatch, dtype, compiling):
     torch.testing.assert_close(found[0].double(), wanted, rtol=0.02, atol=0.02)
 
 
-def test_empty_batch():
+@pytest.mark.parametrize('rows', [40, SMALL])
+def test_empty_batch(monkeypatch, rows):
+    compute_by(monkeypatch, rows)
     tensors = [t.requires_grad_() for t in inputs(3, 4, n=0)]
     y = ops.relative_attention(*tensors)
     assert y.shape == (0, 5, 3, 4)
@@ -104,16 +126,24 @@ def test_empty_batch():
     assert all(t.grad.shape == t.shape for t in tensors)
 
 
-def test_what_is_not_finite_is_not_hidden():
+@pytest.mark.parametrize('rows', [40, SMALL])
+def test_what_is_not_finite_is_not_hidden(monkeypatch, rows):
+    compute_by(monkeypatch, rows)
     for place in range(5):
         tensors = inputs(3, 4, dtype=torch.float32)
         tensors[place][..., 1, 1] = float('nan')
         assert ops.relative_attention(*tensors).isnan().any()
 
 
-def test_only_the_inputs_are_saved():
+@pytest.mark.parametrize('e, is_small', [(3, False), (4, True)])
+def test_a_map_is_saved_only_where_it_is_not_larger_than_the_inputs(e, is_small):
+    """At 12 pixels, each with e values of a query and of a key, and 5 values."""
     saved = []
-    tensors = [t.requires_grad_() for t in inputs(3, 4)]
-    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
-        ops.relative_attention(*tensors)
-    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in tensors}
+    tensors = [t.requires_grad_() for t in inputs(3, 4, e)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = ops.relative_attention(*tensors)
+    known = {t.data_ptr() for t in tensors}
+    assert known <= {t.data_ptr() for t in saved}
+    others = [t.shape for t in saved if t.data_ptr() not in known]
+    assert others == ([(2, 12, 12)] if is_small else [])
+    y.sum().backward()
