@@ -26,6 +26,19 @@ HAS_NARROW_ATTENTION = HAS_OLD_EXPORT
 # torch.compile there, seen with 2.4, gives a wrong gradient of several maxima of one map
 HAS_WRONG_MAX_GRADIENT = HAS_OLD_EXPORT
 
+if HAS_OLD_EXPORT:
+
+    def gradient_edge(x: torch.Tensor) -> Any:
+        """x, as `torch.autograd.grad` takes outputs; before 2.5 these are tensors alone."""
+        return x
+
+else:
+
+    def gradient_edge(x: torch.Tensor) -> Any:
+        """The place of x in its graph, as `torch.autograd.grad` takes outputs; x may be freed."""
+        return torch.autograd.graph.get_gradient_edge(x)
+
+
 if hasattr(torch.amp, 'is_autocast_available'):
 
     def has_autocast(device: str) -> bool:

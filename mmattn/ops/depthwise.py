@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmattn.torch_compat import is_compiling
 
-from .layout import channels_last
+from .layout import channels_last, match_memory_format
 from .precision import upcast
 
 _PADDING = 6  # columns; with more of it, oneDNN takes several times longer
@@ -36,11 +36,11 @@ def depthwise_conv(
     """
     if is_compiling() or x.device.type != 'cpu' or upcast(x) is not x or 0 in x.shape:
         return _conv(x, weight, bias, dilation)
-    return _DepthwiseConv.apply(channels_last(x), weight, bias, dilation)
+    return _DepthwiseConv.apply(x, weight, bias, dilation)
 
 
 class _DepthwiseConv(torch.autograd.Function):
-    """`depthwise_conv` in channels_last."""
+    """`depthwise_conv` in channels_last; saves x as it is, and its gradient is in that format."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class _DepthwiseConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
-        return _conv_channels_last(x, weight, bias, dilation)
+        return _conv_channels_last(channels_last(x), weight, bias, dilation)
 
     @staticmethod
     @once_differentiable
@@ -56,10 +56,11 @@ class _DepthwiseConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = channels_last(grad)
         x_grad = weight_grad = bias_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = _weight_grad(channels_last(x), grad, weight, ctx.dilation)
         if ctx.needs_input_grad[0]:
             x_grad = _conv_channels_last(grad, weight.flip(2, 3), None, ctx.dilation)
-        if ctx.needs_input_grad[1]:
-            weight_grad = _weight_grad(x, grad, weight, ctx.dilation)
+            x_grad = match_memory_format(x_grad, x)
         if ctx.needs_input_grad[2]:
             bias_grad = grad.sum((0, 2, 3))
         return x_grad, weight_grad, bias_grad, None

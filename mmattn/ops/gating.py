@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from mmattn.torch_compat import is_compiling
 
+from .layout import empty_map, is_channels_last
 from .precision import disable_autocast, to_autocast_dtype
 
 
@@ -32,42 +33,46 @@ def project_gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 class _ProjectGated(torch.autograd.Function):
+    """`project_gated` by matrix products, one image at a time, for the cache."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, gate, weight)
-        weight = weight[:, :, None, None]
-        return torch.conv2d(x * gate, weight, bias, dilation=_dilation(x))
+        x = _in_one_format(x)
+        y = empty_map((len(x), len(weight), *x.shape[2:]), x, is_channels_last(x))
+        for image, image_gate, out in zip(x, gate, y, strict=True):
+            product, out = (image * image_gate).flatten(1), out.view(len(out), -1)
+            if bias is None:
+                torch.mm(weight, product, out=out)
+            else:
+                torch.addmm(bias[:, None], weight, product, out=out)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, weight = ctx.saved_tensors
-        needs, size, one, zero = ctx.needs_input_grad, [len(weight)], [1, 1], [0, 0]
-        mask, product = [needs[0] or needs[1], needs[2], needs[3]], x * gate
-        product_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
-            grad,
-            product,
-            weight[:, :, None, None],
-            size,
-            one,
-            zero,
-            2 * [_dilation(x)],
-            False,
-            zero,
-            1,
-            mask,
-        )
-        gate_grad = None
-        if needs[1]:
-            gate_grad = torch.mul(product_grad, x, out=product).sum(1, keepdim=True)
-        x_grad = product_grad.mul_(gate) if needs[0] else None
-        return x_grad, gate_grad, weight_grad[:, :, 0, 0] if needs[2] else None, bias_grad
+        x = _in_one_format(x)
+        needs_x, needs_gate, needs_weight, needs_bias = ctx.needs_input_grad
+        x_grad = torch.empty_like(x) if needs_x else None
+        gate_grad = torch.empty_like(gate) if needs_gate else None
+        weight_grad = torch.zeros_like(weight) if needs_weight else None
+        for n, (image, image_gate, image_grad) in enumerate(zip(x, gate, grad, strict=True)):
+            product, image_grad = image * image_gate, image_grad.flatten(1)
+            if needs_weight:
+                weight_grad.addmm_(image_grad, product.flatten(1).mT)
+            if needs_x or needs_gate:
+                torch.mm(
+                    weight.mT, image_grad, out=product.view(len(product), -1)
+                )  # now its gradient
+            if needs_x:
+                torch.mul(product, image_gate, out=x_grad[n])
+            if needs_gate:
+                torch.sum(product.mul_(image), 0, keepdim=True, out=gate_grad[n])
+        bias_grad = grad.sum((0, 2, 3)) if needs_bias else None
+        return x_grad, gate_grad, weight_grad, bias_grad
 
 
-def _dilation(x: Tensor) -> int:
-    """Of a 1x1 kernel, where it means nothing.
-
-    In one thread and for small batches, torch gives a 1x1 convolution to oneDNN, which is faster,
-    only if it is dilated.
-    """
-    return 2 if x.device.type == 'cpu' else 1
+def _in_one_format(x: Tensor) -> Tensor:
+    """x channels_last as it is, or contiguous."""
+    return x if is_channels_last(x) else x.contiguous()

@@ -109,14 +109,33 @@ def project_grads(
         grad: (N, H W, D), of the result.
         needs_x, needs_bias: whether these are computed; else they are None.
     """
-    x_grad, weight_grad = None, torch.zeros_like(weight)
+    weight_grad = project_weight_grad(x, grad)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    x_grad = project_x_grad(grad, weight, x.shape[2:], last) if needs_x else None
+    return x_grad, weight_grad, grad.sum((0, 1)) if needs_bias else None
+
+
+def project_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of `project` for the weight: (N, C, H, W), of the result (N, H W, D) -> (D, C)."""
+    weight_grad = grad.new_zeros(grad.shape[2], x.shape[1])
     for image, image_grad in zip(x.flatten(2), grad, strict=True):
         weight_grad.addmm_(image_grad.mT, image.mT)
-    if needs_x:
-        x_grad = empty_map(x.shape, grad, x.is_contiguous(memory_format=torch.channels_last))
-        for out, image_grad in zip(x_grad.flatten(2), grad, strict=True):
-            torch.mm(weight.mT, image_grad.mT, out=out)
-    return x_grad, weight_grad, grad.sum((0, 1)) if needs_bias else None
+    return weight_grad
+
+
+def project_x_grad(grad: Tensor, weight: Tensor, size: torch.Size, last: bool) -> Tensor:
+    """Gradient of `project` for x, (N, C, H, W) in channels_last, or contiguous if not `last`.
+
+    Args:
+        grad: (N, H W, D), of the result.
+        weight: (D, C).
+        size: H and W.
+        last: memory format of the gradient.
+    """
+    x_grad = empty_map((len(grad), weight.shape[1], *size), grad, last)
+    for out, image_grad in zip(x_grad.flatten(2), grad, strict=True):
+        torch.mm(weight.mT, image_grad.mT, out=out)
+    return x_grad
 
 
 class _Relayout(torch.autograd.Function):

@@ -61,6 +61,18 @@ def test_empty_batch_and_one_channel(shape):
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize('form', FORMATS)
+def test_x_is_saved_as_it_is_and_its_gradient_has_its_format(form):
+    x, weight, bias = draw((2, 4, 6, 5), (7, 7))
+    x = x.detach().contiguous(memory_format=form).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = depthwise_conv(x, weight, bias, (3, 3))
+    assert {t.data_ptr() for t in saved} == {x.data_ptr(), weight.data_ptr()}
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.is_contiguous(memory_format=form)
+
+
 def test_without_bias_and_with_frozen_weights():
     x, weight, bias = draw((2, 4, 6, 5), (7, 7))
     for inputs in (

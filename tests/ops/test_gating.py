@@ -26,6 +26,47 @@ def test_equals_its_parts(form, bias, dtype, tolerance):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=10 * tolerance)
 
 
+@pytest.mark.parametrize('form', [torch.contiguous_format, torch.channels_last])
+def test_memory_format(form):
+    x = draw(2, 5, 3, 4).detach().contiguous(memory_format=form).requires_grad_()
+    y = project_gated(x, draw(2, 1, 3, 4), draw(7, 5))
+    y.sum().backward()
+    assert y.is_contiguous(memory_format=form) and x.grad.is_contiguous(memory_format=form)
+
+
+def test_views_and_an_empty_batch():
+    values = [draw(2, 6, 4, 5), draw(2, 1, 4, 5), draw(7, 6), draw(7)]
+    pairs = []
+    for x, gate in (values[0].mT, values[1].mT), (values[0].mT.contiguous(), values[1].mT):
+        y = project_gated(x, gate, *values[2:])
+        pairs.append([y, *torch.autograd.grad(y.square().sum(), values)])
+    for ours, theirs in zip(*pairs):
+        torch.testing.assert_close(ours, theirs)
+    empty = [draw(0, 6, 4, 5), draw(0, 1, 4, 5)]
+    y = project_gated(*empty, *values[2:])
+    assert y.shape == (0, 7, 4, 5)
+    y.sum().backward()
+    assert all(t.grad.shape == t.shape for t in empty) and not values[2].grad.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('form', [torch.contiguous_format, torch.channels_last])
+def test_half_precision(form, dtype):
+    shapes = (2, 16, 5, 4), (2, 1, 5, 4), (8, 16), (8,)
+    values = [draw(*shape, dtype=dtype) for shape in shapes]
+    values[0] = values[0].detach().contiguous(memory_format=form).requires_grad_()
+    wide = [value.detach().float().requires_grad_() for value in values]
+    found, wanted = (project_gated(*each) for each in (values, wide))
+    assert found.dtype == dtype
+    weight = torch.randn_like(found)
+    pairs = (
+        (y, *torch.autograd.grad(y, each, weight.to(y.dtype)))
+        for y, each in ((found, values), (wanted, wide))
+    )
+    for a, b in zip(*pairs):
+        assert (a.float() - b).abs().max() <= 8 * torch.finfo(dtype).eps * b.abs().max()
+
+
 def test_gradients():
     assert gradcheck(project_gated, (draw(2, 3, 2, 3), draw(2, 1, 2, 3), draw(4, 3), draw(4)))
 

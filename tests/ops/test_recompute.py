@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from mmattn.ops import project, recompute_project
+from mmattn.torch_compat import HAS_OLD_EXPORT
 
 
 def function(x, weight, bias):
@@ -30,9 +32,9 @@ def draw_projected(scaled=True, **options):
 
 
 @pytest.mark.parametrize('last', [True, False])
-@pytest.mark.parametrize('scaled', [True, False])
+@pytest.mark.parametrize('scaled, save', [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize('frozen', [None, 0, 1, 2, 3, 'scale', 'inputs'])
-def test_values_and_gradients(frozen, scaled, last):
+def test_values_and_gradients(frozen, scaled, save, last):
     inputs, options = draw_projected(scaled, dtype=torch.float64)
     if frozen == 'inputs':
         for t in inputs[2:]:
@@ -42,7 +44,7 @@ def test_values_and_gradients(frozen, scaled, last):
     elif isinstance(frozen, int):
         inputs[frozen].requires_grad_(False)
     wanted = [t for t in (*inputs, options['scale']) if t is not None and t.requires_grad]
-    found = recompute_project(function, *inputs, **options, last=last)
+    found = recompute_project(function, *inputs, **options, last=last, save=save)
     plain = projected(*inputs, **options, last=last)
     assert torch.equal(found, plain) and found.stride() == plain.stride()
     weight = torch.randn_like(plain)
@@ -58,12 +60,43 @@ def test_without_bias():
         torch.testing.assert_close(a, b)
 
 
-def test_keeps_only_its_arguments():
+@pytest.mark.parametrize('save', [False, True])
+def test_saves_its_arguments_and_the_projection_if_that_is_asked_for(save):
     inputs, options = draw_projected()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        recompute_project(function, *inputs, **options)
-    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (*inputs, options['scale'])}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        recompute_project(function, *inputs, **options, save=save)
+    known = {t.data_ptr() for t in (*inputs, options['scale'])}
+    assert known <= {t.data_ptr() for t in saved}
+    others = [t for t in saved if t.data_ptr() not in known]
+    assert len(others) == save
+    if save:
+        torch.testing.assert_close(others[0], projected(*inputs))
+
+
+@pytest.mark.skipif(HAS_OLD_EXPORT, reason='torch.autograd.grad needs the tensor itself')
+@pytest.mark.parametrize('scaled, save', [(True, True), (False, False)])
+def test_the_result_of_the_function_is_freed_before_its_gradients(scaled, save):
+    results, are_freed = [], []
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            are_freed.append(results[-1].expired())
+            return 2 * grad
+
+    def doubled(x):
+        y = Double.apply(x)
+        results.append(StorageWeakRef(y.untyped_storage()))
+        return y
+
+    (weight, bias, x, *_), options = draw_projected(scaled)
+    recompute_project(doubled, weight, bias, x, **options, save=save).sum().backward()
+    assert are_freed == [True]
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

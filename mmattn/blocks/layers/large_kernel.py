@@ -89,12 +89,11 @@ class LargeKernelAttention(AttentionBlock):
             *_matrix(layer, dtype),
             z,
             *tensors,
-            scale=None if self.project or self.keeps_response else x,
+            scale=None if self.project else x,
             last=not x.is_contiguous(),
+            save=self.keeps_response,
         ).to(x.dtype)
-        if self.project:
-            return x + y
-        return x * y if self.keeps_response else y
+        return x + y if self.project else y
 
     def _whole(self, x: Tensor, conv: Conv) -> Tensor:
         if not self.project:
