@@ -78,10 +78,11 @@ def _adjacent(x: Tensor) -> Tensor:
 
 def _wide(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether our kernel for wide values in half precision is worth a try."""
-    on_gpu = v.is_cuda and v.element_size() == 2 and not is_exporting()
+    if not v.is_cuda or v.element_size() != 2 or is_exporting():  # an export keeps sizes open
+        return False
     aligned = q.shape[1] % 16 == 0 and v.shape[1] % 16 == 0  # else loads are of single numbers
     many = q.shape[0] * q.shape[2] * k.shape[2] >= _MIN_PAIRS
-    return on_gpu and aligned and many and v.shape[1] > _WIDE
+    return aligned and many and v.shape[1] > _WIDE
 
 
 def _bytes(like: Tensor, *elements: int) -> int:

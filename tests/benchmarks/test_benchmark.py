@@ -84,7 +84,8 @@ def test_every_block_equals_its_baselines_and_is_measured(tmp_path, quick, capsy
     assert unpaired == {'MHSA': {'timm': ['position.height', 'position.width']}}
     shown = capsys.readouterr().out
     assert 'mmcv cannot (step, saved, peak; NCHW, eager): mmcv divides in place' in shown
-    assert max(map(len, shown.splitlines())) <= 140
+    table = shown.partition('over 20 s')[2]  # after the description of the machine
+    assert table and max(map(len, table.splitlines())) <= 140
 
 
 @pytest.mark.slow

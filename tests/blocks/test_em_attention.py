@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmattn import EMAttention
-from mmattn.benchmarks import baselines
+from mmattn.benchmarks import authors_operations
 from mmattn.benchmarks.timing import saved_bytes
 from mmattn.ops import em_attention
 from mmattn.visualization import record
@@ -55,7 +55,7 @@ def test_some_groups_at_a_time(values, layout, monkeypatch):
 @pytest.mark.parametrize('size', [(4, 3), (1, 5)])
 def test_authors_operations(size):
     block = drawn(EMAttention(12, groups=3))
-    agree(block, lambda twin, x: baselines.ema(twin)(x), draw(2, 12, *size))
+    agree(block, lambda twin, x: authors_operations.ema(twin)(x), draw(2, 12, *size))
 
 
 def test_no_image():
