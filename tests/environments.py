@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements' / 'environments'
 TESTS = {  # environment -> what it runs
     'core': (
-        '-m', 'not openmmlab', '--ignore=tests/ops/test_criss_cross_triton.py',
-        '--ignore=tests/ops/test_attention_triton.py', 'tests/core', 'tests/ops', 'tests/blocks', 'tests/plugins/test_flops.py',
+        # torch brings a release of Triton that our kernels are not compiled by
+        '-m', 'not openmmlab', '--ignore-glob=*triton*', 'tests/core', 'tests/ops', 'tests/blocks', 'tests/plugins/test_flops.py',
         'tests/plugins/test_stages.py', 'tests/visualization/test_recording.py', 'tests/zoo/test_authors.py',
     ),
     'libraries': ('tests/core', 'tests/plugins/test_stages.py', 'tests/libraries'),

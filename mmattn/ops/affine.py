@@ -203,12 +203,13 @@ def _positions(
         source, target: height and width of map and result; None means those of the map.
         align_corners: see `affine_sample`.
     """
-    (y, row), (x, column) = (
-        _axis(source[i], None if target is None else target[i], align_corners, delta)
-        for i in range(2)
-    )
+    sizes = (None, None) if target is None else target
+    # not by generators, whose closures torch.compile of 2.4 cannot trace
+    y, row = _axis(source[0], sizes[0], align_corners, delta)
+    x, column = _axis(source[1], sizes[1], align_corners, delta)
     y, row = y[:, None], row[:, None]  # (H', 1), to broadcast with (W')
-    height, width = ((n - 1 if align_corners else n) / 2 for n in source)  # per unit of [-1, 1]
+    less = 1 if align_corners else 0
+    height, width = (source[0] - less) / 2, (source[1] - less) / 2  # per unit of [-1, 1]
     a, b, c, d, e, f = delta.flatten(1)[..., None, None].unbind(1)  # (N, 1, 1) each
     # one addition of maps for each, the others are of strips
     return (column + a * (x * width)) + (b * y + c) * width, d * (x * height) + (
