@@ -68,7 +68,9 @@ class Results:
             curves = [Curve(**curve) for curve in content['curves']]
             return cls(content['options'], content['machines'], rows, curves, Path(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f'{path} has no figures of a benchmark: {error!r}.') from error
+            raise UsageError(
+                f'{path} has no figures of a benchmark: {error!r}. Name a file that --json wrote.'
+            ) from error
 
     def add_machine(self, machine: dict[str, Any]) -> None:
         """Note under which setting the next rows are measured.

@@ -216,7 +216,7 @@ def _register() -> None:
     forward.register_autograd(differentiate, setup_context=save)
 
 
-if not HAS_OLD_EXPORT:  # else what is compiled and what is exported cannot be told apart
+if not HAS_OLD_EXPORT:  # else what is compiled and what is exported are indistinguishable
     _register()
 
 

@@ -59,7 +59,7 @@ def test_every_baseline_and_every_target_belongs_to_a_case():
 
 
 def test_timm_is_among_the_baselines():
-    """Without it a row would be missing without a word."""
+    """Without it the table would lack a row and not say so."""
     assert all(b.installed for baselines in BASELINES.values() for b in baselines)
 
 

@@ -76,13 +76,15 @@ def test_the_whole_report_in_small(tmp_path, capsys):
     assert list(found['parts']) == [part.name for part in PARTS] and found['small']
     assert {part['status'] for part in found['parts'].values()} == {'ok'}
     assert all(part['rows'] for part in found['parts'].values())
-    told = found['summary']
-    assert told['right'] == told['checks'] > 100
-    assert not any(told[key] for key in ('wrong', 'unfinished', 'cut', 'errors', 'notes', 'missed'))
-    measured = {(entry['block'], entry['measure']) for entry in told['ratios']}
+    outcome = found['summary']
+    assert outcome['right'] == outcome['checks'] > 100
+    assert not any(
+        outcome[key] for key in ('wrong', 'unfinished', 'cut', 'errors', 'notes', 'missed')
+    )
+    measured = {(entry['block'], entry['measure']) for entry in outcome['ratios']}
     for block in 'CrissCrossAttention', 'PAM', 'NonLocal2d', 'SE', 'CBAM', 'SCSE':
         assert {(block, 'forward'), (block, 'step')} <= measured
-    for entry in told['ratios']:
+    for entry in outcome['ratios']:
         assert entry['called'] > 0 and entry['device'] is None
     names = [
         row['name']
@@ -100,7 +102,7 @@ def test_the_whole_report_in_small(tmp_path, capsys):
         assert any(name.startswith(start) for name in names), start
     shown = capsys.readouterr().out
     assert shown.endswith((tmp_path / 'out' / 'summary.txt').read_text())
-    assert f'Right: {told["checks"]} of {told["checks"]} checks.' in shown
+    assert f'Right: {outcome["checks"]} of {outcome["checks"]} checks.' in shown
 
 
 @pytest.mark.slow
@@ -122,10 +124,10 @@ def test_a_part_that_fails_leaves_the_others_alone(tmp_path, faulty, capsys):
     assert found['parts']['leaves']['error'] == 'the last line'
     # what a part has found until then is kept
     assert [len(part['rows']) for part in found['parts'].values()] == [1, 1, 1, 1, 1, 0]
-    told = found['summary']
-    assert (told['checks'], told['right']) == (5, 4)
-    assert told['wrong'] == ['apart: x 5.0e-01 > 1.0e-01'] and len(told['unfinished']) == 4
-    assert error.value.lines == told['wrong'] + told['unfinished']
+    outcome = found['summary']
+    assert (outcome['checks'], outcome['right']) == (5, 4)
+    assert outcome['wrong'] == ['apart: x 5.0e-01 > 1.0e-01'] and len(outcome['unfinished']) == 4
+    assert error.value.lines == outcome['wrong'] + outcome['unfinished']
     assert (out / 'right.log').read_text() == 'said\n'
     assert 'no such thing\nin detail' in (out / 'raises.log').read_text()
     assert 'unfinished: dies: failed, killed by SIGSEGV' in capsys.readouterr().out
@@ -352,12 +354,14 @@ def test_a_contender_that_cannot_run_and_one_that_is_wrong(tmp_path):
 
     rows = rows_of(tmp_path / 'rows', measure)
     found = dict(small=False, parts=dict(some=dict(status='ok', error=None, rows=rows)))
-    told = found['summary'] = summary.summarize(found)
-    assert told['errors'][0] == 'SE bf16 1x16x3x4: broken, eager, nchw, forward: RuntimeError: not'
-    assert [text.partition(' differs')[0] for text in told['wrong']] == ['SE bf16 1x16x3x4: off, eager, nhwc, forward', 'SE bf16 1x16x3x4: off, eager, nhwc, step']  # fmt: skip
+    outcome = found['summary'] = summary.summarize(found)
+    assert (
+        outcome['errors'][0] == 'SE bf16 1x16x3x4: broken, eager, nchw, forward: RuntimeError: not'
+    )
+    assert [text.partition(' differs')[0] for text in outcome['wrong']] == ['SE bf16 1x16x3x4: off, eager, nhwc, forward', 'SE bf16 1x16x3x4: off, eager, nhwc, step']  # fmt: skip
     assert all(
         entry['best_baseline'].startswith('off') and entry['nchw'] is None
-        for entry in told['ratios']
+        for entry in outcome['ratios']
     )
     assert 'wrong: SE bf16' in summary.to_text(found)
 
@@ -425,8 +429,8 @@ def test_ratios_and_targets():
         time_row('SE', 'baseline', 'nchw', 1.0, 1.0),
     ]
     found = dict(small=False, parts=dict(some=dict(status='ok', error=None, rows=rows)))
-    told = found['summary'] = summary.summarize(found)
-    first, second, third, fourth = told['ratios']
+    outcome = found['summary'] = summary.summarize(found)
+    first, second, third, fourth = outcome['ratios']
     assert (first['device'], first['called'], first['ratio']) == (2.5, 1.5, 1.5)
     assert (first['nchw'], first['nhwc'], first['ours_ms'], first['baseline_ms']) == (
         2.5,
@@ -437,8 +441,12 @@ def test_ratios_and_targets():
     assert first['best_baseline'] == 'baseline, eager, nhwc, forward'
     assert (second['device'], second['ratio'], second['ours_ms']) == (None, 1.1, 1.0)
     assert third['ratio'] is None and fourth['ratio'] == 0.5
-    assert [(t['target'], t['met']) for t in told['targets']] == [(2, False), (1, True), (1, False)]
-    assert told['missed'] == [
+    assert [(t['target'], t['met']) for t in outcome['targets']] == [
+        (2, False),
+        (1, True),
+        (1, False),
+    ]
+    assert outcome['missed'] == [
         'CrissCrossAttention bf16 8x512x97x97 forward: 1.5, target >=2',
         'PAM bf16 8x512x97x97 step: -, target >=1',
     ]
