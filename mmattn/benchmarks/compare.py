@@ -1,5 +1,6 @@
 """Compare a case with its baselines: equality first, then time and memory."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from .machine import malloc_setting
 from .roofline import estimate
 from .timing import CPU, BaselineUnsupported, release_memory, time_interleaved
 
-MAX_SECONDS = 20  # for all rounds of one measure of one case, unless it has a target
+ROUNDS = 25
+MAX_SECONDS = 15  # for all rounds of one measure of one case, unless it has a target
 TARGET_ROUNDS = 5  # of a case with targets, however long they take
 CURVE = ((16, 16), (32, 32), (48, 48), (64, 64), (97, 97), (128, 128), (128, 256))  # H and W
 MAX_POINT_SECONDS = 20  # a curve ends at a point that takes longer
@@ -116,13 +118,16 @@ class Row:
     def spread(
         self, measure: str, layout: str | None = None, mode: str | None = None
     ) -> tuple[float, float] | None:
-        """The least and the greatest of the ratios of single rounds, of the same two cells."""
+        """Quartiles of the ratios of single rounds, of the same two cells."""
         sides = self.best(False, measure, layout, mode), self.best(True, measure, layout)
         if not all(sides) or measure not in ('forward', 'step'):
             return None
         pairs = zip(*(getattr(side, measure) for side in sides), strict=True)
-        ratios = sorted(theirs / ours for theirs, ours in pairs)
-        return ratios[0], ratios[-1]
+        ratios = [theirs / ours for theirs, ours in pairs]
+        if len(ratios) == 1:
+            return ratios[0], ratios[0]
+        first, _, third = statistics.quantiles(ratios, n=4, method='inclusive')
+        return first, third
 
     def met(self, target: Target) -> bool | None:
         """Whether a target is met; None if it was not measured."""
@@ -163,7 +168,7 @@ def compare_case(
     size: Size | None = None,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
-    rounds: int = 7,
+    rounds: int = ROUNDS,
     machine: dict[str, Any] | None = None,
     log: Log = lambda text: None,
     *,
@@ -180,7 +185,7 @@ def compare_case(
         device: device to run on.
         dtype: dtype of inputs and weights.
         rounds: how often our block and the baselines are timed, alternating; fewer if all would
-            take more than 20 s, but at least 5 if the case has targets.
+            take more than `MAX_SECONDS`, but at least `TARGET_ROUNDS` if the case has targets.
         machine: figures of `describe_machine`, for the estimate; None for none.
         log: called with a line before each measurement.
         layouts, modes, measures: those to measure, of the ones that the case has.

@@ -12,7 +12,7 @@ from mmattn.files import check_writable
 from mmattn.progress import stages
 
 from .cases import LAYOUTS, MEASURES, MODES, Case, Size, select_cases
-from .compare import MAX_SECONDS, TARGET_ROUNDS, Log, compare_case, measure_curve
+from .compare import MAX_SECONDS, ROUNDS, TARGET_ROUNDS, Log, compare_case, measure_curve
 from .machine import describe_in_words, describe_machine, malloc_setting
 from .plot import FORMATS, MAX_CURVES, plot_benchmark
 from .report import LEGEND, curve_lines, deviations, summary, table_header, table_lines
@@ -26,7 +26,7 @@ _CURVES = ('NonLocal2d embedded_gaussian', 'CrissCrossAttention 1', 'APNB', 'Con
 def run_benchmark(
     pattern: str = '*',
     size: Size | None = None,
-    rounds: int = 7,
+    rounds: int = ROUNDS,
     json_path: str | Path | None = None,
     *,
     device: str = 'cpu',

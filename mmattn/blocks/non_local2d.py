@@ -172,7 +172,8 @@ class NonLocal2d(PairwiseBlock):
     @recorded('pairwise', by='attention_map')
     def attend(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """(N, E, H, W), (N, E, h, w), (N, d, h, w) -> (N, d, H, W)."""
-        q, k, v = theta.flatten(2), phi.flatten(2), g.flatten(2)
+        q, v = theta.flatten(2), g.flatten(2)
+        k = q if phi is theta else phi.flatten(2)  # the same tensor takes half of the logits
         if self.mode == 'dot_product':
             y = dot_product_attention(q, k, v)
         elif self.mode == 'concatenation':

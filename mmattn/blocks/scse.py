@@ -9,7 +9,7 @@ Reference code: ai-med/squeeze_and_excitation, squeeze_and_excitation/squeeze_an
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import channel_means, max_of_gates, scale_channels
+from mmattn.ops import channel_means, max_of_gates, position_dots, scale_channels
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -79,7 +79,8 @@ class SCSE(AttentionBlock):
     @recorded('spatial')
     def spatial_gate(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W)."""
-        return self._sigmoid(self.spatial(x)).to(x.dtype)
+        conv = self.spatial.conv
+        return self._sigmoid(position_dots(x, conv.weight, conv.bias)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)

@@ -55,8 +55,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         help='dtype of input and weights; default: %(default)s',
     )  # fmt: skip
     parser.add_argument(
-        '--rounds', type=int, default=7,
-        help='maximum number of rounds; the fastest counts; default: %(default)s',
+        '--rounds', type=int,
+        help='maximum number of rounds; the fastest counts; default: 25, of --plugins, --trust and '
+        '--segmentation 7',
     )  # fmt: skip
     parser.add_argument(
         '--threads', type=int, nargs='+', metavar='N',
@@ -102,6 +103,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         parser.error(f'{flag} has sizes of its own: leave pattern and --size out')
     if flag and (args.device != 'cpu' or args.dtype != 'fp32' or args.plot):
         parser.error(f'{flag} is for the CPU in fp32: leave --device, --dtype and --plot out')
+    if args.rounds is None:
+        args.rounds = 7 if flag else 25
     for name, values in dict(rounds=[args.rounds], threads=args.threads or [1]).items():
         if min(values) < 1:
             parser.error(f'--{name} {min(values)}: allowed are numbers from 1')

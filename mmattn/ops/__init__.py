@@ -7,7 +7,6 @@ from .channel import first_max as first_max
 from .channel import global_pool as global_pool
 from .channel_attention import channel_attention as channel_attention
 from .channel_attention import channel_attention_weights as channel_attention_weights
-from .channel_gate import channel_means as channel_means
 from .channel_gate import scale_channels as scale_channels
 from .channel_groups import group_enhance as group_enhance
 from .channel_groups import group_similarity as group_similarity
@@ -49,5 +48,7 @@ from .strips import scale_by_product as scale_by_product
 from .strips import scale_by_sigmoid as scale_by_sigmoid
 from .strips import scale_by_sum as scale_by_sum
 from .strips import strip_means as strip_means
+from .sums import channel_means as channel_means
+from .sums import position_dots as position_dots
 from .two_gates import max_of_gates as max_of_gates
 from .two_gates import scale_by_fused_sigmoid as scale_by_fused_sigmoid

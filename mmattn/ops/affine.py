@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmattn.torch_compat import is_compiling
 
-from .layout import is_channels_last
+from .layout import channels_last, match_memory_format
 from .precision import disable_autocast, upcast
 
 _MIN_CHANNELS = 128  # from which on sums of rows are faster than `grid_sample`
@@ -39,7 +39,7 @@ def affine_sample(
             outer edges (False).
 
     Returns:
-        (N, C, *size) in the dtype of x; in channels_last if x is, on a CPU and with many channels.
+        (N, C, *size) in the dtype of x; on a CPU with many channels in its memory format, too.
 
     Raises:
         ValueError: another padding mode; a theta that is not (N, 2, 3).
@@ -55,7 +55,7 @@ def affine_sample(
         )
         positions = _positions(delta, x.shape[2:], size, align_corners)
         many = x.shape[1] >= _MIN_CHANNELS and x.device.type == 'cpu'
-        if many and is_channels_last(x) and not is_compiling():
+        if many and not is_compiling():
             y = _SampleRows.apply(wide, *positions, padding_mode).to(x.dtype)
         else:
             grid = [(2 * p + 1) / n - 1 for p, n in zip(positions, (x.shape[3], x.shape[2]))]
@@ -90,9 +90,10 @@ class _KeepIdentity(torch.autograd.Function):
 
 
 class _SampleRows(torch.autograd.Function):
-    """Bilinear sampling of a map in channels_last, each result a weighted sum of four of its rows.
+    """Bilinear sampling: each result is a weighted sum of four rows of the map in channels_last.
 
-    An embedding bag sums rows several times faster than `grid_sample` and its backward pass do.
+    An embedding bag sums rows several times faster than `grid_sample` and its backward pass do,
+    also if maps are copied into channels_last for it and back.
     """
 
     @staticmethod
@@ -100,7 +101,8 @@ class _SampleRows(torch.autograd.Function):
         ctx.save_for_backward(x, column, row)
         ctx.padding_mode = padding_mode
         index, weight, _ = _neighbours(x, column, row, padding_mode)
-        return _unflatten(_sum_rows(_rows(x), index, weight), column)
+        y = _unflatten(_sum_rows(_rows(x), index, weight), column)
+        return match_memory_format(y, x)
 
     @staticmethod
     @once_differentiable
@@ -109,7 +111,7 @@ class _SampleRows(torch.autograd.Function):
         index, weight, slopes = _neighbours(
             x, column, row, ctx.padding_mode, any(ctx.needs_input_grad[1:])
         )
-        grad = _rows(grad.contiguous(memory_format=torch.channels_last))
+        grad = _rows(grad)
         x_grad, grads = None, (None, None)
         if ctx.needs_input_grad[0]:
             # bags of the results that read a row; 32 bits sort faster
@@ -117,7 +119,7 @@ class _SampleRows(torch.autograd.Function):
             rows = torch.arange(x[:, 0].numel(), dtype=places.dtype, device=x.device)
             starts = torch.searchsorted(places, rows)
             x_grad = _sum_rows(grad, order // 4, weight.flatten()[order], starts)
-            x_grad = _unflatten(x_grad, x[:, 0])
+            x_grad = match_memory_format(_unflatten(x_grad, x[:, 0]), x)
         if any(ctx.needs_input_grad[1:]):
             pixels = torch.arange(len(grad), device=x.device)
             weight_grad = torch.ops.aten._embedding_bag_per_sample_weights_backward(
@@ -179,8 +181,8 @@ def _two(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) in channels_last -> a view (N H W, C)."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
+    """(N, C, H, W) -> (N H W, C), a view if it is in channels_last."""
+    return channels_last(x).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _unflatten(rows: Tensor, like: Tensor) -> Tensor:

@@ -10,18 +10,9 @@ from torch.autograd.function import once_differentiable
 from mmattn.torch_compat import is_compiling
 
 from .precision import disable_autocast, upcast
+from .sums import channel_factor
 
 _BLOCK = 1 << 19  # bytes of a product, which is summed while it is in the cache
-
-
-def channel_means(x: Tensor, keepdim: bool = False) -> Tensor:
-    """Means over positions in the dtype of x, (N, C, H, W) -> (N, C), or (N, C, 1, 1) to keep dims.
-
-    The gradient for x is an expanded vector; that of `x.mean` is written out.
-    """
-    if is_compiling() or upcast(x) is not x:  # a sum may exceed what fp16 holds
-        return x.mean((2, 3), keepdim=keepdim)
-    return x.sum((2, 3), keepdim=keepdim) / x.shape[2:].numel()
 
 
 def scale_channels(
@@ -41,16 +32,12 @@ def scale_channels(
         (N, C, H, W).
     """
     if is_compiling() or not torch.is_grad_enabled():
-        return _scale(x, _per_channel(gate(x)), added)
+        return _scale(x, channel_factor(gate(x), x), added)
     exchange: list[Tensor] = []
     source = x
     if x.requires_grad:
         source, x = _Fork.apply(x, exchange)
-    return _Scale.apply(x, _per_channel(gate(source)), added, exchange)
-
-
-def _per_channel(gate: Tensor) -> Tensor:
-    return gate if gate.dim() == 4 else gate[:, :, None, None]
+    return _Scale.apply(x, channel_factor(gate(source), x), added, exchange)
 
 
 def _scale(x: Tensor, gate: Tensor, added: Tensor | None) -> Tensor:

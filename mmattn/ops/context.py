@@ -10,6 +10,7 @@ from mmattn.torch_compat import is_compiling
 
 from .layout import is_channels_last
 from .precision import disable_autocast, upcast
+from .sums import position_dots, weighted_sums
 
 
 def context_pool(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,12 +31,12 @@ def context_pool(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         if is_compiling():
             weights = _position_weights(x, weight, bias)
-            return (x.flatten(2) @ weights.flatten(2).mT.to(x.dtype)).flatten(1), weights
+            return weighted_sums(x, weights.to(x.dtype)), weights
         return _ContextPool.apply(x, weight, bias)
 
 
 def _position_weights(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    logits = torch.conv2d(x, weight, bias)
+    logits = position_dots(x, weight, bias)
     return upcast(logits).flatten(2).softmax(-1).view_as(logits)
 
 

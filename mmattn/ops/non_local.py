@@ -6,7 +6,7 @@ Memory that each form allocates in addition to its result, for P queries and S k
 
 - softmax: a few rows of the map at a time, in forward and backward, which recomputes them. Torch's
   fused kernels are used where they support the tensors, and ours on GPUs for values in half
-  precision that are too wide for them; else `_RowAttention`.
+  precision that are too wide for them; else `SelfAttention` or `_RowAttention`.
 - dot product: by associativity, one matrix of E x C.
 - concatenation: two sorted lists and their running sums, of the size of the values.
 
@@ -24,6 +24,7 @@ from mmattn.torch_compat import HAS_NARROW_ATTENTION, is_compiling, is_exporting
 
 from .memory import require
 from .precision import disable_autocast, upcast
+from .self_attention import SelfAttention
 
 _MATH = 0  # torch.nn.attention.SDPBackend.MATH, which builds the map
 _ROWS = 1 << 22  # elements of the map at a time: 16 MB in fp32, which fit into the cache
@@ -43,7 +44,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
 
     Args:
         q: (N, E, P) queries.
-        k: (N, E, S) keys.
+        k: (N, E, S) keys. If they are q itself, the same tensor, half of the logits are computed.
         v: (N, C, S) values.
         scale: factor of the logits.
 
@@ -68,6 +69,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
             heads = [_adjacent(t.mT).unsqueeze(1) for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
+        if k is q and v.is_cpu and q.dtype == v.dtype:
+            return SelfAttention.apply(q, v, scale)
         return _RowAttention.apply(upcast(q), upcast(k), v, scale)
 
 

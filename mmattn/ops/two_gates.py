@@ -11,6 +11,7 @@ from mmattn.torch_compat import is_compiling
 
 from .layout import is_channels_last
 from .precision import disable_autocast, upcast
+from .sums import channel_factor
 
 _BLOCK = 1 << 18  # bytes of a map at a time on a CPU; the intermediates fit into the cache
 
@@ -29,7 +30,7 @@ def max_of_gates(x: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
         (N, C, H, W) in the memory format of x.
     """
     if is_compiling():
-        return torch.max(x * channel, x * spatial)
+        return torch.max(x * channel_factor(channel, x), x * spatial)
     return _by_rows(_MaxOfGates.apply, x, channel, spatial)
 
 
@@ -49,6 +50,7 @@ def scale_by_fused_sigmoid(
         (N, C, H, W) in the memory format of x.
     """
     if is_compiling():
+        channel = channel_factor(channel, x)
         return x * (offset + _fuse(channel, spatial, multiply).sigmoid())
     return _by_rows(_FusedSigmoid.apply, x, channel, spatial, offset, multiply)
 

@@ -2,17 +2,18 @@
 
 from mmattn.blocks import CBAM, SCSE, SE, SGE, ContextBlock, ShuffleAttention
 
+from .. import authors_operations as authors
 from . import restated
 from .bench import Bench
 from .contenders import BASELINE, Contender, compare, compiled, in_layouts, ours
 
 _BLOCKS = {
-    SE: restated.se,
-    SGE: restated.sge,
-    CBAM: restated.cbam,
+    SE: authors.se,
+    SGE: authors.sge,
+    CBAM: authors.cbam,
     ContextBlock: restated.context_block,
-    ShuffleAttention: restated.shuffle_attention,
-    SCSE: restated.scse,
+    ShuffleAttention: authors.shuffle_attention,
+    SCSE: authors.scse,
 }
 
 _FULL = ('bf16', (4, 512, 100, 100))

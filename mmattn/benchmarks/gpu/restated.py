@@ -1,4 +1,4 @@
-"""Baselines: the published formulas of mmcv, mmseg and authors, restated on our block's weights."""
+"""Baselines that need no OpenMMLab: formulas of mmcv and mmseg, restated on our block's weights."""
 
 from collections.abc import Callable
 
@@ -85,65 +85,10 @@ def non_local(core: Core) -> Callable[[nn.Module], Forward]:
     return make
 
 
-def se(b: nn.Module) -> Forward:
-    def run(x: Tensor) -> Tensor:
-        y = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        y = b.fc2(b.fc1(y).relu()).sigmoid()
-        return x * y[:, :, None, None].expand_as(x)
-
-    return run
-
-
 def context_block(b: nn.Module) -> Forward:
     def run(x: Tensor) -> Tensor:
         weights = b.conv_mask(x).flatten(2).softmax(2)[..., None]  # (N, 1, P, 1)
         context = torch.matmul(x.flatten(2)[:, None], weights).flatten(1)[:, :, None, None]
         return x + b.channel_add_conv(context)
-
-    return run
-
-
-def sge(b: nn.Module) -> Forward:
-    def run(x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        groups = b.groups
-        x = x.reshape(n * groups, -1, h, w)
-        t = (x * F.adaptive_avg_pool2d(x, 1)).sum(1, keepdim=True).reshape(n * groups, -1)
-        t = t - t.mean(1, keepdim=True)
-        t = (t / (t.std(1, keepdim=True) + 1e-5)).reshape(n, groups, h, w)
-        t = (t * b.weight + b.bias).reshape(n * groups, 1, h, w)
-        return (x * t.sigmoid()).reshape(n, c, h, w)
-
-    return run
-
-
-def shuffle_attention(b: nn.Module) -> Forward:
-    def run(x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        x0, x1 = x.reshape(n * b.groups, -1, h, w).chunk(2, 1)
-        x0 = x0 * (b.cweight * F.adaptive_avg_pool2d(x0, 1) + b.cbias).sigmoid()
-        x1 = x1 * (b.sweight * b.gn(x1) + b.sbias).sigmoid()
-        y = torch.cat([x0, x1], 1).reshape(n, 2, -1, h, w)
-        return y.permute(0, 2, 1, 3, 4).reshape(n, c, h, w)
-
-    return run
-
-
-def cbam(b: nn.Module) -> Forward:
-    def run(x: Tensor) -> Tensor:
-        size = x.shape[2:]
-        pooled = F.avg_pool2d(x, size), F.max_pool2d(x, size)
-        z = sum(b.channel.fc2(b.channel.fc1(p.flatten(1)).relu()) for p in pooled)
-        x = x * z.sigmoid()[:, :, None, None].expand_as(x)
-        m = torch.cat([torch.max(x, 1)[0][:, None], torch.mean(x, 1)[:, None]], 1)
-        return x * b.spatial(m).sigmoid()
-
-    return run
-
-
-def scse(b: nn.Module) -> Forward:
-    def run(x: Tensor) -> Tensor:
-        z = b.channel.fc2(b.channel.fc1(x.flatten(2).mean(2)).relu()).sigmoid()
-        return torch.max(x * z[:, :, None, None], x * b.spatial.conv(x).sigmoid())
 
     return run

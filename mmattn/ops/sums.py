@@ -1,0 +1,53 @@
+"""Sums over positions or channels, and factors whose gradients are such sums.
+
+Compiled for a CPU, they are loops that are fused with their neighbours: a convolution to one
+channel as a product and a sum, and sums over positions by rows first, as one over all positions
+of a map in channels_last jumps from page to page.
+"""
+
+import torch
+from torch import Tensor
+
+from mmattn.torch_compat import is_compiling, is_exporting
+
+from .precision import upcast
+
+
+def channel_means(x: Tensor, keepdim: bool = False) -> Tensor:
+    """Means over positions in the dtype of x, (N, C, H, W) -> (N, C), or (N, C, 1, 1) to keep dims.
+
+    The gradient for x is an expanded vector; that of `x.mean` is written out.
+    """
+    if _compiled_for_cpu(x):
+        means = x.mean(3, keepdim=keepdim)
+        return means.mean(2, keepdim=keepdim)
+    if is_compiling() or upcast(x) is not x:  # a sum may exceed what fp16 holds
+        return x.mean((2, 3), keepdim=keepdim)
+    return x.sum((2, 3), keepdim=keepdim) / x.shape[2:].numel()
+
+
+def weighted_sums(x: Tensor, weights: Tensor) -> Tensor:
+    """Sums over positions of x times weights: (N, C, H, W), (N, 1, H, W) -> (N, C)."""
+    if _compiled_for_cpu(x):
+        return (x * weights).sum(3).sum(2)
+    return (x.flatten(2) @ weights.flatten(2).mT).flatten(1)
+
+
+def channel_factor(gate: Tensor, x: Tensor) -> Tensor:
+    """A gate (N, C) or (N, C, 1, 1) in the form in which it multiplies x (N, C, H, W)."""
+    gate = gate if gate.dim() == 4 else gate[:, :, None, None]
+    return gate.expand(-1, -1, x.shape[2], 1) if _compiled_for_cpu(x) else gate
+
+
+def position_dots(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution to one channel: (N, C, H, W), (1, C, 1, 1), (1) -> (N, 1, H, W)."""
+    if _compiled_for_cpu(x):
+        weight = weight.expand(len(x), -1, x.shape[2], 1)
+        return (x * weight).sum(1, keepdim=True) + bias[:, None, None]
+    return torch.conv2d(x, weight, bias)
+
+
+def _compiled_for_cpu(x: Tensor) -> bool:
+    """Whether sums become loops; in half precision those of rows would be rounded."""
+    loops = is_compiling() and not is_exporting() and x.device.type == 'cpu'
+    return loops and upcast(x) is x

@@ -1,0 +1,102 @@
+"""Softmax attention of a map with itself, in blocks that its size does not divide."""
+
+import math
+
+import pytest
+import torch
+
+from mmattn import ops
+from mmattn.blocks import NonLocal2d
+from mmattn.ops import self_attention
+
+
+def draw(*shapes, dtype=torch.float64):
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def formula(x, v, scale):
+    return (v.double() @ (scale * x.double().mT @ x.double()).softmax(-1).mT).to(v.dtype)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(self_attention, '_POSITIONS', 4)
+
+
+@pytest.mark.parametrize('positions', [1, 4, 5, 11])
+@pytest.mark.parametrize('e, c', [(3, 5), (1, 2), (4, 3)])
+@pytest.mark.parametrize('scale', [1, 0.6])
+def test_values_and_gradients(positions, e, c, scale):
+    x, v = (t.requires_grad_() for t in draw((2, e, positions), (2, c, positions)))
+
+    def attend(x, v):
+        out = ops.softmax_attention(x, x, v, scale)
+        assert type(out.grad_fn).__name__ == 'SelfAttentionBackward'
+        return out
+
+    torch.testing.assert_close(attend(x, v), formula(x, v, scale))
+    assert torch.autograd.gradcheck(attend, (x, v))
+
+
+def test_layouts():
+    x, v = draw((2, 3, 11), (2, 5, 11))
+    adjacent = [t.mT.contiguous().mT for t in (x, v)]
+    out = ops.softmax_attention(adjacent[0], adjacent[0], adjacent[1])
+    torch.testing.assert_close(out, formula(x, v, 1))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes(dtype):
+    x, v = (t.requires_grad_() for t in draw((2, 6, 11), (2, 5, 11), dtype=dtype))
+    weight = torch.randn(2, 5, 11).to(dtype)
+    found = [ops.softmax_attention(x, x, v, 0.6)]
+    found += torch.autograd.grad(found[0], (x, v), weight)
+    wide = [t.detach().double().requires_grad_() for t in (x, v)]
+    exact = [formula(*wide, 0.6)]
+    exact += torch.autograd.grad(exact[0], wide, weight.double())
+    for ours, theirs in zip(found, exact):
+        assert ours.dtype == dtype
+        error = (ours - theirs).abs().max() / theirs.abs().max()
+        # logits up to 20 are rounded in fp32, and so are their exponentials
+        assert error < max(4 * torch.finfo(dtype).eps, 20 * torch.finfo(torch.float32).eps)
+
+
+def test_logits_of_a_thousand():
+    """Of which `exp` is infinite; a block's highest one may come last."""
+    x, v = draw((1, 3, 11), (1, 5, 11))
+    x = x * torch.linspace(1, 40, 11, dtype=x.dtype)
+    torch.testing.assert_close(ops.softmax_attention(x, x, v), formula(x, v, 1))
+    x = x.flip(2)
+    torch.testing.assert_close(ops.softmax_attention(x, x, v), formula(x, v, 1))
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('where', [0, 1])
+@pytest.mark.parametrize('position', [1, 9])
+def test_what_is_not_finite(value, where, position):
+    inputs = draw((1, 3, 11), (1, 5, 11), dtype=torch.float32)
+    inputs[where][0, 1, position] = value
+    x, v = inputs
+    expected = v @ (x.mT @ x).softmax(-1).mT
+    assert torch.equal(ops.softmax_attention(x, x, v).isfinite(), expected.isfinite())
+
+
+def test_no_images():
+    x, v = (t.requires_grad_() for t in draw((0, 3, 7), (0, 5, 7)))
+    out = ops.softmax_attention(x, x, v)
+    out.sum().backward()
+    assert out.shape == v.shape == v.grad.shape and x.grad.shape == x.shape
+
+
+def test_a_gaussian_block_takes_it(monkeypatch):
+    torch.manual_seed(0)
+    block = NonLocal2d(8, mode='gaussian', zeros_init=False).double()
+    x = torch.randn(2, 8, 3, 5, dtype=torch.float64, requires_grad=True)
+    calls = []
+    forward = self_attention.SelfAttention.apply
+    monkeypatch.setattr(
+        self_attention.SelfAttention, 'apply', lambda *t: calls.append(1) or forward(*t)
+    )
+    block(x).sum().backward()
+    assert calls == [1]
