@@ -383,6 +383,24 @@ def test_rounding_makes_nothing_unequal():
     both.check('CAM')
 
 
+def test_a_form_may_round_less_than_all_others():
+    found = contenders.Contenders(case('CAM'), (1, 64, 48, 48), layouts=['NCHW', 'NHWC'])
+    other = next(c for c in found.all if not c.baseline and c != found.reference)
+    block = found.blocks[other.layout]
+
+    class InDouble(torch.nn.Module):
+        def forward(self, x):
+            return torch.func.functional_call(
+                block, {name: p.double() for name, p in block.named_parameters()}, x.double()
+            ).float()
+
+    found.runs[other] = InDouble()
+    found.check('CAM')
+    found.runs[found.reference] = lambda x: found.ours(x) * (1 + 2e-3)
+    with pytest.raises(timing.ResultsDiffer, match='float32 on cpu'):
+        found.check('CAM')
+
+
 def test_a_fault_in_fp32_is_no_rounding():
     both = contenders.Contenders(case('CAM'), (1, 64, 48, 48))
     both.runs[both.reference] = lambda x: both.ours(x) * (1 + 2e-3)
