@@ -53,9 +53,11 @@ class Cell:
     unsupported: dict[str, str] = field(default_factory=dict)
 
     def figure(self, measure: str) -> float | None:
-        """The shortest time in ms, or bytes."""
+        """The median of the times in ms, or bytes."""
         value = getattr(self, measure)
-        return min(value, default=None) if isinstance(value, list) else value
+        if isinstance(value, list):
+            return statistics.median(value) if value else None
+        return value
 
 
 @dataclass
@@ -110,7 +112,14 @@ class Row:
     def ratio(
         self, measure: str, layout: str | None = None, mode: str | None = None
     ) -> float | None:
-        """The best baseline over the best of ours; None if one has no figure or ours is 0."""
+        """The best baseline over the best of ours; None if one has no figure or ours is 0.
+
+        Of times it is the median of the ratios of single rounds, in which both are measured within
+        a second or so, as the speed of a machine changes.
+        """
+        rounds = self._rounds(measure, layout, mode)
+        if rounds:
+            return statistics.median(rounds)
         sides = self.best(False, measure, layout, mode), self.best(True, measure, layout)
         theirs, ours = (side and side.figure(measure) for side in sides)
         return theirs / ours if theirs and ours else None
@@ -119,15 +128,21 @@ class Row:
         self, measure: str, layout: str | None = None, mode: str | None = None
     ) -> tuple[float, float] | None:
         """Quartiles of the ratios of single rounds, of the same two cells."""
-        sides = self.best(False, measure, layout, mode), self.best(True, measure, layout)
-        if not all(sides) or measure not in ('forward', 'step'):
+        ratios = self._rounds(measure, layout, mode)
+        if not ratios:
             return None
-        pairs = zip(*(getattr(side, measure) for side in sides), strict=True)
-        ratios = [theirs / ours for theirs, ours in pairs]
         if len(ratios) == 1:
             return ratios[0], ratios[0]
         first, _, third = statistics.quantiles(ratios, n=4, method='inclusive')
         return first, third
+
+    def _rounds(self, measure: str, layout: str | None, mode: str | None) -> list[float]:
+        """The ratio of each round; empty unless both have times."""
+        sides = self.best(False, measure, layout, mode), self.best(True, measure, layout)
+        if not all(sides) or measure not in ('forward', 'step'):
+            return []
+        pairs = zip(*(getattr(side, measure) for side in sides), strict=True)
+        return [theirs / ours for theirs, ours in pairs]
 
     def met(self, target: Target) -> bool | None:
         """Whether a target is met; None if it was not measured."""

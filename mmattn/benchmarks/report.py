@@ -12,8 +12,9 @@ _MAX_DEVIATION = 0.05  # of a ratio between two runs
 LEGEND = (
     'Ratios are the best baseline over the best of ours: each the shorter time of eager and '
     'compiled (c), in one layout\n'
-    'or, in the line "best", in either. After a ratio of times: the range of the middle half of '
-    'its rounds, and the baseline.\n'
+    'or, in the line "best", in either. Times are medians of rounds, and so are their ratios; '
+    'after these the range of\n'
+    'the middle half of the rounds, and the baseline.\n'
     '*: the operations of the authors, restated on our weights.'
 )
 

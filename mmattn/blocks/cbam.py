@@ -9,7 +9,7 @@ Reference code: Jongchan/attention-module, MODELS/cbam.py, MODELS/model_resnet.p
 import torch
 from torch import Tensor, nn
 
-from mmattn.ops import channel_mean, first_max, global_pool
+from mmattn.ops import channel_mean, first_max, global_pool, scale_channels
 from mmattn.registry import MODELS
 
 from .base import AttentionBlock, recorded, zero
@@ -96,7 +96,7 @@ class CBAM(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        x = x * self.channel_gate(x)[:, :, None, None]
+        x = scale_channels(x, self.channel_gate)
         if self.has_spatial:
             self._check_batch(self.spatial.norm, x, 'the batch norm of the spatial gate')
             x = x * self.spatial_gate(x)

@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         '--rounds', type=int,
-        help='maximum number of rounds; the fastest counts; default: 25, of --plugins, --trust and '
-        '--segmentation 7',
+        help='maximum number of rounds; the median counts; default: 25. Of --plugins, --trust and '
+        '--segmentation: number of rounds, the fastest counts; default: 7',
     )  # fmt: skip
     parser.add_argument(
         '--threads', type=int, nargs='+', metavar='N',

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmattn.torch_compat import is_compiling
 
-from .layout import channels_last, match_memory_format
+from .layout import channels_last, is_channels_last, match_memory_format
 from .precision import disable_autocast, upcast
 
 _MIN_CHANNELS = 128  # from which on sums of rows are faster than `grid_sample`
@@ -58,10 +58,7 @@ def affine_sample(
         if many and not is_compiling():
             y = _SampleRows.apply(wide, *positions, padding_mode).to(x.dtype)
         else:
-            grid = [(2 * p + 1) / n - 1 for p, n in zip(positions, (x.shape[3], x.shape[2]))]
-            grid = torch.stack(grid, -1).to(wide.dtype)  # (N, H', W', 2)
-            y = F.grid_sample(wide, grid, padding_mode=padding_mode, align_corners=False)
-            y = y.to(x.dtype)
+            y = _sample(wide, *positions, padding_mode).to(x.dtype)
         if size is not None and tuple(size) != tuple(x.shape[2:]):
             return y
         is_identity = (delta == 0).flatten(1).all(1)  # (N)
@@ -71,6 +68,13 @@ def affine_sample(
         if can_check and not is_compiling() and not is_identity.any():
             return y
         return _KeepIdentity.apply(y, x, is_identity)
+
+
+def _sample(x: Tensor, column: Tensor, row: Tensor, padding_mode: str) -> Tensor:
+    """x (N, C, H, W) at positions in pixels, (N, H', W') twice."""
+    grid = [(2 * p + 1) / n - 1 for p, n in zip((column, row), (x.shape[3], x.shape[2]))]
+    grid = torch.stack(grid, -1).to(x.dtype)  # (N, H', W', 2)
+    return F.grid_sample(x, grid, padding_mode=padding_mode, align_corners=False)
 
 
 class _KeepIdentity(torch.autograd.Function):
@@ -92,17 +96,18 @@ class _KeepIdentity(torch.autograd.Function):
 class _SampleRows(torch.autograd.Function):
     """Bilinear sampling: each result is a weighted sum of four rows of the map in channels_last.
 
-    An embedding bag sums rows several times faster than `grid_sample` and its backward pass do,
-    also if maps are copied into channels_last for it and back.
+    An embedding bag sums rows several times faster than `grid_sample` and its backward pass do;
+    the latter also if maps are copied into channels_last for it and back.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, column: Tensor, row: Tensor, padding_mode: str) -> Tensor:
         ctx.save_for_backward(x, column, row)
         ctx.padding_mode = padding_mode
+        if not is_channels_last(x):
+            return _sample(x, column, row, padding_mode)
         index, weight, _ = _neighbours(x, column, row, padding_mode)
-        y = _unflatten(_sum_rows(_rows(x), index, weight), column)
-        return match_memory_format(y, x)
+        return _unflatten(_sum_rows(_rows(x), index, weight), column)
 
     @staticmethod
     @once_differentiable

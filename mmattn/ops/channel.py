@@ -8,6 +8,7 @@ from torch import Tensor
 from mmattn.torch_compat import is_compiling
 
 from .precision import disable_autocast, upcast
+from .sums import channel_means
 
 _MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 
@@ -25,7 +26,7 @@ def global_pool(x: Tensor, kind: str) -> Tensor:
         ValueError: another kind.
     """
     if kind == 'avg':
-        return x.mean((2, 3))
+        return channel_means(x)
     if kind == 'max':
         return first_max(x.flatten(2), 2)
     if kind == 'lp':

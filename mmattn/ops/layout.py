@@ -15,6 +15,7 @@ from mmattn.torch_compat import is_compiling
 from .precision import disable_autocast, to_autocast_dtype
 
 _PAGE = 4096  # bytes
+_POSITIONS = 256  # of a map in channels_last that are copied at a time
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -153,16 +154,22 @@ class _Relayout(torch.autograd.Function):
 
 
 def _copy(x: Tensor, last: bool) -> Tensor:
-    """x in channels_last or contiguous; on CPUs by torch's tiled transpose where it is faster."""
+    """x in channels_last or contiguous; on CPUs by parts of matrices where that is faster."""
     form = torch.channels_last if last else torch.contiguous_format
     from_other = x.is_contiguous() if last else x.is_contiguous(memory_format=torch.channels_last)
-    if x.device.type != 'cpu' or not from_other or (last and not _page_aligned(x)):
+    one_thread = torch.get_num_threads() == 1
+    as_torch = last and not (one_thread and _page_aligned(x))
+    if x.device.type != 'cpu' or not from_other or as_torch:
         return x.contiguous(memory_format=form)
     out = empty_map(x.shape, x, last)
     for source, target in zip(x.flatten(2), out.flatten(2), strict=True):
-        if last:
-            source, target = source.mT, target.mT
-        target.copy_(source)  # torch transposes matrices by tiles, if the target is contiguous
+        if one_thread:  # torch transposes matrices by tiles, if the target is contiguous
+            source, target = (source.mT, target.mT) if last else (source, target)
+            target.copy_(source)
+            continue
+        parts = zip(source.split(_POSITIONS, 1), target.split(_POSITIONS, 1), strict=True)
+        for source_part, target_part in parts:  # tiles are of one thread, copies of all
+            target_part.copy_(source_part)
     return out
 
 

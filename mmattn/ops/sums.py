@@ -1,8 +1,8 @@
 """Sums over positions or channels, and factors whose gradients are such sums.
 
-Compiled for a CPU, they are loops that are fused with their neighbours: a convolution to one
-channel as a product and a sum, and sums over positions by rows first, as one over all positions
-of a map in channels_last jumps from page to page.
+Compiled for a CPU, a convolution to one channel is a product and a sum, which are fused with their
+neighbours, and a map in channels_last is summed by rows first: a loop over all of its positions
+jumps from page to page.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmattn.torch_compat import is_compiling, is_exporting
 
+from .layout import is_channels_last
 from .precision import upcast
 
 
@@ -18,9 +19,8 @@ def channel_means(x: Tensor, keepdim: bool = False) -> Tensor:
 
     The gradient for x is an expanded vector; that of `x.mean` is written out.
     """
-    if _compiled_for_cpu(x):
-        means = x.mean(3, keepdim=keepdim)
-        return means.mean(2, keepdim=keepdim)
+    if _by_rows(x):
+        return x.mean(3, keepdim=keepdim).mean(2, keepdim=keepdim)
     if is_compiling() or upcast(x) is not x:  # a sum may exceed what fp16 holds
         return x.mean((2, 3), keepdim=keepdim)
     return x.sum((2, 3), keepdim=keepdim) / x.shape[2:].numel()
@@ -28,26 +28,31 @@ def channel_means(x: Tensor, keepdim: bool = False) -> Tensor:
 
 def weighted_sums(x: Tensor, weights: Tensor) -> Tensor:
     """Sums over positions of x times weights: (N, C, H, W), (N, 1, H, W) -> (N, C)."""
-    if _compiled_for_cpu(x):
-        return (x * weights).sum(3).sum(2)
-    return (x.flatten(2) @ weights.flatten(2).mT).flatten(1)
+    if not _as_loops(x):
+        return (x.flatten(2) @ weights.flatten(2).mT).flatten(1)
+    product = x * weights
+    return product.sum(3).sum(2) if _by_rows(x) else product.sum((2, 3))
 
 
 def channel_factor(gate: Tensor, x: Tensor) -> Tensor:
     """A gate (N, C) or (N, C, 1, 1) in the form in which it multiplies x (N, C, H, W)."""
     gate = gate if gate.dim() == 4 else gate[:, :, None, None]
-    return gate.expand(-1, -1, x.shape[2], 1) if _compiled_for_cpu(x) else gate
+    return gate.expand(-1, -1, x.shape[2], 1) if _by_rows(x) else gate
 
 
 def position_dots(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A 1x1 convolution to one channel: (N, C, H, W), (1, C, 1, 1), (1) -> (N, 1, H, W)."""
-    if _compiled_for_cpu(x):
-        weight = weight.expand(len(x), -1, x.shape[2], 1)
-        return (x * weight).sum(1, keepdim=True) + bias[:, None, None]
-    return torch.conv2d(x, weight, bias)
+    if not _as_loops(x):
+        return torch.conv2d(x, weight, bias)
+    factor = channel_factor(weight.expand(len(x), -1, 1, 1), x)
+    return (x * factor).sum(1, keepdim=True) + bias[:, None, None]
 
 
-def _compiled_for_cpu(x: Tensor) -> bool:
+def _as_loops(x: Tensor) -> bool:
     """Whether sums become loops; in half precision those of rows would be rounded."""
     loops = is_compiling() and not is_exporting() and x.device.type == 'cpu'
     return loops and upcast(x) is x
+
+
+def _by_rows(x: Tensor) -> bool:
+    return _as_loops(x) and is_channels_last(x)

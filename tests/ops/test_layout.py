@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from mmattn import ops
+from mmattn.ops import layout as formats
 
 LAYOUTS = torch.contiguous_format, torch.channels_last
 
@@ -76,3 +77,18 @@ def test_project_is_no_view_and_its_gradient_needs_no_copy(layout, last):
     x.register_hook(seen.append)
     y.sum().backward()
     assert seen[0].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+@pytest.mark.parametrize('size', [(2, 5, 17, 31), (3, 4, 32, 32), (1, 1024, 3, 5), (0, 3, 20, 20)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_copies_of_several_parts(size, threads, dtype):
+    before, x = torch.get_num_threads(), torch.randn(size).to(dtype)
+    torch.set_num_threads(threads)
+    try:
+        last = formats.channels_last(x)
+        back = formats.to_contiguous(last)
+    finally:
+        torch.set_num_threads(before)
+    assert last.is_contiguous(memory_format=torch.channels_last) and back.is_contiguous()
+    assert torch.equal(last, x) and torch.equal(back, x)
