@@ -198,15 +198,16 @@ class Contenders:
         return f'needs {needed / 1e9:.1f} GB' if needed > memory_limit(self.device) else ''
 
     def _inputs_of(self, contender: Contender) -> list[Tensor]:
-        return [_in_layout(t, contender.layout) for t in self.inputs]
+        """Copies: one that has just been read for another contender may still be in the cache."""
+        return [_in_layout(t.clone(), contender.layout) for t in self.inputs]
 
     @torch.no_grad()
     def _forward(self, run: Callable, inputs: list[Tensor]) -> Tensor:
         return run(*inputs)
 
     def _step(self, contender: Contender) -> 'Step':
-        inputs = [t.clone().requires_grad_() for t in self._inputs_of(contender)]
-        gradient = _in_layout(self.gradient, contender.layout)
+        inputs = [t.requires_grad_() for t in self._inputs_of(contender)]
+        gradient = _in_layout(self.gradient.clone(), contender.layout)
         return Step(self.runs[contender], inputs, gradient, self._weights(contender))
 
     def _weights(self, contender: Contender) -> list[nn.Parameter]:

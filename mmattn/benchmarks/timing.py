@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import random
 import time
 from collections.abc import Callable, Iterable
 from math import inf
@@ -56,7 +57,10 @@ def time_interleaved(
     seconds: float = inf,
     min_rounds: int = 2,
 ) -> list[list[float]]:
-    """Times of each candidate in ms, one for each of n rounds; a round starts one further.
+    """Times of each candidate in ms, one for each of n rounds, each in another order.
+
+    Orders are drawn, the same in every run: what a candidate leaves in the cache is no advantage
+    for the same one always.
 
     Two more calls of each come first, the second of which counts only if n is 0. Its time decides
     how many rounds fit into `seconds`: n is at most `rounds` and, if `rounds` allows, at least
@@ -68,9 +72,9 @@ def time_interleaved(
     calls = {i: _calls(ms, device) for i, ms in first.items()}
     total = sum(first.values()) / 1000
     n = min(rounds, max(min_rounds, int(min(seconds / max(total, 1e-9), rounds))))
-    times = [[] for _ in candidates]
-    for start in range(n):
-        for i in _rotated(supported, start):
+    times, orders = [[] for _ in candidates], random.Random(0)
+    for _ in range(n):
+        for i in orders.sample(supported, len(supported)):
             times[i].append(_time(candidates[i], device, calls[i]))
     return times if n else [[first[i]] if i in first else [] for i in range(len(candidates))]
 
@@ -86,11 +90,6 @@ def _runs(f: Callable[[], Any]) -> bool:
     except BaselineUnsupported:
         return False
     return True
-
-
-def _rotated(items: list[int], start: int) -> list[int]:
-    start %= max(len(items), 1)
-    return items[start:] + items[:start]
 
 
 def _calls(ms: float, device: torch.device) -> int:
