@@ -19,7 +19,7 @@ def channel_means(x: Tensor, keepdim: bool = False) -> Tensor:
 
     The gradient for x is an expanded vector; that of `x.mean` is written out.
     """
-    if _by_rows(x):
+    if by_rows(x):
         return x.mean(3, keepdim=keepdim).mean(2, keepdim=keepdim)
     if is_compiling() or upcast(x) is not x:  # a sum may exceed what fp16 holds
         return x.mean((2, 3), keepdim=keepdim)
@@ -31,13 +31,13 @@ def weighted_sums(x: Tensor, weights: Tensor) -> Tensor:
     if not _as_loops(x):
         return (x.flatten(2) @ weights.flatten(2).mT).flatten(1)
     product = x * weights
-    return product.sum(3).sum(2) if _by_rows(x) else product.sum((2, 3))
+    return product.sum(3).sum(2) if by_rows(x) else product.sum((2, 3))
 
 
 def channel_factor(gate: Tensor, x: Tensor) -> Tensor:
     """A gate (N, C) or (N, C, 1, 1) in the form in which it multiplies x (N, C, H, W)."""
     gate = gate if gate.dim() == 4 else gate[:, :, None, None]
-    return gate.expand(-1, -1, x.shape[2], 1) if _by_rows(x) else gate
+    return gate.expand(-1, -1, x.shape[2], 1) if by_rows(x) else gate
 
 
 def position_dots(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -54,5 +54,6 @@ def _as_loops(x: Tensor) -> bool:
     return loops and upcast(x) is x
 
 
-def _by_rows(x: Tensor) -> bool:
+def by_rows(x: Tensor) -> bool:
+    """Whether positions are reduced by rows first."""
     return _as_loops(x) and is_channels_last(x)

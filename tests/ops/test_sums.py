@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmattn.ops import sums
+from mmattn.ops import global_pool, sums
 from mmattn.torch_compat import can_compile
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -36,9 +36,18 @@ def plain_weighted(x, gate, weight, bias):
     return dots, torch.einsum('nchw,nihw->nc', x, dots)
 
 
+def pooled(x, gate, weight, bias):
+    return (global_pool(x, 'max'),)
+
+
+def plain_pooled(x, gate, weight, bias):
+    return (x.flatten(2).max(2).values,)
+
+
 CASES = {  # functions, and which of x, gate, weight and bias they use
     'means': (means, plain_means, [0]),
     'scaled': (scaled, plain_scaled, [0, 1]),
+    'pooled': (pooled, plain_pooled, [0]),
     'weighted': (weighted, plain_weighted, [0, 2, 3]),
 }
 
@@ -57,6 +66,8 @@ def test_equals_the_formula(name, size, memory_format, compiled):
     if compiled:
         torch.compiler.reset()
         run = torch.compile(run, backend='aot_eager', dynamic=False)
+    if name == 'pooled':  # with equal maxima, of which the first gets the gradient
+        inputs[0] = inputs[0].detach().round().requires_grad_()
     found, wanted = run(*inputs), formula(*inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     factors = [torch.randn_like(t) for t in wanted]
