@@ -117,12 +117,13 @@ class CMPESE(AttentionBlock):
 
     def _image(self, u: Tensor, x: Tensor) -> Tensor:
         """Means of the residual and the identity, (N, C) twice -> f (N, length)."""
-        pairs = torch.stack([u, x], dim=2)  # (N, C, 2)
+        pairs = torch.stack([u, x], dim=1)  # (N, 2, C)
+        if self.view == 'pair1x1':  # the same transposed, with gradients of adjacent channels
+            return self.maps(pairs[:, None]).mean(1).mT.flatten(1)
+        image = pairs.mT
         if self.view == 'fold3x3':
-            rows = pairs.unflatten(1, (self.fold_height, -1)).mT  # (N, height, 2, C / height)
+            rows = pairs.unflatten(2, (self.fold_height, -1)).transpose(1, 2)
             image = rows.flatten(1, 2)  # (N, 2 height, C / height)
-        else:
-            image = pairs
         return self.maps(image[:, None]).mean(1).flatten(1)
 
     def forward(self, residual: Tensor, identity: Tensor) -> Tensor:

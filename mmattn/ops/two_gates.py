@@ -11,7 +11,7 @@ from mmattn.torch_compat import is_compiling
 
 from .layout import is_channels_last
 from .precision import disable_autocast, upcast
-from .sums import channel_factor
+from .sums import by_rows, channel_factor, stored
 
 _BLOCK = 1 << 18  # bytes of a map at a time on a CPU; the intermediates fit into the cache
 
@@ -30,7 +30,10 @@ def max_of_gates(x: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
         (N, C, H, W) in the memory format of x.
     """
     if is_compiling():
-        return torch.max(x * channel_factor(channel, x), x * spatial)
+        products = x * channel_factor(channel, x), x * spatial
+        if by_rows(x):  # the gradient of a maximum is contiguous
+            return torch.max(*map(stored, products)).permute(0, 3, 1, 2)
+        return torch.max(*products)
     return _by_rows(_MaxOfGates.apply, x, channel, spatial)
 
 
