@@ -1,6 +1,8 @@
 import contextlib
 import json
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from mmattn.benchmarks.roofline import (
 )
 from mmattn.config.load import load_config
 from mmattn.errors import UsageError
+from tests.conftest import freeze
 from tools import benchmark as tool
 
 SPEED = dict(
@@ -34,7 +37,8 @@ EAGER_HERE = [*HERE, '--mode', 'eager']
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A machine that need not be measured, and small maps for curves."""
+    """A machine that need not be measured, small maps for curves, and little garbage to collect."""
+    freeze()
     monkeypatch.setattr(run, 'describe_machine', lambda *_: dict(SPEED))
     for module in report, compare:
         monkeypatch.setattr(module, 'CURVE', ((4, 4), (5, 6), (7, 8)))
@@ -272,7 +276,14 @@ def test_settings_of_malloc_and_numbers_of_threads(tmp_path):
     ]  # fmt: skip
     assert [m['malloc'] for m in results.machines] == 2 * ['tuned'] + 2 * ['default']
     assert [cell(row, 'ours').saved is None for row in results.rows] == [False, True, True, True]
-    assert tool.main(['SE', '--size', '1', '8', '4', '4', '--malloc', 'tuned']) == 2  # passed on
+
+
+def test_the_exit_code_of_a_setting_is_passed_on(monkeypatch):
+    calls = []
+    run_ = lambda command, env: calls.append(command) or SimpleNamespace(returncode=2)  # noqa: E731
+    monkeypatch.setattr(subprocess, 'run', run_)
+    assert tool.main(['SE']) == 2 and len(calls) == 1  # the other setting is not run
+    assert calls[0][-4:-1] == ['--malloc', 'current', '--json']
 
 
 P = 97 * 97

@@ -64,8 +64,9 @@ def load(model, host):
     return missing
 
 
-@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
-@pytest.mark.parametrize('position', POSITIONS)
+@pytest.mark.parametrize(
+    'host, position', [*(('mmdet', position) for position in POSITIONS), ('mmseg', 'after_conv3')]
+)
 @pytest.mark.parametrize('name', BLOCKS)
 def test_as_a_plugin_it_starts_as_the_plain_network(name, position, host):
     cls = BLOCKS[name]
