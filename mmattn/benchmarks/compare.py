@@ -18,6 +18,7 @@ from .timing import CPU, BaselineUnsupported, release_memory, time_interleaved
 
 ROUNDS = 25
 MAX_SECONDS = 15  # for all rounds of one measure of one case, unless it has a target
+QUICK_SECONDS = 5  # in a setting without targets
 TARGET_ROUNDS = 5  # of a case with targets, however long they take
 CURVE = ((16, 16), (32, 32), (48, 48), (64, 64), (97, 97), (128, 128), (128, 256))  # H and W
 MAX_POINT_SECONDS = 20  # a curve ends at a point that takes longer
@@ -243,7 +244,8 @@ def compare_case(
         tasks = [contenders.task(contender, measure) for contender in contenders.all]
         if measure in ('forward', 'step'):
             least = TARGET_ROUNDS if any(t.measure == measure for t in targets) else 2
-            values = time_interleaved(tasks, rounds, device, MAX_SECONDS, min(least, rounds))
+            seconds = MAX_SECONDS if has_targets else QUICK_SECONDS
+            values = time_interleaved(tasks, rounds, device, seconds, min(least, rounds))
         else:
             values = [_call(task)[0] for task in tasks]
         for cell, value in zip(cells.values(), values, strict=True):

@@ -12,7 +12,15 @@ from mmattn.files import check_writable
 from mmattn.progress import stages
 
 from .cases import LAYOUTS, MEASURES, MODES, Case, Size, select_cases
-from .compare import MAX_SECONDS, ROUNDS, TARGET_ROUNDS, Log, compare_case, measure_curve
+from .compare import (
+    MAX_SECONDS,
+    QUICK_SECONDS,
+    ROUNDS,
+    TARGET_ROUNDS,
+    Log,
+    compare_case,
+    measure_curve,
+)
 from .machine import describe_in_words, describe_machine, malloc_setting
 from .plot import FORMATS, MAX_CURVES, plot_benchmark
 from .report import LEGEND, curve_lines, deviations, summary, table_header, table_lines
@@ -114,10 +122,10 @@ def _measure_cases(
     log('')
     results.add_machine(machine)
     print(f'\n{describe_in_words(machine)}')
-    print(
-        f'{options["device"]}, {options["dtype"]}, {options["rounds"]} rounds; fewer if all take '
-        f'over {MAX_SECONDS} s, but {TARGET_ROUNDS} for a target'
-    )
+    has_targets = own_threads and malloc == 'tuned'
+    fewer = f'fewer if all take over {MAX_SECONDS if has_targets else QUICK_SECONDS} s'
+    fewer += f', but {TARGET_ROUNDS} for a target' if has_targets else ''
+    print(f'{options["device"]}, {options["dtype"]}, {options["rounds"]} rounds; {fewer}')
     print(table_header(), flush=True)
     for index, case in enumerate(cases, 1):
         run_size = tuple(size or case.size)
@@ -132,7 +140,7 @@ def _measure_cases(
                     size,
                     machine=machine,
                     measures=[m for m in MEASURES if not (known and m in ('saved', 'peak'))],
-                    has_targets=own_threads and malloc == 'tuned',
+                    has_targets=has_targets,
                     log=functools.partial(_log_numbered, log, f'{index} of {len(cases)}'),
                 )
             except ResultsDiffer as error:
