@@ -1,20 +1,24 @@
 """Softmax attention whose queries are its keys: logits are symmetric, and computed once for both.
 
-For p and s of two blocks of positions, x[p] . x[s] is the logit of s for the query p, and of p for
-the query s. Half of the products are left, of five in forward and backward together 3.5; a block
-of logits stays in the cache until it is used up.
+x[p] . x[s] is the logit of s for the query p, and of p for the query s. So a tile of logits serves
+two blocks of positions, and half of the products for logits and of those for their gradients is
+left. A tile stays in the cache until it is used up. In the backward pass it is computed again, from
+the logarithm of each query's sum of exponentials, as in FlashAttention (NeurIPS 2022, arXiv
+2205.14135, algorithm 4).
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .precision import upcast
 
-_POSITIONS = 768  # of a block: logits of two take 2.4 MB in fp32
+_TILE = 1 << 18  # logits of a tile for each thread, in whose cache a few of 1 MB in fp32 stay
 
 
 class SelfAttention(torch.autograd.Function):
@@ -27,9 +31,8 @@ class SelfAttention(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, v: Tensor, scale: float) -> Tensor:
         out = v.new_empty(len(v), v.shape[2], v.shape[1])
         log_sums = upcast(x[:0]).new_empty(len(x), x.shape[2])
-        for n, (rows, values) in enumerate(zip(upcast(x).mT, upcast(v).mT, strict=True)):
-            result, log_sums[n] = _attend(rows.contiguous(), values.contiguous(), scale)
-            out[n] = result
+        for n in range(len(x)):
+            out[n], log_sums[n] = _attend(_rows(x[n]), _rows(v[n]), scale)
         ctx.save_for_backward(x, v, out, log_sums)
         ctx.scale = scale
         return out.mT
@@ -37,17 +40,20 @@ class SelfAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        x, v = saved[:2]
+        x, v, out, log_sums = ctx.saved_tensors
         grads = [t.new_empty(t.mT.shape) for t in (x, v)]  # (N, P, channels)
-        maps = (upcast(t) for t in (x.mT, v.mT, grad.mT, saved[2]))
-        for n, (rows, values, given, out) in enumerate(zip(*maps, strict=True)):
-            dots = (given * out).sum(1)
-            arguments = (t.contiguous() for t in (rows, values, given))
-            found = _gradients(*arguments, dots, saved[3][n], ctx.scale)
+        for n in range(len(x)):
+            given = _rows(grad[n])
+            dots = (given * upcast(out[n])).sum(1)
+            found = _gradients(_rows(x[n]), _rows(v[n]), given, dots, log_sums[n], ctx.scale)
             for target, result in zip(grads, found, strict=True):
                 target[n] = result
         return *(t.mT for t in grads), None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(C, P) -> (P, C), contiguous, in fp32 or wider."""
+    return upcast(x).mT.contiguous()
 
 
 def _attend(x: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -60,15 +66,15 @@ def _attend(x: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         old, part, sums = highest[queries], out[queries], total[queries]
         new = torch.maximum(old, logits.amax(1, keepdim=True))
         factor = (old - new).exp_()
-        torch.exp(torch.sub(logits, new, out=weights), out=weights)
+        _exp(torch.sub(logits, new, out=weights))
         sums.mul_(factor).add_(weights.sum(1, keepdim=True))
         part.mul_(factor).addmm_(weights, v[keys])
         old.copy_(new)
 
-    for i, j, logits, weights in _tiles(x, scale, 2):
+    for i, j, logits, other in _tiles(x, scale, 2):
         if i != j:
-            add(j, logits.T, i, weights.T)
-        add(i, logits, j, weights)
+            add(j, logits.T, i, other.T)
+        add(i, logits, j, logits)
     return out.div_(total), (highest + total.log_())[:, 0]
 
 
@@ -91,32 +97,45 @@ def _gradients(
         queries: slice, logits: Tensor, keys: slice, weights: Tensor, out: Tensor
     ) -> None:
         """The gradient of logits into out; that of the values is added to `v_grad`."""
-        torch.exp(torch.sub(logits, log_sums[queries, None], out=weights), out=weights)
+        _exp(torch.sub(logits, log_sums[queries, None], out=weights))
         v_grad[keys].addmm_(weights.T, grad[queries])
         torch.mm(grad[queries], v[keys].T, out=out)
         out.sub_(dots[queries, None]).mul_(weights)
 
-    for i, j, logits, weights, first, second in _tiles(x, scale, 4):
-        logits_grad(i, logits, j, weights, first)
-        if i == j:
-            x_grad[i].addmm_(first, x[j], alpha=scale)
-            x_grad[j].addmm_(first.T, x[i], alpha=scale)
-            continue
-        logits_grad(j, logits.T, i, weights.T, second.T)
-        both = first.add_(second)
-        x_grad[i].addmm_(both, x[j], alpha=scale)
-        x_grad[j].addmm_(both.T, x[i], alpha=scale)
+    for i, j, logits, weights, found, other in _tiles(x, scale, 4):
+        if i != j:
+            logits_grad(j, logits.T, i, weights.T, other.T)
+        logits_grad(i, logits, j, logits, found)
+        if i != j:
+            found += other
+        x_grad[i].addmm_(found, x[j], alpha=scale)
+        x_grad[j].addmm_(found.T, x[i], alpha=scale)
     return x_grad, v_grad
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp in place, with 0 for less than 32 times the least normal number.
+
+    exp is many times slower where it underflows, and products with subnormal numbers 200 times.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    x.clamp_(min=math.log(16 * tiny)).exp_()
+    return F.threshold(x, 32 * tiny, 0, inplace=True)
 
 
 def _tiles(x: Tensor, scale: float, count: int) -> Iterator[tuple]:
     """Yield blocks i and j >= i of positions, their logits, and count - 1 buffers of the size."""
-    starts = range(0, len(x), _POSITIONS)
-    blocks = [slice(k, min(k + _POSITIONS, len(x))) for k in starts]
-    buffers = x.new_empty(count, min(_POSITIONS, len(x)) ** 2)
+    side = _side()
+    blocks = [slice(k, min(k + side, len(x))) for k in range(0, len(x), side)]
+    buffers = [x.new_empty(min(side, len(x)) ** 2) for _ in range(count)]
     for k, i in enumerate(blocks):
         rows = x[i] if scale == 1 else x[i] * scale
         for j in blocks[k:]:
             shape = len(rows), j.stop - j.start
-            logits, *others = buffers[:, : shape[0] * shape[1]].unflatten(1, shape)
+            logits, *others = (t[: shape[0] * shape[1]].view(shape) for t in buffers)
             yield i, j, torch.mm(rows, x[j].T, out=logits), *others
+
+
+def _side() -> int:
+    """Positions of a block."""
+    return math.isqrt(_TILE * torch.get_num_threads())

@@ -21,11 +21,11 @@ def formula(x, v, scale):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(self_attention, '_POSITIONS', 4)
+    monkeypatch.setattr(self_attention, '_side', lambda: 4)
 
 
 @pytest.mark.parametrize('positions', [1, 4, 5, 11])
-@pytest.mark.parametrize('e, c', [(3, 5), (1, 2), (4, 3)])
+@pytest.mark.parametrize('e, c', [(3, 5), (1, 2), (4, 4)])
 @pytest.mark.parametrize('scale', [1, 0.6])
 def test_values_and_gradients(positions, e, c, scale):
     x, v = (t.requires_grad_() for t in draw((2, e, positions), (2, c, positions)))
@@ -37,6 +37,29 @@ def test_values_and_gradients(positions, e, c, scale):
 
     torch.testing.assert_close(attend(x, v), formula(x, v, scale))
     assert torch.autograd.gradcheck(attend, (x, v))
+
+
+def test_tiles_grow_with_threads(monkeypatch):
+    monkeypatch.undo()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = self_attention._side()
+        torch.set_num_threads(4)
+        assert self_attention._side() == 2 * one == 1024
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_no_weight_is_subnormal(dtype):
+    """Products with such numbers take 200 times longer; they are 0."""
+    lowest = math.log(torch.finfo(dtype).tiny)
+    x = torch.linspace(2 * lowest, 0, 10_001, dtype=dtype)
+    found = self_attention._exp(x.clone())
+    assert not ((found > 0) & (found < torch.finfo(dtype).tiny)).any() and found[0] == 0
+    torch.testing.assert_close(found, x.exp(), rtol=1e-6, atol=40 * torch.finfo(dtype).tiny)
+    assert self_attention._exp(torch.tensor([-torch.inf, torch.nan]))[0] == 0
 
 
 def test_layouts():
