@@ -65,14 +65,19 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Te
             channels_last = [_adjacent(t.mT) for t in (q, k, v)]
             if fused_available(*channels_last):
                 return softmax_attention_fused(*channels_last, scale).mT
-        if same_dtype and k is q and v.is_cpu and not is_compiling():
-            if q.shape[1] != v.shape[1] or upcast(v) is v:  # torch's kernel multiplies in half
-                return SelfAttention.apply(q, v, scale)
+        if same_dtype and k is q and _by_symmetry(q, v):
+            return SelfAttention.apply(q, v, scale)
         if same_dtype and (q.shape[1] == v.shape[1] or not v.is_cpu or is_compiling()):
             heads = [_adjacent(t.mT).unsqueeze(1) for t in (q, k, v)]  # (N, 1, P or S, E or C)
             if is_compiling() or _fused(*heads, scale):
                 return _fused_attention(*heads, scale)
         return _RowAttention.apply(upcast(q), upcast(k), v, scale)
+
+
+def _by_symmetry(x: Tensor, v: Tensor) -> bool:
+    """Whether `SelfAttention` is the fastest; torch's kernel multiplies in half precision."""
+    on_cpu = v.is_cpu and not is_compiling()
+    return on_cpu and (x.shape[1] != v.shape[1] or upcast(v) is v)
 
 
 def _adjacent(x: Tensor) -> Tensor:
