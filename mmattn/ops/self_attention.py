@@ -3,7 +3,7 @@
 x[p] . x[s] is the logit of s for the query p, and of p for the query s. So a tile of logits serves
 two blocks of positions, and half of the products for logits and of those for their gradients is
 left. A tile stays in the cache until it is used up. In the backward pass it is computed again, from
-the logarithm of each query's sum of exponentials, as in FlashAttention (NeurIPS 2022, arXiv
+each query's highest logit and sum of exponentials, as in FlashAttention (NeurIPS 2022, arXiv
 2205.14135, algorithm 4).
 """
 
@@ -24,28 +24,28 @@ _TILE = 1 << 18  # logits of a tile for each thread, in whose cache a few of 1 M
 class SelfAttention(torch.autograd.Function):
     """o[p] = sum_s softmax_s(scale x[p] . x[s]) v[s]: (N, E, P), (N, C, P) -> (N, C, P).
 
-    Saves x, v, the result and one number for each position.
+    Saves x, v, the result and two numbers for each position.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor, scale: float) -> Tensor:
         out = v.new_empty(len(v), v.shape[2], v.shape[1])
-        log_sums = upcast(x[:0]).new_empty(len(x), x.shape[2])
+        highest, total = upcast(x[:0]).new_empty(2, len(x), x.shape[2], 1)
         for n in range(len(x)):
-            out[n], log_sums[n] = _attend(_rows(x[n]), _rows(v[n]), scale)
-        ctx.save_for_backward(x, v, out, log_sums)
+            out[n], highest[n], total[n] = _attend(_rows(x[n]), _rows(v[n]), scale)
+        ctx.save_for_backward(x, v, out, highest, total)
         ctx.scale = scale
         return out.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, v, out, log_sums = ctx.saved_tensors
+        x, v, out, highest, total = ctx.saved_tensors
         grads = [t.new_empty(t.mT.shape) for t in (x, v)]  # (N, P, channels)
         for n in range(len(x)):
-            given = _rows(grad[n])
-            dots = (given * upcast(out[n])).sum(1)
-            found = _gradients(_rows(x[n]), _rows(v[n]), given, dots, log_sums[n], ctx.scale)
+            given = _rows(grad[n]) / total[n]  # instead of the weights
+            dots = _dots(given, upcast(out[n]))
+            found = _gradients(_rows(x[n]), _rows(v[n]), given, dots, highest[n], ctx.scale)
             for target, result in zip(grads, found, strict=True):
                 target[n] = result
         return *(t.mT for t in grads), None
@@ -56,8 +56,11 @@ def _rows(x: Tensor) -> Tensor:
     return upcast(x).mT.contiguous()
 
 
-def _attend(x: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(P, E), (P, C) -> (P, C), and the logarithm of each query's sum of exponentials, (P)."""
+def _attend(x: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(P, E), (P, C) -> (P, C), and of each query the highest logit and the sum of exponentials.
+
+    Exponentials are relative to the highest logit; both are (P, 1).
+    """
     out, total = v.new_zeros(v.shape), v.new_zeros(len(v), 1)
     highest = v.new_full((len(v), 1), -torch.inf)
 
@@ -75,20 +78,30 @@ def _attend(x: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         if i != j:
             add(j, logits.T, i, other.T)
         add(i, logits, j, logits)
-    return out.div_(total), (highest + total.log_())[:, 0]
+    return out.div_(total), highest, total
+
+
+def _dots(grad: Tensor, out: Tensor) -> Tensor:
+    """grad . out of each position, (P, C) twice -> (P, 1).
+
+    As products of blocks, like those of grad and the values: where one weight is almost 1, as that
+    of a position for itself often is, the difference of the two is otherwise but rounding.
+    """
+    pairs = zip(grad.split(_side()), out.split(_side()), strict=True)
+    return torch.cat([torch.mm(a, b.T).diagonal() for a, b in pairs])[:, None]
 
 
 def _gradients(
-    x: Tensor, v: Tensor, grad: Tensor, dots: Tensor, log_sums: Tensor, scale: float
+    x: Tensor, v: Tensor, grad: Tensor, dots: Tensor, highest: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients for x and v.
 
     Args:
         x: (P, E).
         v: (P, C).
-        grad: (P, C), of the result.
-        dots: (P), grad . result.
-        log_sums: (P), as from `_attend`.
+        grad: (P, C), of the result, over the query's sum of exponentials.
+        dots: (P, 1), grad . result.
+        highest: (P, 1), as from `_attend`.
         scale: factor of the logits.
     """
     x_grad, v_grad = torch.zeros_like(x), torch.zeros_like(v)
@@ -97,10 +110,10 @@ def _gradients(
         queries: slice, logits: Tensor, keys: slice, weights: Tensor, out: Tensor
     ) -> None:
         """The gradient of logits into out; that of the values is added to `v_grad`."""
-        _exp(torch.sub(logits, log_sums[queries, None], out=weights))
+        _exp(torch.sub(logits, highest[queries], out=weights))
         v_grad[keys].addmm_(weights.T, grad[queries])
         torch.mm(grad[queries], v[keys].T, out=out)
-        out.sub_(dots[queries, None]).mul_(weights)
+        out.sub_(dots[queries]).mul_(weights)
 
     for i, j, logits, weights, found, other in _tiles(x, scale, 4):
         if i != j:

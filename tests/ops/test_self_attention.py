@@ -39,6 +39,25 @@ def test_values_and_gradients(positions, e, c, scale):
     assert torch.autograd.gradcheck(attend, (x, v))
 
 
+def test_gradients_where_a_position_sees_almost_itself_alone(monkeypatch):
+    """They are differences of nearly equal numbers; no less exact than those of the formula."""
+    monkeypatch.setattr(self_attention, '_side', lambda: 96)
+    x, v = (t.float().requires_grad_() for t in draw((1, 256, 300), (1, 128, 300)))
+    weight = draw((1, 128, 300))[0]
+    wide = [t.detach().double().requires_grad_() for t in (x, v)]
+    plain = (v @ (x.mT @ x).softmax(-1).mT, ops.softmax_attention(x, x, v))
+    exact = torch.autograd.grad(formula(*wide, 1), wide, weight)
+    errors = [
+        [
+            (a - b).norm() / v.numel() ** 0.5
+            for a, b in zip(torch.autograd.grad(y, (x, v), weight.float()), exact)
+        ]
+        for y in plain
+    ]
+    for theirs, ours in zip(*errors):
+        assert ours <= 2 * theirs + 1e-7
+
+
 def test_tiles_grow_with_threads(monkeypatch):
     monkeypatch.undo()
     before = torch.get_num_threads()
