@@ -16,7 +16,7 @@ from .machine import malloc_setting
 from .roofline import estimate
 from .timing import CPU, BaselineUnsupported, release_memory, time_interleaved
 
-ROUNDS = 25
+ROUNDS = 25  # at most
 MAX_SECONDS = 15  # for all rounds of one measure of one case, unless it has a target
 QUICK_SECONDS = 5  # in a setting without targets
 TARGET_ROUNDS = 5  # of a case with targets, however long they take
@@ -201,7 +201,8 @@ def compare_case(
         device: device to run on.
         dtype: dtype of inputs and weights.
         rounds: how often our block and the baselines are timed, alternating; fewer if all would
-            take more than `MAX_SECONDS`, but at least `TARGET_ROUNDS` if the case has targets.
+            take more than `MAX_SECONDS`, without targets `QUICK_SECONDS`, but at least
+            `TARGET_ROUNDS` if the case has targets.
         machine: figures of `describe_machine`, for the estimate; None for none.
         log: called with a line before each measurement.
         layouts, modes, measures: those to measure, of the ones that the case has.

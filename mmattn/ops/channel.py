@@ -8,7 +8,7 @@ from torch import Tensor
 from mmattn.torch_compat import is_compiling
 
 from .precision import disable_autocast, upcast
-from .sums import by_rows, channel_means, stored
+from .sums import as_nhwc, channel_means, sums_by_rows
 
 _MIN_SUM = 1e-24  # of squares; keeps the derivative of the root finite at an all-zero channel
 
@@ -28,7 +28,11 @@ def global_pool(x: Tensor, kind: str) -> Tensor:
     if kind == 'avg':
         return channel_means(x)
     if kind == 'max':
-        return stored(x).max(2).values.max(1).values if by_rows(x) else first_max(x.flatten(2), 2)
+        return (
+            as_nhwc(x).max(2).values.max(1).values
+            if sums_by_rows(x)
+            else first_max(x.flatten(2), 2)
+        )
     if kind == 'lp':
         return upcast(x).square().sum((2, 3)).clamp(min=_MIN_SUM).sqrt()
     if kind == 'lse':

@@ -43,7 +43,7 @@ class SelfAttention(torch.autograd.Function):
         x, v, out, highest, total = ctx.saved_tensors
         grads = [t.new_empty(t.mT.shape) for t in (x, v)]  # (N, P, channels)
         for n in range(len(x)):
-            given = _rows(grad[n]) / total[n]  # instead of the weights
+            given = _rows(grad[n]) / total[n]  # so that weights need not be divided
             dots = _dots(given, upcast(out[n]))
             found = _gradients(_rows(x[n]), _rows(v[n]), given, dots, highest[n], ctx.scale)
             for target, result in zip(grads, found, strict=True):

@@ -19,8 +19,8 @@ def channel_means(x: Tensor, keepdim: bool = False) -> Tensor:
 
     The gradient for x is an expanded vector; that of `x.mean` is written out.
     """
-    if by_rows(x):
-        means = stored(x).mean(2).mean(1)
+    if sums_by_rows(x):
+        means = as_nhwc(x).mean(2).mean(1)
         return means[:, :, None, None] if keepdim else means
     if is_compiling() or upcast(x) is not x:  # a sum may exceed what fp16 holds
         return x.mean((2, 3), keepdim=keepdim)
@@ -32,12 +32,12 @@ def weighted_sums(x: Tensor, weights: Tensor) -> Tensor:
     if not _as_loops(x):
         return (x.flatten(2) @ weights.flatten(2).mT).flatten(1)
     product = x * weights
-    return stored(product).sum(2).sum(1) if by_rows(x) else product.sum((2, 3))
+    return as_nhwc(product).sum(2).sum(1) if sums_by_rows(x) else product.sum((2, 3))
 
 
 def channel_factor(gate: Tensor, x: Tensor) -> Tensor:
     """A gate (N, C) or (N, C, 1, 1) in the form in which it multiplies x (N, C, H, W)."""
-    if by_rows(x):
+    if sums_by_rows(x):
         rows = gate.flatten(1)[:, None, None].expand(-1, x.shape[2], -1, -1)
         return rows.permute(0, 3, 1, 2)
     return gate if gate.dim() == 4 else gate[:, :, None, None]
@@ -47,13 +47,13 @@ def position_dots(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A 1x1 convolution to one channel: (N, C, H, W), (1, C, 1, 1), (1) -> (N, 1, H, W)."""
     if not _as_loops(x):
         return torch.conv2d(x, weight, bias)
-    if by_rows(x):
+    if sums_by_rows(x):
         factor = weight.flatten().expand(len(x), x.shape[2], 1, -1)
-        return (stored(x) * factor).sum(3)[:, None] + bias[:, None, None]
+        return (as_nhwc(x) * factor).sum(3)[:, None] + bias[:, None, None]
     return (x * weight).sum(1, keepdim=True) + bias[:, None, None]
 
 
-def stored(x: Tensor) -> Tensor:
+def as_nhwc(x: Tensor) -> Tensor:
     """A map in channels_last as (N, H, W, C), for results and gradients in the same order."""
     return x.permute(0, 2, 3, 1)
 
@@ -64,6 +64,6 @@ def _as_loops(x: Tensor) -> bool:
     return loops and upcast(x) is x
 
 
-def by_rows(x: Tensor) -> bool:
+def sums_by_rows(x: Tensor) -> bool:
     """Whether positions are reduced by rows first."""
     return _as_loops(x) and is_channels_last(x)

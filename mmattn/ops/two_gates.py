@@ -11,7 +11,7 @@ from mmattn.torch_compat import is_compiling
 
 from .layout import is_channels_last
 from .precision import disable_autocast, upcast
-from .sums import by_rows, channel_factor, stored
+from .sums import as_nhwc, channel_factor, sums_by_rows
 
 _BLOCK = 1 << 18  # bytes of a map at a time on a CPU; the intermediates fit into the cache
 
@@ -31,8 +31,8 @@ def max_of_gates(x: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
     """
     if is_compiling():
         products = x * channel_factor(channel, x), x * spatial
-        if by_rows(x):  # the gradient of a maximum is contiguous
-            return torch.max(*map(stored, products)).permute(0, 3, 1, 2)
+        if sums_by_rows(x):  # the gradient of a maximum is contiguous
+            return torch.max(*map(as_nhwc, products)).permute(0, 3, 1, 2)
         return torch.max(*products)
     return _by_rows(_MaxOfGates.apply, x, channel, spatial)
 

@@ -1,9 +1,9 @@
-"""Sums and their gradients, eager, compiled and exported, beside the formula."""
+"""Sums and their gradients, eager, compiled and exported, against the formula."""
 
 import pytest
 import torch
 
-from mmattn.ops import global_pool, sums
+from mmattn.ops import global_pool, max_of_gates, sums
 from mmattn.torch_compat import can_compile
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -80,7 +80,7 @@ def test_equals_the_formula(name, size, memory_format, compiled):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_at_once(dtype):
     """Sums of rows would be rounded before they are added."""
-    x = torch.randn(2, 3, 40, 40).to(dtype)
+    x = torch.randn(2, 3, 40, 40).to(dtype, memory_format=torch.channels_last)
 
     def run(x):
         return sums.channel_means(x), x * sums.channel_factor(x[:, :, 0, 0], x)
@@ -96,6 +96,22 @@ def test_half_precision_is_summed_at_once(dtype):
         dynamic=False,
     )(x)
     assert shape == [(2, 3, 1, 1)]
+
+
+@pytest.mark.skipif(not can_compile, reason='torch before 2.4 compiles views wrongly')
+def test_the_gradient_of_compiled_gates_is_in_channels_last():
+    """It would be written in NCHW, several times slower."""
+
+    def gates(x, weight, bias):
+        channel, spatial = sums.channel_means(x), sums.position_dots(x, weight, bias)
+        return max_of_gates(x, channel[:, :, None, None], spatial)
+
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.compiler.reset()
+    run = torch.compile(gates, backend='aot_eager', dynamic=False)
+    y = run(x, torch.randn(1, 6, 1, 1), torch.randn(1))
+    (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_exported_sums_are_those_of_torch():
