@@ -1,6 +1,10 @@
-"""Every config trains and tests one step of its network on tiny data; most of ResNet-50 and -101 narrower."""
+"""Configs train and test one step of their network on tiny data; most of ResNet-50 and -101 narrower.
+
+Of those that differ in the depth of the ResNet and the length of the schedule alone it is one.
+"""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -23,12 +27,25 @@ WHOLE = (  # of ResNet-50 and -101 in all their width
     'ann_r50_cityscapes', 'ccnet_r101_cityscapes', 'faster_rcnn_sknet50_coco', 'mask_rcnn_r50_coco',
     'mask_rcnn_r50_dcnv2_coco', 'retinanet_r50_coco',
 )  # fmt: skip
+DEPTH_AND_SCHEDULE = {
+    'model.backbone.depth', 'model.backbone.init_cfg.checkpoint', 'train_cfg.max_iters',
+    'train_cfg.val_interval', 'param_scheduler.0.end', 'default_hooks.checkpoint.interval',
+}  # fmt: skip
 STEP = {
     'train_cfg.max_iters': 1,
     'train_cfg.val_interval': 1,
     'default_hooks.checkpoint.interval': 1,
     'default_hooks.checkpoint.save_optimizer': False,  # it fills the disk, and takes time
 }
+
+
+def recipes(paths) -> dict:
+    """The config that is trained -> those that differ from it in depth and schedule."""
+    groups = {}
+    for path in sorted(paths, key=lambda p: p.stem not in WHOLE):
+        name = re.sub(r'_\d+k(?=_)', '', path.stem).replace('_r101_', '_r50_')
+        groups.setdefault(name, []).append(path)
+    return {first: rest for first, *rest in groups.values()}
 
 
 def step_options(path, root) -> dict:
@@ -99,7 +116,7 @@ def decode_heads(model) -> dict:
     return heads | ({'model.auxiliary_head': auxiliary} if auxiliary else {})
 
 
-@pytest.mark.parametrize('path', SEGMENTORS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', recipes(SEGMENTORS), ids=lambda p: p.stem)
 def test_a_segmentor_trains_and_tests_a_step(path, street, tmp_path):
     options = step_options(path, street)
     if path.stem.endswith('camvid'):
@@ -123,7 +140,7 @@ def train_and_test(path, options, folder, **train_options) -> dict:
     return evaluate(path, work_dir / 'iter_1.pth', **run)
 
 
-@pytest.mark.parametrize('path', DETECTORS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', recipes(DETECTORS), ids=lambda p: p.stem)
 def test_a_detector_trains_and_tests_a_step(path, street, tmp_path):
     options = detector_options(path, street, tmp_path)
     metrics = train_and_test(path, options, tmp_path / 'run', validate=False)
@@ -232,6 +249,29 @@ def as_dsb2018(options, root) -> dict:
                 values = rng.integers(0, high, shape, np.uint8)
                 Image.fromarray(values).save(root / folder / f'{stem}.png')
     return {k: str(root) if k.endswith('data_root') else v for k, v in options.items()}
+
+
+def settings(value, name='') -> dict:
+    """Dotted name -> value."""
+    if not value or not isinstance(value, dict | list | tuple):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = {}
+    for key, part in items:
+        found |= settings(part, f'{name}.{key}' if name else key)
+    return found
+
+
+def test_what_is_not_trained_differs_in_depth_and_schedule_alone():
+    trained = recipes(CONFIGS)
+    assert {p for rest in trained.values() for p in rest} | set(trained) == set(CONFIGS)
+    assert any('r101' in p.stem for p in trained)
+    for path, rest in trained.items():
+        first = settings(load_config(path).to_dict())
+        for other in rest:
+            second = settings(load_config(other).to_dict())
+            differ = {k for k in first.keys() | second.keys() if first.get(k) != second.get(k)}
+            assert differ <= DEPTH_AND_SCHEDULE, other
 
 
 def test_configs_are_one_step_from_their_parents():

@@ -107,11 +107,17 @@ def test_the_gradient_of_compiled_gates_is_in_channels_last():
         return max_of_gates(x, channel[:, :, None, None], spatial)
 
     x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
-    torch.compiler.reset()
-    run = torch.compile(gates, backend='aot_eager', dynamic=False)
-    y = run(x, torch.randn(1, 6, 1, 1), torch.randn(1))
-    (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
-    assert grad.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(1, 6, 1, 1), torch.randn(1)
+
+    def has_gradient_in_channels_last(run, *inputs):
+        torch.compiler.reset()
+        y = torch.compile(run, backend='aot_eager', dynamic=False)(x, *inputs)
+        (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
+        return grad.is_contiguous(memory_format=torch.channels_last)
+
+    if not has_gradient_in_channels_last(torch.sigmoid):
+        pytest.skip('this torch makes the gradient of any compiled output contiguous')
+    assert has_gradient_in_channels_last(gates, *weights)
 
 
 def test_exported_sums_are_those_of_torch():
