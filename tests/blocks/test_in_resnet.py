@@ -16,16 +16,17 @@ pytestmark = pytest.mark.openmmlab
 BLOCKS = registered()
 POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 STAGES = (False, True, False, True)
+WIDTHS = dict(stem_channels=32, base_channels=32)  # half, as most time goes into convolutions
 
 
 def resnet(host, **options):
     if host == 'mmdet':
         from mmdet.models import ResNet
 
-        return ResNet(50, **options)
+        return ResNet(50, **WIDTHS, **options)
     from mmseg.models import ResNetV1c
 
-    return ResNetV1c(depth=50, **options)
+    return ResNetV1c(depth=50, **WIDTHS, **options)
 
 
 def arguments(cls):
@@ -45,7 +46,7 @@ def plugin(cls, position, init='identity'):
 
 @functools.cache
 def plain(host):
-    """A ResNet-50 with weights and statistics drawn at random, small enough to keep values."""
+    """A narrow ResNet-50 with weights and statistics drawn at random, small enough to keep values."""
     torch.manual_seed(1)
     model = resnet(host)
     model.init_weights()
@@ -109,7 +110,7 @@ def with_cmpese(model):
 
 def with_afnb(model):
     """Fusion of stages 3 and 4, on the last feature map."""
-    block, forward = AFNB(1024, 2048, init='identity'), model.forward
+    block, forward = AFNB(512, 1024, init='identity'), model.forward
     model.fusion = block
     model.forward = lambda x: (lambda f: (*f[:3], block(f[2], f[3])))(forward(x))
     return [block]
@@ -117,7 +118,7 @@ def with_afnb(model):
 
 def with_gate(model):
     """The map of stage 3 gated by that of stage 4."""
-    block, forward = AttentionGate(1024, 2048, init='identity'), model.forward
+    block, forward = AttentionGate(512, 1024, init='identity'), model.forward
     model.gate = block
     model.forward = lambda x: (lambda f: (*f[:2], block(f[2], f[3]), f[3]))(forward(x))
     return [block]

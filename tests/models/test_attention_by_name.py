@@ -16,7 +16,7 @@ from mmattn.config.load import load_config
 from tests.conftest import ROOT
 
 NAMES = ('eca', 'coord', 'ema', 'triplet', 'simam', 'lsk', 'lska', 'mhsa', 'gate')
-DETECTORS = ('faster_rcnn_r18_bccd', 'retinanet_r18_bccd', 'mask_rcnn_r18_dsb2018')
+DETECTORS = ('retinanet_r18_bccd', 'mask_rcnn_r18_dsb2018')
 NETWORKS = (*DETECTORS, 'ccnet_r18_street')
 SIZES = ((3, 64, 96), (3, 96, 64))
 

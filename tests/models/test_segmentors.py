@@ -1,4 +1,4 @@
-"""Whole segmentors beside MMSegmentation's of one state dict, on an image of full size."""
+"""Whole segmentors beside MMSegmentation's of one state dict, on a large image."""
 
 import logging
 
@@ -57,7 +57,9 @@ def pair(model, image):
 
 
 @pytest.mark.parametrize('model', ['ccnet', 'ann', 'danet', 'nonlocal', 'gcnet'])
-def test_equal_maps_at_full_size(model, image):
+def test_equal_maps(model, image):
+    if model != 'ccnet':  # one at full size
+        image = image[:, ::2, ::2]
     ours, theirs = pair(model, image)
     # windows are those of one class for all networks, which test_slide_inference tries on its own
     for test_cfg in [dict(mode='whole')] + [SLIDE] * (model == 'ccnet'):
@@ -68,11 +70,11 @@ def test_equal_maps_at_full_size(model, image):
                 (sample,) = segmentor.test_step(dict(inputs=[image], data_samples=None))
             found.append((sample.pred_sem_seg.data, sample.seg_logits.data))
         (mine, logits), (other, expected) = found
-        assert mine.shape == (1, 1024, 2048) and len(mine.unique()) > 9
+        assert mine.shape == (1, *image.shape[1:]) and len(mine.unique()) > 9
         noise = 1e-5 * expected.abs().max()
         torch.testing.assert_close(logits, expected, rtol=0, atol=noise)
         best, second = expected.topk(2, 0).values
-        clear = (best - second > noise)[None]  # of two million pixels some are ties in fp32
+        clear = (best - second > noise)[None]  # of many pixels some are ties in fp32
         assert clear.float().mean() > 0.999
         assert torch.equal(mine[clear], other[clear]) and (mine != other).sum() <= 20
 
