@@ -23,10 +23,7 @@ CONFIGS = [ROOT / 'configs' / f'{name}.py' for name in list_models()]
 DETECTORS = [p for p in CONFIGS if p.stem.startswith(('faster_rcnn', 'mask_rcnn', 'retinanet'))]
 SEGMENTORS = [p for p in CONFIGS if p not in DETECTORS]
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-WHOLE = (  # of ResNet-50 and -101 in all their width
-    'ann_r50_cityscapes', 'ccnet_r101_cityscapes', 'faster_rcnn_sknet50_coco', 'mask_rcnn_r50_coco',
-    'mask_rcnn_r50_dcnv2_coco', 'retinanet_r50_coco',
-)  # fmt: skip
+WHOLE = ('ccnet_r101_cityscapes', 'mask_rcnn_r50_dcnv2_coco')  # in all their width
 DEPTH_AND_SCHEDULE = {
     'model.backbone.depth', 'model.backbone.init_cfg.checkpoint', 'train_cfg.max_iters',
     'train_cfg.val_interval', 'param_scheduler.0.end', 'default_hooks.checkpoint.interval',
