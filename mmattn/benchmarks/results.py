@@ -60,14 +60,20 @@ class Results:
         """Read a file that `save` wrote.
 
         Raises:
-            UsageError: it is no such file.
+            UsageError: it cannot be read, or is no such file.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding='utf-8'))
+            encoded = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f'{path} cannot be read: {error.strerror}. Name a file that --json wrote.'
+            ) from error
+        try:
+            content = json.loads(encoded)
             rows = [Row.from_json(row) for row in content['rows']]
             curves = [Curve(**curve) for curve in content['curves']]
             return cls(content['options'], content['machines'], rows, curves, Path(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f'{path} has no figures of a benchmark: {error!r}. Name a file that --json wrote.'
             ) from error

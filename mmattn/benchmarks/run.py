@@ -122,7 +122,7 @@ def _measure_cases(
     log('')
     results.add_machine(machine)
     print(f'\n{describe_in_words(machine)}')
-    has_targets = own_threads and malloc == 'tuned'
+    has_targets = own_threads and malloc == 'tuned' and size is None
     fewer = f'fewer if all take over {MAX_SECONDS if has_targets else QUICK_SECONDS} s'
     fewer += f', but {TARGET_ROUNDS} for a target' if has_targets else ''
     print(f'{options["device"]}, {options["dtype"]}, {options["rounds"]} rounds; {fewer}')

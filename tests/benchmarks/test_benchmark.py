@@ -261,6 +261,9 @@ def test_a_stopped_run_goes_on(tmp_path, quick, monkeypatch, capsys):
     out.write_text('{}')
     assert tool.main([*arguments, '--resume']) == 2
     assert 'has no figures of a benchmark' in capsys.readouterr().err
+    out.unlink()
+    assert tool.main([*arguments, '--against', str(out)]) == 2
+    assert f'{out} cannot be read: No such file or directory' in capsys.readouterr().err
 
 
 def test_settings_of_malloc_and_numbers_of_threads(tmp_path):
