@@ -60,7 +60,7 @@ class RunPlugins:
         return self.run(output)
 
     def run(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor | Proxy):  # a proxy is a tensor that torch.fx traces
+        if not isinstance(x, (Tensor, Proxy)):  # a proxy is a tensor that torch.fx traces
             raise NotOneMap(
                 f'plugin {self.names[0]} {self.place}: there is a {type(x).__name__}, not one map. '
                 'Name a module that returns one map, such as neck.fpn_convs.*'

@@ -13,6 +13,7 @@ from torch import nn
 import mmattn
 from mmattn.plugins import named_plugins
 from mmattn.registry import MODELS
+from mmattn.torch_compat import can_compile
 from tests.conftest import randomise
 
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'pycocotools')
@@ -160,3 +161,14 @@ def test_nothing_of_openmmlab_is_installed_and_what_needs_it_says_so():
     )
     assert done.returncode == 2 and done.stderr.startswith('error: '), done.stderr
     assert 'Run: pip install "mmattn[det]"' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.skipif(not can_compile, reason='torch before 2.4 runs blocks eagerly')
+def test_a_network_whose_blocks_follow_other_modules_is_compiled_as_one_graph():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())).eval()
+    mmattn.insert(network, [dict(cfg=dict(type='mmattn.SE', reduction=2), at='0.1')])
+    x = torch.randn(1, 3, 9, 8)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), network(x))
