@@ -60,7 +60,8 @@ class RunPlugins:
         return self.run(output)
 
     def run(self, x: Tensor) -> Tensor:
-        if not isinstance(x, (Tensor, Proxy)):  # a proxy is a tensor that torch.fx traces
+        # a proxy is a tensor that torch.fx traces; torch.compile of 2.4 has no unions of types
+        if not isinstance(x, (Tensor, Proxy)):
             raise NotOneMap(
                 f'plugin {self.names[0]} {self.place}: there is a {type(x).__name__}, not one map. '
                 'Name a module that returns one map, such as neck.fpn_convs.*'

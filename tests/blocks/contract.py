@@ -200,7 +200,7 @@ def _shapes(block):
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def _exported(build):
     """A block and its program, which two checks in a row want."""
     block = randomised(build()).eval()
@@ -216,24 +216,9 @@ def export(build):
         close(program.module()(*x), block(*x), 1e-5)
 
 
-def _operators(build):
-    """Names of the operators of an exported program, those of its subgraphs among them."""
-    graphs = [m.graph for m in _exported(build)[1].graph_module.modules() if hasattr(m, 'graph')]
-    return {str(n.target) for graph in graphs for n in graph.nodes if n.op == 'call_function'}
-
-
-@functools.cache
-def _operators_of_first(cls):
-    return _operators(functools.partial(cls.build, **cls.examples[0]))
-
-
 def onnx(build):
-    """Conversion is operator by operator: of a block the first example, and all with others."""
     import onnxruntime
 
-    cls = build.func.__self__
-    if build.keywords != cls.examples[0] and _operators(build) <= _operators_of_first(cls):
-        return
     block, program = _exported(build)
     program = torch.onnx.export(program, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()

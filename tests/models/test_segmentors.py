@@ -1,4 +1,4 @@
-"""Whole segmentors beside MMSegmentation's of one state dict, on a large image."""
+"""Whole segmentors against MMSegmentation's with the same state dict, on a large image."""
 
 import logging
 
