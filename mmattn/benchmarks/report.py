@@ -17,6 +17,7 @@ LEGEND = (
     'the middle half of the rounds, and the baseline.\n'
     '*: the operations of the authors, restated on our weights.'
 )
+_HEAD = 30  # width of names in the table
 
 
 def table_header() -> str:
@@ -36,7 +37,10 @@ def table_lines(row: Row) -> Iterator[str]:
         times = ''.join(_time_cells(row, measure, layout) for measure in _TIMES)
         saved = _ratio_cells(row, 'saved', layout, 9, 6)
         peak = _ratio_cells(row, 'peak', layout, 8, 5)
-        yield f'{head:<30}{layout or "best":<5}{times}{saved}{peak}'.rstrip()
+        if len(head) >= _HEAD:
+            yield head
+            head = ''
+        yield f'{head:<{_HEAD}}{layout or "best":<5}{times}{saved}{peak}'.rstrip()
     for cell in row.cells:
         for reason in dict.fromkeys(cell.unsupported.values()):
             measures = ', '.join(m for m, why in cell.unsupported.items() if why == reason)
@@ -126,7 +130,8 @@ def deviations(results: Results, earlier: Results) -> Iterator[str]:
             largest = max(largest, abs(deviation))
             if abs(deviation) > _MAX_DEVIATION:
                 yield f'  {row.name}, {target}: {before:.2f} then, {now:.2f} now ({deviation:+.0%})'
-    yield f'{count} ratios with targets of their own: at most {largest:.1%} from {earlier.path}'
+    differ = f'differ by at most {largest:.1%}' if count else 'to compare'
+    yield f'{earlier.path}: {count} ratios with targets of their own {differ}'
 
 
 def curve_lines(curve: Curve) -> Iterator[str]:

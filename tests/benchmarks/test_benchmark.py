@@ -206,6 +206,10 @@ def test_the_best_of_each_side():
     assert lines[0].split()[:5] == ['SCSE', 'NCHW', '8.25c', '1.40', '1.35-1.45']
     assert lines[2].split()[:5] == ['estimate', '5.00', 'ms', 'best', '4.50']
     assert lines[-1] == '  without, which does other work: forward 1.00 ms'
+    row.name = 'a name as wide as its column is'  # does not run into the next one
+    named = list(report.table_lines(row))
+    assert named[0] == row.name and named[1] == lines[0].replace('SCSE', '    ', 1)
+    row.name = 'SCSE'
     assert list(report.summary([row])) == [
         '2 of 4 targets met',
         '  missed: SCSE, forward NCHW: 1.40 (1.35 to 1.45), target 1.5',
@@ -224,7 +228,7 @@ def test_a_second_run_is_compared(tmp_path, monkeypatch):
     )  # fmt: skip
     assert list(report.deviations(second, first)) == [
         '  SCSE, forward: 3.00 then, 3.30 now (+10%)',
-        f'1 ratios with targets of their own: at most 10.0% from {first.path}',
+        f'{first.path}: 1 ratios with targets of their own differ by at most 10.0%',
     ]
     assert len(list(report.deviations(first, first))) == 1
 
@@ -250,7 +254,7 @@ def test_a_stopped_run_goes_on(tmp_path, quick, monkeypatch, capsys):
     rows = Results.load(out).rows
     assert [row.name for row in rows] == ['SE', 'SGE'] and rows[0] == first[0]
     shown = capsys.readouterr().out
-    assert shown.count('SE    ') >= 2 and '0 ratios with targets of their own' in shown
+    assert shown.count('SE    ') >= 2 and '0 ratios with targets of their own to compare' in shown
     # another size is another run, another machine too; without --resume all is measured anew
     other = [*arguments, '--resume', '--rounds', '2']
     assert tool.main(other) == 2 and 'rounds 1, not 2' in capsys.readouterr().err
