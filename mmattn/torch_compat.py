@@ -9,15 +9,30 @@ import torch
 from torch import distributed, nn
 
 if hasattr(torch.compiler, 'is_compiling'):
-    is_compiling = torch.compiler.is_compiling
+    _is_compiling = torch.compiler.is_compiling
 else:  # before 2.3
-    is_compiling = torch._utils.is_compiling
+    _is_compiling = torch._utils.is_compiling
+
+
+def is_compiling() -> bool:
+    """Whether a graph is recorded, by torch.compile, torch.export or torch.jit.trace.
+
+    A graph holds operators of torch alone: a saved program could not call Python.
+    """
+    return _is_compiling() or torch.jit.is_tracing()
+
 
 # before 2.4 torch.compile gives wrong values for what is written into views of a tensor
 can_compile = hasattr(torch.amp, 'is_autocast_available')
 
 # before 2.7 torch does not say which of the two it does: both use operators of every format
-is_exporting = getattr(torch.compiler, 'is_exporting', is_compiling)
+_is_exporting = getattr(torch.compiler, 'is_exporting', _is_compiling)
+
+
+def is_exporting() -> bool:
+    """Whether a graph is recorded that other programs run, by torch.export or torch.jit.trace."""
+    return _is_exporting() or torch.jit.is_tracing()
+
 
 # torch.export before 2.7 refuses a program that switches autocast off, and pools even sizes alone
 HAS_OLD_EXPORT = not hasattr(torch.compiler, 'is_exporting')

@@ -67,6 +67,9 @@ def affine_sample(
         can_check = type(is_identity) is Tensor and is_identity.is_cpu
         if can_check and not is_compiling() and not is_identity.any():
             return y
+        if torch.jit.is_tracing():
+            same = is_identity[:, None, None, None]
+            return torch.where(same, x.detach() + (y - y.detach()), y)
         return _KeepIdentity.apply(y, x, is_identity)
 
 

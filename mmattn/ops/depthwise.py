@@ -67,7 +67,8 @@ class _DepthwiseConv(torch.autograd.Function):
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int]) -> Tensor:
-    padding = tuple(d * (k // 2) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    # int: torch.jit.trace of torch 2.4 takes a size for a tensor
+    padding = tuple(d * (int(k) // 2) for d, k in zip(dilation, weight.shape[2:], strict=True))
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])
 
 

@@ -18,7 +18,8 @@ def same_conv(x: Tensor, weight: Tensor) -> Tensor:
     torch's own takes 10 times longer.
     """
     if is_compiling() or x.device.type != 'cpu':
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        # int: torch.jit.trace of torch 2.4 takes a size for a tensor
+        return F.conv2d(x, weight, padding=int(weight.shape[-1]) // 2)
     return _SameConv.apply(x, weight)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import pickle
 from pathlib import Path
 
@@ -178,6 +179,23 @@ def compile(build, backend='aot_eager'):
     x = draw(block)
     a, b = ([t.clone().requires_grad_() for t in x] for _ in range(2))
     y, z = block(*a), compiled(*b)
+    close(z, y, 1e-5)
+    weight = torch.randn_like(y)
+    (y * weight).sum().backward()
+    (z * weight).sum().backward()
+    for s, t in zip(a, b):
+        close(t.grad, s.grad, 1e-5)
+
+
+def trace(build):
+    block = randomised(build()).eval()
+    x = draw(block)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(block, tuple(x), check_trace=False), file)
+    file.seek(0)
+    program = torch.jit.load(file)
+    a, b = ([t.clone().requires_grad_() for t in x] for _ in range(2))
+    y, z = block(*a), program(*b)
     close(z, y, 1e-5)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()
@@ -445,6 +463,7 @@ CHECKS = {
         half,
         gradcheck,
         compile,
+        trace,
         export,
         onnx,
         copies,

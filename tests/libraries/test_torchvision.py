@@ -214,9 +214,11 @@ def test_torchscript_compiles_no_blocks_by_script(name):
 
 
 @pytest.mark.parametrize('name', ['resnet', 'swin'])
-def test_torchscript_compiles_blocks_by_trace(name):
+def test_torchscript_compiles_blocks_by_trace(name, tmp_path):
     model, images = trained(CASES[name]), CASES[name].images()
-    program = torch.jit.trace(model, images, check_trace=False)
+    path = tmp_path / 'program.pt'
+    torch.jit.trace(model, images, check_trace=False).save(path)
+    program = torch.jit.load(path)
     with torch.no_grad():
         close([program(images)], [model(images)], 1e-4)  # fused, so rounded otherwise
 
