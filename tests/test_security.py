@@ -494,6 +494,52 @@ def test_a_bomb_to_score(kind, bomb, street, tmp_path, capsys):
     assert 'declares more than 100 megapixels' in capsys.readouterr().err
 
 
+# ---- imported sets ----
+def written_voc(root, label, image):
+    """A set in Pascal VOC of three copies of an image, with one box of a label."""
+    from xml.sax.saxutils import escape
+
+    (root / 'a').mkdir(parents=True)
+    box = ''.join(f'<{key}>{v}</{key}>' for key, v in dict(xmin=1, ymin=1, xmax=9, ymax=9).items())
+    for name in 'xyz':
+        shutil.copy(image, root / 'a' / f'{name}.png')
+        text = f'<object><name>{escape(label)}</name><bndbox>{box}</bndbox></object>'
+        path = root / 'a' / f'{name}.xml'
+        path.write_text(f'<annotation><filename>{name}.png</filename>{text}</annotation>')
+
+
+@pytest.mark.parametrize(
+    'label',
+    [
+        '"""\nimport os; os.mkdir({!r})\n"""',
+        "x'\nimport os; os.mkdir({!r})",
+        '{{{{$MISSING:a"\'}}}}, os.mkdir({!r})',
+        '{{{{ fileDirname }}}}',
+    ],
+)
+def test_class_names_of_an_imported_set_are_text(label, marker, street, tmp_path, monkeypatch):
+    from mmengine.config import Config
+
+    monkeypatch.chdir(tmp_path)
+    name = label.format(str(marker)).strip()
+    written_voc(tmp_path / 'raw', name, min((street / 'leftImg8bit/test').rglob('*.png')))
+    assert tool('import_data')(['shapes', '--from', 'raw']) == 0
+    assert Config.fromfile('configs/shapes.py').metainfo.classes == (name,)
+
+
+def test_a_bomb_and_paths_that_lead_out_of_an_imported_set(bomb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    written_voc(tmp_path / 'raw', 'cell', bomb)
+    assert tool('import_data')(['shapes', '--from', 'raw']) == 3
+    assert 'declares more than 100 megapixels: 101. If it is meant' in capsys.readouterr().err
+    (tmp_path / 'secret.png').write_bytes(bomb.read_bytes())
+    (tmp_path / 'raw/a/x.png').unlink()
+    path = tmp_path / 'raw/a/x.xml'
+    path.write_text(path.read_text().replace('x.png', '../../secret.png'))
+    assert tool('import_data')(['shapes', '--from', 'raw']) == 3
+    assert 'x.xml: filename: ../../secret.png is missing' in capsys.readouterr().err
+
+
 # ---- the sources ---------------------------------------------------------------------------------
 FORBIDDEN = (
     r'\bpickle\.(load|loads|Unpickler)\b|\bjoblib\b|\bdill\b',

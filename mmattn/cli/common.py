@@ -10,6 +10,7 @@ from functools import partial
 from mmattn.errors import run_tool
 
 CONFIG_HELP = 'config file, or a model name of mmattn.list_models()'
+_SUB_COMMANDS = {'import_data': 'data import'}  # module -> command and sub-command
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
 
@@ -35,7 +36,7 @@ def make_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 def command_name(module: str) -> str:
     """Name of a command from that of its module: `check_data` is `check-data`."""
-    return module.replace('_', '-')
+    return _SUB_COMMANDS.get(module) or module.replace('_', '-')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,16 @@ def add_config_options(parser: argparse.ArgumentParser, *, launcher: bool = True
             help='launcher of a distributed run; pytorch for torchrun; default: %(default)s',
         )
         parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`."""
+    parser.add_argument(
+        '--data',
+        metavar='NAME',
+        help='use this data set instead of that of the config: configs/NAME.py, which `mmattn data '
+        'import NAME` writes, or one of configs/_base_/datasets; a checkpoint records its own',
+    )
 
 
 def add_rehearsal_option(parser: argparse.ArgumentParser) -> None:

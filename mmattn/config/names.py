@@ -49,9 +49,20 @@ def config_text(path: Path) -> str | None:
     return None
 
 
+def is_data_set(path: Path) -> bool:
+    """Whether a config file holds a data set alone, with loaders and no network."""
+    if not path.is_file():
+        return False
+    names = _assigned(path)
+    return 'train_dataloader' in names and 'model' not in names and '_base_' not in names
+
+
 def config_names(folder: Path) -> list[str]:
-    """Names of a folder's configs: its files, and those of `metafile.yml` without a file."""
-    names = {path.stem for path in folder.glob('*.py')}
+    """Names of a folder's configs: its files, and those of `metafile.yml` without a file.
+
+    Files of data sets alone, as `mmattn data import` writes them, are left out.
+    """
+    names = {path.stem for path in folder.glob('*.py') if not is_data_set(path)}
     index = folder / 'metafile.yml'
     if index.is_file():
         rows = _ROW.findall(index.read_text(encoding='utf-8'))

@@ -5,7 +5,6 @@ Source: Shenggan/BCCD_Dataset, MIT licence.
 
 import json
 import shutil
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mmattn.errors import DataError
 from mmattn.progress import track
 
 from .image_io import open_image
+from .xml_files import read_xml
 
 # Images per split of the original.
 COUNTS = {'train': 205, 'val': 87, 'test': 72}
@@ -91,15 +91,10 @@ def _copy(root: Path, out: Path, stem: str) -> dict:
 
 def _read(path: Path, log: Callable[[str], None]) -> list[dict]:
     """The boxes of a VOC file as COCO annotations."""
-    text = _text(path)
-    if '<!DOCTYPE' in text or '<!ENTITY' in text:  # entities can expand without end
-        raise DataError(f'{path} declares entities, which no VOC file does. Get it again.')
-    try:
-        objects = ET.fromstring(text).findall('object')
-    except (ET.ParseError, ValueError) as error:
-        raise DataError(f'{path} is not valid XML: {error}. Get it again.') from error
+    if not path.exists():
+        raise DataError(f'BCCD: {path} is missing. Get the set again.')
     annotations = []
-    for number, item in enumerate(objects):
+    for number, item in enumerate(read_xml(path).findall('object')):
         name = item.findtext('name')
         if name not in CLASSES:
             raise DataError(f'{path}: object {number} is {name!r}, allowed {CLASSES}.')

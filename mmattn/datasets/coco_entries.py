@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from reprlib import repr as show
+from typing import Any
 
 from mmattn.errors import DataError
 
@@ -21,22 +22,31 @@ _IDS = dict(image_id='images', category_id='categories')  # where ids are define
 _INTEGERS = {'id', 'image_id', 'category_id', 'width', 'height'}
 
 
-def parse_coco(data: bytes, name: str) -> dict:
-    """Parse the content of a COCO file; `name` is for the message about a large one.
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse the content of a JSON file; `name` is for the message about a large one.
 
     Raises:
-        DataError: it is not valid JSON, or no object.
+        DataError: it is not valid JSON.
     """
     data = data.removeprefix(codecs.BOM_UTF8)  # which Windows editors write
     if len(data) > 5e7:
         print(f'reading and checking {name}, {len(data) / 1e6:.0f} MB', file=sys.stderr, flush=True)
     try:
-        coco = json.loads(data.decode())
+        return json.loads(data.decode())
     except json.JSONDecodeError as error:
         position = len(error.doc[: error.pos].encode())
         raise DataError(f'not valid JSON at byte {position}: {error.msg}. Get it again.') from error
     except (ValueError, RecursionError) as error:
         raise DataError(f'not valid JSON: {error}. Get it again.') from error
+
+
+def parse_coco(data: bytes, name: str) -> dict:
+    """Parse the content of a COCO file, see `parse_json`.
+
+    Raises:
+        DataError: it is not valid JSON, or no object.
+    """
+    coco = parse_json(data, name)
     if type(coco) is not dict:
         raise DataError(f'its top level is {show(coco)}, expected an object of lists.')
     return coco

@@ -87,11 +87,18 @@ class ImageInfo(NamedTuple):
     orientation: int = 1
 
 
-class _Header(NamedTuple):
-    """Header of an image: width and height as stored, and EXIF orientation, 1 by default."""
+class ImageHeader(NamedTuple):
+    """Header of an image.
+
+    Attributes:
+        size: width and height as stored.
+        orientation: EXIF orientation, 1 by default.
+        mode: Pillow's mode, such as 'RGB'.
+    """
 
     size: tuple[int, int]
     orientation: int
+    mode: str
 
 
 class UnusableImage(Exception):
@@ -164,7 +171,7 @@ def inspect_pair(
 
 
 def _compare_sizes(
-    pair: tuple[str, str], header: _Header, size: tuple[int, int], image: Decoding
+    pair: tuple[str, str], header: ImageHeader, size: tuple[int, int], image: Decoding
 ) -> Fault | None:
     """The fault of a label map whose size differs from its image as training reads it."""
     stored, turned = header.size, header.size
@@ -273,7 +280,16 @@ def header_fault(path: str) -> Fault | None:
     return None
 
 
-def _inspect_image(path: str, decode: bool, decoding: Decoding) -> tuple[_Header, list[Fault]]:
+def image_header(path: str | Path) -> ImageHeader:
+    """The header of an image that is not cut short, without decoding it.
+
+    Raises:
+        UnusableImage: its fault says why.
+    """
+    return _inspect_image(str(path), False, DEFAULT_IMAGE_DECODING)[0]
+
+
+def _inspect_image(path: str, decode: bool, decoding: Decoding) -> tuple[ImageHeader, list[Fault]]:
     """Header of an image, and warnings about its content if that is decoded."""
     source = path
     try:
@@ -283,6 +299,7 @@ def _inspect_image(path: str, decode: bool, decoding: Decoding) -> tuple[_Header
             source = BytesIO(data)
         with Image.open(source) as opened:
             size, end, orientation = opened.size, END_MARKERS.get(opened.format), 1
+            mode = opened.mode
             check_pixel_count(size)
             if 'exif' in opened.info:
                 orientation = opened.getexif().get(EXIF_ORIENTATION, 1)
@@ -301,7 +318,7 @@ def _inspect_image(path: str, decode: bool, decoding: Decoding) -> tuple[_Header
         raise UnusableImage(
             'unknown', f'image {path} cannot be read: it is damaged or no image'
         ) from error
-    header = _Header(size, orientation)
+    header = ImageHeader(size, orientation, mode)
     return header, _decode(path, data, decoding) if decode else []
 
 

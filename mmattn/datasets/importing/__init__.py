@@ -1,0 +1,1 @@
+"""Importing data sets of other formats into one layout; see `importer.import_data`."""
