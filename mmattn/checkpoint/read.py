@@ -210,6 +210,8 @@ def _meta_problem(meta) -> str | None:
     for key in 'attention', 'blocks', 'dataset_meta':
         if not isinstance(meta.get(key) or {}, dict):
             return f'meta.{key} is {show(meta[key])}'
+    if problem := _data_set_problem(meta.get('data_set')):
+        return problem
     attention = meta.get('attention')
     if not attention:
         return None
@@ -220,6 +222,18 @@ def _meta_problem(meta) -> str | None:
     if not isinstance(plugins, list) or not all(isinstance(p, dict) for p in plugins):
         return f'meta.attention.plugins is {show(plugins)}'
     return None if isinstance(backbone, dict) else f'meta.attention.backbone is {show(backbone)}'
+
+
+def _data_set_problem(data) -> str | None:
+    if not data:
+        return None
+    name, classes = (data.get('name'), data.get('classes')) if isinstance(data, dict) else (0, 0)
+    # the name becomes part of the names of folders and files
+    if not isinstance(name, str) or not re.fullmatch(r'[\w-]+', name):
+        return f'meta.data_set.name is {show(name)}'
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        return f'meta.data_set.classes is {show(classes)}'
+    return None
 
 
 def load_safely(filename: str, map_location=None) -> dict:

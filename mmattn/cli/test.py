@@ -10,6 +10,7 @@ from .common import (
     CONFIG_HELP,
     add_config_options,
     add_data_check_option,
+    add_data_option,
     add_rehearsal_option,
     make_parser,
     run,
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )
     add_data_check_option(parser)
     add_rehearsal_option(parser)
+    add_data_option(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
 
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 out=args.out,
                 show_dir=args.show_dir,
                 attention=args.attention,
+                data=args.data,
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,
                 tta=args.tta,

@@ -7,6 +7,7 @@ from .common import (
     CONFIG_HELP,
     add_config_options,
     add_data_check_option,
+    add_data_option,
     add_rehearsal_option,
     make_parser,
     run,
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )
     add_data_check_option(parser)
     add_rehearsal_option(parser)
+    add_data_option(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
 
@@ -65,6 +67,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 amp=args.amp,
                 auto_scale_lr=args.auto_scale_lr,
                 attention=args.attention,
+                data=args.data,
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,
                 seed=args.seed,

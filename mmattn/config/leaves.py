@@ -15,6 +15,24 @@ def dataset_leaves(cfg: dict) -> Iterator[dict]:
             yield from dataset_leaves(part)
 
 
+def class_heads(cfg: dict, where: str) -> Iterator[tuple[str, dict]]:
+    """Config key and config of every head that has a number of classes.
+
+    Args:
+        cfg: a config, or a part of one.
+        where: dotted key of that part.
+    """
+    if 'head' in where and {'num_classes', 'num_things_classes'} & cfg.keys():
+        yield where, cfg
+    for name, value in cfg.items():
+        if isinstance(value, dict):
+            yield from class_heads(value, f'{where}.{name}')
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from class_heads(item, f'{where}.{name}[{index}]')
+
+
 def replace_type(cfg: ConfigDict, old: str, new: str) -> int:
     """Set `type` to `new` in every nested dict where it is `old`; returns the number of changes."""
     count = 0

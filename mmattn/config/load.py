@@ -12,6 +12,7 @@ from mmattn.errors import UsageError
 
 from . import safe_files
 from .attention import add_attention, apply_attention, check_recorded_attention
+from .data_set import add_data_set
 from .index import find_config
 from .names import CONFIG_FOLDERS
 from .options import merge_options
@@ -50,18 +51,21 @@ _pretty_text: dict[str, str] = {}  # the latest text, and the content that it is
 
 
 def load_config(
-    path: str | Path, options: dict | None = None, attention: str | dict | None = None
+    path: str | Path,
+    options: dict | None = None,
+    attention: str | dict | None = None,
+    data: str | dict | None = None,
 ) -> Config:
-    """Load a config, and merge `--attention` and then `--cfg-options` into it.
+    """Load a config, and merge `--data`, `--attention` and then `--cfg-options` into it.
 
     Args:
         path: the config file, see `load_config_file`.
-        options, attention: see `change_config`.
+        options, attention, data: see `change_config`.
 
     Raises:
         UsageError, CheckpointError: as these do.
     """
-    return change_config(load_config_file(path), options, attention)
+    return change_config(load_config_file(path), options, attention, data)
 
 
 def load_config_file(path: str | Path) -> Config:
@@ -112,22 +116,37 @@ def load_config_file(path: str | Path) -> Config:
 
 
 def change_config(
-    cfg: Config, options: dict | None = None, attention: str | dict | None = None
+    cfg: Config,
+    options: dict | None = None,
+    attention: str | dict | None = None,
+    data: str | dict | None = None,
 ) -> Config:
-    """Merge attention and then options into a config.
+    """Merge a data set, attention and then options into a config.
 
     Args:
         cfg: from `load_config_file`; it is changed.
         options: dotted keys and their values.
         attention: names for `add_attention`, or the `cfg.attention` that a checkpoint recorded.
+        data: a name for `add_data_set`, or the `cfg.data_set` that a checkpoint recorded.
 
     Returns:
         the same config.
 
     Raises:
-        UsageError: the config has other attention already, or a change does not fit into it.
+        UsageError: the config has another data set or other attention already, or a change does
+            not fit into it.
         CheckpointError: what the checkpoint recorded is no attention.
     """
+    if data:
+        name, recorded = data if isinstance(data, str) else data['name'], cfg.get('data_set')
+        if recorded and recorded['name'] != name:
+            raise UsageError(
+                f'--data {name}: config {cfg.filename} has {recorded["name"]} already. Leave '
+                '--data out, or name the config without it.'
+            )
+        if not recorded:
+            add_data_set(cfg, data)
+            name_types(cfg)
     recorded = cfg.get('attention')  # in a config that a run dumped
     if recorded and isinstance(attention, str) and attention != recorded['names']:
         raise UsageError(

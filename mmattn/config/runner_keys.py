@@ -19,6 +19,7 @@ _OTHER_KEYS = {
     'test_pipeline',  # used by mmseg.apis
     'runner_type',  # used by the tools of mmdet and mmseg
     'attention',  # recorded by `add_attention`
+    'data_set',  # recorded by `add_data_set`
     'unused_keys',  # recorded by `check_config`
 }
 

@@ -35,7 +35,9 @@ def distributed_run(
         yield None
         return
     # until the config is loaded, which may fail
-    folder = Path(options.work_dir or Path('work_dirs') / run_name(config, options.attention))
+    folder = Path(
+        options.work_dir or Path('work_dirs') / run_name(config, options.attention, options.data)
+    )
     run = DistributedRun(folder / subfolder, training)
     with run.report_exit():
         yield run

@@ -20,9 +20,12 @@ def option_flags(options: dict) -> str:
     return f' --cfg-options {text}' if text else ''
 
 
-def train_command(config, options, seed, amp, auto_scale_lr, attention, init_from) -> str:
+def train_command(
+    config, options, seed, amp, auto_scale_lr, attention, init_from, data=None
+) -> str:
     """The `tools/train.py` command of a training."""
     command = f'python tools/train.py {relative_path(config)}'
+    command += f' --data {data}' if data else ''
     command += f' --attention {attention}' if attention else ''
     command += f' --init-from {relative_path(init_from)}' if init_from else ''
     command += f' --seed {seed}' if seed is not None else ''

@@ -11,6 +11,7 @@ from torch import nn
 from mmattn.checkpoint.load import load_weights
 from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
 from mmattn.checkpoint.read import Checkpoint, open_checkpoint
+from mmattn.config.data_set import describe_data_set
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import change_config, load_config_file, parse_options
 from mmattn.datasets.build import build_dataset
@@ -21,7 +22,13 @@ from mmattn.plugins import report
 from .build import config_errors
 from .distributed import is_main
 from .model_wrappers import unwrap_ddp
-from .run_config import class_counts, prepare_config, recorded_attention, replace_sync_bn
+from .run_config import (
+    class_counts,
+    prepare_config,
+    recorded_attention,
+    recorded_data_set,
+    replace_sync_bn,
+)
 
 
 def build_model(
@@ -76,7 +83,8 @@ def build_network(
     options = parse_options(options)
     opened = open_checkpoint(checkpoint, training_state=False) if checkpoint else None
     cfg = config if isinstance(config, Config) else load_config_file(config)
-    change_config(cfg, options, recorded_attention(attention, opened))
+    data = recorded_data_set(None, opened)
+    change_config(cfg, options, recorded_attention(attention, opened), data)
     prepare_config(cfg, options, renames=True)
     drop_pretrained(cfg.model)
     replace_sync_bn(cfg)
@@ -104,6 +112,13 @@ def report_blocks(model: nn.Module, cfg: Config) -> None:
         print_log(f'attention:\n{blocks.table()}', logger='current')
         for text in blocks.warnings:
             warn(text)
+
+
+def report_data_set(cfg: Config) -> None:
+    """Log what `--data` changed in the config."""
+    if is_main():
+        for line in describe_data_set(cfg):
+            print_log(line, logger='current')
 
 
 def image_size(cfg: Config) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 
 from mmattn.checkpoint.read import Checkpoint
 from mmattn.config.check import check_config
-from mmattn.config.leaves import replace_type
+from mmattn.config.leaves import class_heads, replace_type
 from mmattn.datasets.class_names import check_same_classes
 from mmattn.datasets.validation import check_classes
 from mmattn.errors import UsageError
@@ -23,16 +23,17 @@ from .run_length import batch_size_of
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def run_name(config: str | Path, attention: str | None) -> str:
-    """The name of a run: the config's, followed by the blocks added to it."""
+def run_name(config: str | Path, attention: str | None, data: str | None = None) -> str:
+    """The name of a run: the config's, followed by the data set and the blocks added to it."""
     names = [] if attention in (None, 'none') else attention.split(',')
-    return '_'.join([Path(config).stem, *names])
+    return '_'.join([Path(config).stem, *([data] if data else []), *names])
 
 
 def run_folder(cfg: Config, work_dir: str | Path | None) -> Path:
     """The folder that a run writes into: `work_dir`, or the config's, or one named like the run."""
     names = cfg.attention['names'] if cfg.get('attention') else None
-    name = run_name(cfg.filename, names)
+    data = cfg.data_set['name'] if cfg.get('data_set') else None
+    name = run_name(cfg.filename, names, data)
     return Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / name)
 
 
@@ -49,6 +50,23 @@ def recorded_attention(given: str | None, checkpoint: Checkpoint | None) -> str 
             f'{recorded["names"]}. Leave --attention out.'
         )
     return recorded or given
+
+
+def recorded_data_set(
+    given: str | None, checkpoint: Checkpoint | None, *, resumed: bool = False
+) -> str | dict | None:
+    """The data set to put into a config: that of `--data`, or else that of the checkpoint.
+
+    Raises:
+        UsageError: a training that is resumed was on another.
+    """
+    recorded = checkpoint.meta.get('data_set') if checkpoint else None
+    if given and recorded and resumed and recorded['name'] != given:
+        raise UsageError(
+            f'--data {given}: checkpoint {checkpoint.path} was trained on {recorded["name"]}. '
+            'Leave --data out.'
+        )
+    return given or recorded
 
 
 def prepare_config(
@@ -100,14 +118,9 @@ def class_counts(cfg: dict, where: str) -> Iterator[tuple[str, int]]:
         cfg: a config, or a part of one.
         where: dotted key of that part.
     """
-    for name, value in cfg.items():
-        if isinstance(value, dict):
-            yield from class_counts(value, f'{where}.{name}')
-        elif isinstance(value, list | tuple):
-            items = {f'{name}[{i}]': v for i, v in enumerate(value) if isinstance(v, dict)}
-            yield from class_counts(items, where)
-        elif name == 'num_classes' and 'head' in where:
-            yield f'{where}.{name}', value
+    for key, head in class_heads(cfg, where):
+        if 'num_classes' in head:
+            yield f'{key}.num_classes', head['num_classes']
 
 
 def replace_sync_bn(cfg: Config) -> int:

@@ -307,6 +307,8 @@ class Runner(EngineRunner):
         )
         if self.cfg.get('attention'):
             meta['attention'] = json.loads(json.dumps(self.cfg.attention))
+        if data := self.cfg.get('data_set'):
+            meta['data_set'] = dict(name=data['name'], classes=list(data['classes']))
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = plain_items(
                 self.train_dataloader.dataset.metainfo, 'meta.dataset_meta', left_out

@@ -24,9 +24,9 @@ from .commands import option_flags, relative_path
 from .distributed import is_main
 from .evaluators import folder_of, output_folders, prepare_evaluation, write_predictions
 from .hardware import hardware
-from .network import drop_pretrained
+from .network import drop_pretrained, report_data_set
 from .options import complete
-from .run_config import class_counts, prepare_config, recorded_attention
+from .run_config import class_counts, prepare_config, recorded_attention, recorded_data_set
 from .runner import Runner
 from .signals import handle_signals
 
@@ -42,6 +42,8 @@ class TestOptions:
             or for `results.bbox.json` and `results.segm.json` in COCO's format.
         show_dir: folder for pictures of image, ground truth and prediction side by side.
         attention: names of blocks to add; by default those that the checkpoint was trained with.
+        data: name of a data set, see `add_data_set`; by default the one that the checkpoint was
+            trained on with it.
         cfg_options: changes to the config; a dict of dotted keys, or `key=value` strings.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         tta: test-time augmentation: average a segmentor over the scales and flips of the config's
@@ -57,6 +59,7 @@ class TestOptions:
     out: str | Path | None = None
     show_dir: str | Path | None = None
     attention: str | None = None
+    data: str | None = None
     cfg_options: dict | list[str] | None = None
     launcher: str = 'none'
     tta: bool = False
@@ -99,7 +102,9 @@ def test(
             checkpoint = open_checkpoint(checkpoint, training_state=False)
         cfg = load_config_file(config)
         cfg_options = parse_options(options.cfg_options)
-        change_config(cfg, cfg_options, recorded_attention(options.attention, checkpoint))
+        attention = recorded_attention(options.attention, checkpoint)
+        data = recorded_data_set(options.data, checkpoint)
+        change_config(cfg, cfg_options, attention, data)
         join_processes(processes, cfg, options, 'test')
         runner = _build(cfg, checkpoint, cfg_options, options)
         metrics = to_plain(run_loop(runner.test), 'metrics')  # numbers of NumPy become Python's
@@ -141,6 +146,7 @@ def _build(
     runner = build_runner(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
     runner.checkpoint, runner.rehearsal = checkpoint, options.rehearsal
+    report_data_set(cfg)
     if not checkpoint:
         runner._init_model_weights()
     return runner
@@ -162,6 +168,7 @@ def _write_record(
         metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
         command=f'python tools/test.py {relative_path(config)} {relative_path(path)}'
         + (f' --attention {options.attention}' if options.attention else '')
+        + (f' --data {options.data}' if options.data else '')
         + (' --tta' if options.tta else '')
         + option_flags(parse_options(options.cfg_options)),
         hardware=hardware(),

@@ -23,13 +23,14 @@ from .build import build_runner, config_errors, distributed_run, join_processes,
 from .commands import train_command
 from .distributed import DistributedRun, is_main, world_size
 from .evaluators import output_folders, prepare_evaluation
-from .network import report_blocks
+from .network import report_blocks, report_data_set
 from .options import complete
 from .out_of_memory import is_out_of_memory, out_of_memory_error
 from .run_config import (
     class_counts,
     prepare_config,
     recorded_attention,
+    recorded_data_set,
     run_folder,
     scale_lr,
     use_amp,
@@ -52,6 +53,7 @@ class TrainOptions:
         init_from: weights to start from: a path, an address, or an open checkpoint; tensors that
             do not fit are left out.
         attention: names of blocks to add, see `add_attention`; a resumed run keeps its blocks.
+        data: name of a data set to train on, see `add_data_set`; a resumed run keeps its own.
         amp: mixed precision, GPU only.
         auto_scale_lr: multiply the learning rate by the batch size over the config's base batch
             size.
@@ -70,6 +72,7 @@ class TrainOptions:
     resume: str | Path | Checkpoint | None = None
     init_from: str | Path | Checkpoint | None = None
     attention: str | None = None
+    data: str | None = None
     amp: bool = False
     auto_scale_lr: bool = False
     cfg_options: dict | list[str] | None = None
@@ -129,7 +132,8 @@ def _load(
 
     def changed(checkpoint: Checkpoint | None) -> Config:
         attention = recorded_attention(options.attention, checkpoint)
-        return change_config(copy.deepcopy(config_file), cfg_options, attention)
+        data = recorded_data_set(options.data, checkpoint, resumed=True)
+        return change_config(copy.deepcopy(config_file), cfg_options, attention, data)
 
     checkpoint = _open(resume) if resume and resume not in _SEARCHES else None
     cfg = changed(checkpoint)
@@ -202,10 +206,12 @@ def _build(
     runner.checkpoint, runner.fingerprint = checkpoint, fingerprint
     runner.rehearsal = options.rehearsal
     if not cfg.resume:
-        runner.load_mode = 'partial' if init_from else 'plain'
+        runner.load_mode = 'partial' if init_from or cfg.get('data_set') else 'plain'
     runner.train_command = train_command(
-        config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from
-    )
+        config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from,
+        options.data,
+    )  # fmt: skip
+    report_data_set(cfg)
     report_blocks(runner.model, cfg)
     return runner
 

@@ -46,7 +46,7 @@ def publish(
     """
     checkpoint = open_checkpoint(checkpoint, training_state=False)
     meta, attention = checkpoint.meta, checkpoint.meta.get('attention')
-    trained = load_config(config, attention=attention)
+    trained = load_config(config, attention=attention, data=meta.get('data_set'))
     model, cfg = build_model(copy.deepcopy(trained), checkpoint)
     # copies: safetensors refuses tensors that share memory, as those of a module with two names do
     weights = {k: v.cpu().clone().contiguous() for k, v in sorted(model.state_dict().items())}
@@ -62,6 +62,8 @@ def publish(
     model_meta = dict(config=Path(config).stem, dataset_meta=dataset)
     if attention:
         model_meta['attention'] = attention
+    if meta.get('data_set'):
+        model_meta['data_set'] = meta['data_set']
     if forms := block_forms(model):
         model_meta['blocks'] = forms
     header = dict(mmattn=json.dumps(model_meta, sort_keys=True))
