@@ -189,6 +189,24 @@ def test_attention_that_no_run_wrote(attention, why, call, tmp_path):
     assert sorted(tmp_path.parent.rglob('*.safetensors')) == before
 
 
+@pytest.mark.parametrize(
+    'data, why',
+    [
+        (dict(name='../../elsewhere', classes=['a']), "data_set.name is '../../elsewhere'"),
+        (dict(name='a', classes='a'), "data_set.classes is 'a'"),
+        (dict(name='a', classes=[7]), r'data_set.classes is \[7\]'),
+        ('a', "data_set is 'a'"),
+    ],
+)
+def test_a_data_set_that_no_run_wrote(data, why, tmp_path):
+    from mmattn.checkpoint.read import open_checkpoint
+    from mmattn.errors import CheckpointError
+
+    path = written(tmp_path / 'a.pth', SMALL, dict(data_set=data))
+    with pytest.raises(CheckpointError, match=why):
+        open_checkpoint(path, training_state=False)
+
+
 @pytest.mark.parametrize('about', [[1], dict(attention='se'), dict(blocks=3), dict(dataset_meta=[1])])  # fmt: skip
 def test_notes_that_no_run_wrote(about, call, tmp_path):
     said = call('publish', checkpoint=written(tmp_path / 'a.safetensors', SMALL, about))

@@ -207,7 +207,7 @@ def _meta_problem(meta) -> str | None:
     """Why the recorded facts cannot be those of a training, in words; the file may be anyone's."""
     if not isinstance(meta, dict):
         return f'meta is {show(meta)}'
-    for key in 'attention', 'blocks', 'dataset_meta':
+    for key in 'attention', 'blocks', 'dataset_meta', 'data_set':
         if not isinstance(meta.get(key) or {}, dict):
             return f'meta.{key} is {show(meta[key])}'
     if problem := _data_set_problem(meta.get('data_set')):
@@ -224,10 +224,10 @@ def _meta_problem(meta) -> str | None:
     return None if isinstance(backbone, dict) else f'meta.attention.backbone is {show(backbone)}'
 
 
-def _data_set_problem(data) -> str | None:
+def _data_set_problem(data: dict | None) -> str | None:
     if not data:
         return None
-    name, classes = (data.get('name'), data.get('classes')) if isinstance(data, dict) else (0, 0)
+    name, classes = data.get('name'), data.get('classes')
     # the name becomes part of the names of folders and files
     if not isinstance(name, str) or not re.fullmatch(r'[\w-]+', name):
         return f'meta.data_set.name is {show(name)}'
