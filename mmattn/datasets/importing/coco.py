@@ -66,7 +66,7 @@ def _read_file(
         elif names.setdefault(entry['id'], name) != name:
             problems.add('id', file, f'{where}, id', f'is {names[entry["id"]]!r}, too')
         else:
-            supercategories.add(entry.get('supercategory') or '')
+            supercategories.add(str(entry.get('supercategory')))
             if name not in found.classes:
                 found.classes.append(name)
     by_id: dict[Any, SourceImage | None] = {}

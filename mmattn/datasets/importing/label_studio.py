@@ -80,7 +80,7 @@ def _image(source: Source, file: Path, task: dict, where: str) -> list[SourceIma
             image.objects.append(_object(result['value'], kind, place, size))
         except (KeyError, IndexError) as error:
             source.problems.add('invalid', file, place, f'missing {error}')
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             source.problems.add('invalid', file, place, str(error))
     return [image]
 

@@ -50,7 +50,7 @@ def read(source: Source, options: ReadOptions) -> SourceSet:
             where = f'shapes[{number}]'
             try:
                 _add_shape(source, image, shape, where, groups)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 text = f'missing {error}' if isinstance(error, KeyError) else str(error)
                 source.problems.add('invalid', file, where, text)
         found.images.append(image)
@@ -72,7 +72,7 @@ def _add_shape(
     elif kind == 'circle' and len(values) == 4:
         radius = float(np.hypot(values[2] - values[0], values[3] - values[1]))
         found.polygons = [geometry.ellipse(*values[:2], radius, radius)]
-    elif kind == 'mask':
+    elif kind == 'mask' and len(values) == 4:
         if image.size is None:
             raise ValueError('imageWidth and imageHeight are missing, which a mask needs')
         try:

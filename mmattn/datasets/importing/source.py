@@ -217,7 +217,11 @@ def _root(paths: list[Path], given: list[Path]) -> Path:
 def _walk(root: Path) -> list[Path]:
     """All files below a folder, sorted; hidden ones and those of macOS left out."""
     found, seen = [], set()
-    for folder, names, files in os.walk(root, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise error  # a folder that must not be read, which os.walk leaves out
+
+    for folder, names, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link to a folder above
             names.clear()

@@ -53,7 +53,7 @@ def _image(source: Source, file: Path) -> list[SourceImage]:
     try:
         size = int(content['size']['width']), int(content['size']['height'])
         objects = list(content['objects'])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         source.problems.add('file', file, '', f'it has no size and objects: {error}')
         return []
     own = file.parent.parent / 'img' / file.stem  # a.jpg.json is of a.jpg

@@ -59,15 +59,16 @@ def read(source: Source, options: ReadOptions) -> SourceSet:
 
 def _regions(entry: dict) -> list:
     regions = entry['regions']
-    return list(regions.values()) if isinstance(regions, dict) else list(regions or ())
+    regions = list(regions.values()) if isinstance(regions, dict) else regions
+    return regions if isinstance(regions, list) else []
 
 
 def _class_key(entries: dict[str, dict]) -> str | None:
     counts: Counter = Counter()
     for entry in entries.values():
         for region in _regions(entry):
-            if isinstance(region, dict):
-                counts.update(list(region.get('region_attributes') or {}))
+            attributes = region.get('region_attributes') if isinstance(region, dict) else None
+            counts.update(list(attributes) if isinstance(attributes, dict) else ())
     named = [key for key in _CLASS_KEYS if counts[key]]
     if named or len(counts) <= 1:
         return named[0] if named else next(iter(counts), _CLASS_KEYS[0])

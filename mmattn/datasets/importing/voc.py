@@ -55,7 +55,7 @@ def _splits(source: Source) -> dict[str, str]:
     splits: dict[str, str] = {}
     for file in source.files:
         if file.suffix == '.txt' and file.stem in SPLITS and file.parent.name == 'Main':
-            for line in file.read_text('utf-8-sig').splitlines():
+            for line in file.read_text('utf-8-sig', 'replace').splitlines():
                 if line.strip():
                     splits.setdefault(line.split()[0], file.stem)
     return splits

@@ -81,7 +81,7 @@ def _images(source: Source, file: Path, content: dict, key: str) -> list[Path]:
         if folder is None:
             source.problems.add('no image', file, key, f'{place} is not below {source.root}')
         elif folder.is_file():
-            for number, line in enumerate(folder.read_text('utf-8-sig').splitlines(), 1):
+            for number, line in enumerate(folder.read_text('utf-8-sig', 'replace').splitlines(), 1):
                 name = line.strip()
                 path = source.find_image(name, folder, f'line {number}') if name else None
                 found += [path] if path else []
