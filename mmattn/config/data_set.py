@@ -256,4 +256,9 @@ def _use_classes(cfg: Config, data: dict) -> None:
         loader = cfg.get(f'{part}_dataloader')
         for leaf in dataset_leaves(loader['dataset']) if loader else ():
             leaf['metainfo'] = dict(classes=tuple(classes))
+            if 'decode_head' in cfg.model:  # others refuse classes that are not their own
+                kept = ('metainfo', 'data_root', 'data_prefix', 'pipeline')
+                for key in leaf.keys() - set(kept):
+                    leaf.pop(key)
+                leaf['type'] = 'mmseg.BaseSegDataset'
     cfg.data_set = dict(name=data['name'], classes=list(classes))

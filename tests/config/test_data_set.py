@@ -8,9 +8,12 @@ import pytest
 from mmattn.config.check import check_config
 from mmattn.config.data_set import describe_data_set
 from mmattn.config.index import list_models
+from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import load_config
 from mmattn.config.names import config_names, is_data_set
+from mmattn.datasets.build import build_dataset
 from mmattn.datasets.importing import config_text
+from mmattn.engine.run_config import class_counts
 from mmattn.errors import UsageError
 from tests.conftest import ROOT
 
@@ -139,6 +142,18 @@ def test_recipes_of_mmdet_and_mmseg():
     former = changed('mmseg mask2former/mask2former_r50_8xb2-160k_ade20k-512x512', 'labels')
     assert former.model.decode_head.num_classes == 2
     assert former.model.decode_head.loss_cls.class_weight == [1.0, 1.0, 0.1]
+
+
+@pytest.mark.parametrize('config', ['fcn_r18_camvid', 'ann_r50_ade20k', 'faster_rcnn_r50_coco'])
+def test_the_classes_of_a_set_that_is_not_here(config):
+    """As where published weights are loaded."""
+    cfg = changed(config, dict(name='gone', classes=CLASSES))
+    assert describe_data_set(cfg) == [] and cfg.data_set['name'] == 'gone'
+    for name in 'train_dataloader', 'test_dataloader':
+        for leaf in dataset_leaves(cfg[name].dataset):
+            assert list(build_dataset(leaf).metainfo['classes']) == CLASSES
+    counts = dict(class_counts(cfg.model, 'model'))
+    assert counts and set(counts.values()) == {2}
 
 
 def test_sets_are_no_models(sets):
