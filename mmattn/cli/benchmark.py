@@ -137,6 +137,14 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     on_gpu = args.device != 'cpu' and flag != '--training'
     if flag and (on_gpu or args.dtype != 'fp32' or args.plot):
         parser.error(f'{flag} is for the CPU in fp32: leave --device, --dtype and --plot out')
+    given = [
+        o for o in ('attention', 'image', 'batch', 'variants', 'cfg_options') if getattr(args, o)
+    ]
+    if given and not args.training:
+        name = given[0].replace('variants', 'with').replace('_', '-')
+        parser.error(f'--{name} is for --training: name a config there, or leave it out')
+    if args.threads and flag in ('--training', '--step'):
+        parser.error(f"{flag} runs with torch's number of threads: set OMP_NUM_THREADS instead")
     if args.rounds is None:
         args.rounds = 7 if flag else 25
     for name, values in dict(rounds=[args.rounds], threads=args.threads or [1]).items():

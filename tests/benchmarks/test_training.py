@@ -86,6 +86,12 @@ def test_parts_of_a_step_are_equal_and_timed(tmp_path, capsys, monkeypatch):
 
 def test_options_of_the_benchmark_of_training():
     assert tool.main(['--step', 'nothing']) == 2
-    for arguments in (['SE', '--training', 'x.py'], ['--step', '--device', 'cuda']):
+    for arguments in (
+        ['SE', '--training', 'x.py'],
+        ['--step', '--device', 'cuda'],
+        ['SE', '--attention', 'cbam'],
+        ['--step', '--with', 'compile'],
+        ['--step', '--threads', '1'],
+    ):
         with pytest.raises(SystemExit):
             tool.main(arguments)
