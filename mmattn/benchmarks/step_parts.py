@@ -117,7 +117,8 @@ def _losses(rounds: int) -> Iterator[PartTiming]:
         labels = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
         labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
         samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in labels]
-        head = FCNHead(in_channels=8, channels=8, num_classes=classes)
+        settings = dict(type='CrossEntropyLoss', avg_non_ignore=True)
+        head = FCNHead(in_channels=8, channels=8, num_classes=classes, loss_decode=settings)
 
         def run(path: Callable, logits=logits, samples=samples, head=head) -> list[Tensor]:
             x = logits.clone().requires_grad_()

@@ -105,12 +105,12 @@ def report_training(
     if batch:
         options['train_dataloader.batch_size'] = batch
         cfg.train_dataloader.batch_size = batch
+    stock_config(cfg)  # refuse it first
     if size is None and not _has_data(cfg):
         size = image_size(cfg)
         print(f'the data of {config} are not there: images of {size[1]}x{size[0]} are generated')
     task = dict(config=str(config), options=options, attention=attention, size=size, device=device)
     stock = 'mmdet' if cfg.default_scope == 'mmdet' else 'mmseg'
-    stock_config(cfg)  # refuse it first
     sides = [dict(side=stock), *(dict(side='ours', train=v) for v in ({}, *(variants or ())))]
     machine = describe_machine(torch.device(device))
     print(describe_in_words(machine))
