@@ -56,9 +56,14 @@ def sha256(path: str | Path) -> str:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file atomically: at any time, `path` is the complete old or new file."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a file atomically: at any time, `path` is the complete old or new file."""
     part = path.with_name(f'{path.name}.part')
-    with open(part, 'w', encoding='utf-8') as file:
-        file.write(text)
+    with open(part, 'wb') as file:
+        file.write(content)
         file.flush()
         sync_file(file.fileno())
     os.replace(part, path)

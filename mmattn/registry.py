@@ -168,5 +168,7 @@ ROOT = (
     MODELS if MODELS.parent is None else MODELS.parent
 )  # where names of any package are looked up
 DATASETS = _child('dataset', 'mmattn.datasets.camvid')
+TRANSFORMS = _child('transform', 'mmattn.datasets.transforms')
 METRICS = _child('metric', 'mmattn.evaluation.coco_metric', 'mmattn.evaluation.iou_metric')
 HOOKS = _child('hook', 'mmattn.engine.hooks')
+OPTIM_WRAPPERS = _child('optim_wrapper', 'mmattn.engine.optimizer')

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +26,45 @@ def is_compiling() -> bool:
 
 # before 2.4 torch.compile gives wrong values for what is written into views of a tensor
 can_compile = hasattr(torch.amp, 'is_autocast_available')
+
+# arguments by which one function's programs do not count against another's limit; none in old torch
+_compile_arguments = inspect.signature(torch.compile).parameters
+COMPILE_APART = {'isolate_recompiles': True} if 'isolate_recompiles' in _compile_arguments else {}
+
+
+@contextlib.contextmanager
+def report_uncompiled() -> Iterator[list[BaseException]]:
+    """Run what torch.compile cannot compile as it is, and collect the errors instead of logging.
+
+    Yields:
+        a list, filled with the errors as they occur.
+    """
+    failures: list[BaseException] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or record.levelno < logging.WARNING:
+            return True
+        failures.append(error)
+        return False
+
+    log = logging.getLogger('torch._dynamo.convert_frame')
+    log.addFilter(collect)
+    try:
+        with torch._dynamo.config.patch(suppress_errors=True), _free_sizes():
+            yield failures
+    finally:
+        log.removeFilter(collect)
+
+
+def _free_sizes() -> contextlib.AbstractContextManager:
+    """Sizes that are equal by chance, such as channels and height, do not become one."""
+    from torch.fx.experimental import _config
+
+    if not hasattr(_config, 'use_duck_shape'):  # before 2.5
+        return contextlib.nullcontext()
+    return _config.patch(use_duck_shape=False)
+
 
 # before 2.7 torch does not say which of the two it does: both use operators of every format
 _is_exporting = getattr(torch.compiler, 'is_exporting', _is_compiling)
@@ -171,3 +212,28 @@ def fake_tensor_mode(shape_env: Any) -> contextlib.AbstractContextManager:
 def event_start(event: Any) -> int:
     """When an event of the profiler began: in ns, before 2.4 in us."""
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
+
+
+_FINITE_CHECK = 'aten::_amp_foreach_non_finite_check_and_unscale_'
+
+
+def check_finite_(tensors: Iterable[torch.Tensor], found: torch.Tensor) -> None:
+    """Set a flag where a value of some tensors is not finite, without reading it.
+
+    Args:
+        tensors: of floating point, dense or sparse.
+        found: one number in fp32; becomes 1.
+    """
+    groups: dict[tuple, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        values = tensor._values() if tensor.is_sparse else tensor
+        groups.setdefault((values.device, values.dtype), []).append(values.detach())
+    for (device, _), group in groups.items():
+        here = found.to(device)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(_FINITE_CHECK, device.type.upper()):
+            torch._amp_foreach_non_finite_check_and_unscale_(group, here, torch.ones_like(here))
+        else:  # before 2.3, on a CPU
+            sums = torch.stack([values.sum().float() for values in group])
+            here = torch.maximum(here, (~sums.isfinite().all()).float())
+        if here is not found:
+            found.copy_(torch.maximum(found, here.to(found.device)))

@@ -17,6 +17,7 @@ MAY_BE_MISSING = {
 KERNELS = {  # Triton compiles where it is imported
     ('ops/criss_cross.py', 'criss_cross_triton'),
     ('ops/non_local.py', 'attention_triton'),
+    ('ops/upsampled_loss.py', 'upsampled_loss_triton'),
 }
 OTHER_RELEASES = 'torch_compat.py'  # what a torch of another release may lack
 COMPILER = ('config/runner_keys.py', 'torch._inductor')  # private: other releases may lack it

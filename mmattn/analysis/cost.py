@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +165,26 @@ def measure_cost(
     rows[0].saved_bytes = training.total.saved_bytes // images
     limit = memory_limit * 1e9 if memory_limit else free_memory(torch_device)
     return Cost(rows, size, batch, _training_memory(model, cfg, batch_training, limit))
+
+
+def kept_bytes(
+    config: str | Path,
+    *,
+    attention: str | None = None,
+    size: tuple[int, int] | None = None,
+    options: dict | list[str] | None = None,
+) -> int:
+    """Bytes saved for backward for one image where plugins keep what they need.
+
+    Args:
+        config, attention, size, options: as in `measure_cost`.
+    """
+    model, cfg = build_network(config, options, attention)
+    for _, block in named_plugins(model):
+        block.plugin = replace(block.plugin, memory='keep')
+    modules = {'': model} | _blocks(model)  # a block that refuses one image is named
+    training, images = _training_dry_run(model, modules, size or image_size(cfg))
+    return training.total.saved_bytes // images
 
 
 def _training_dry_run(

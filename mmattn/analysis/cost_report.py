@@ -12,7 +12,7 @@ from mmattn.errors import Exit, MmattnError
 from mmattn.files import check_writable
 from mmattn.progress import track
 
-from .cost import Cost, latencies, measure_cost
+from .cost import Cost, kept_bytes, latencies, measure_cost
 from .cost_plot import plot_cost
 
 
@@ -85,38 +85,47 @@ def report_comparison(
     for name in names:
         load_config(config, attention=name.replace('+', ','))  # refuse unknown names first
     latency = arguments.pop('latency', True)
-    costs = {
-        name: measure_cost(
-            config, attention=name.replace('+', ','), device=device, latency=False, **arguments
-        )
-        for name in track(names, total=len(names), title='cost')
-    }
+    costs, kept = {}, {}
+    for name in track(names, total=len(names), title='cost'):
+        network = dict(attention=name.replace('+', ','), options=arguments.get('options'))
+        costs[name] = measure_cost(config, device=device, latency=False, **(arguments | network))
+        kept[name] = kept_bytes(config, size=costs[name].size, **network)
     if latency:
         size, options = costs['none'].size, arguments.get('options')
         times = latencies(config, names, size=size, device=device, options=options)
         for name, cost in costs.items():
             cost.rows[0].ms = times[name]
-    print(*comparison_lines(costs, describe_machine(find_device(device))), sep='\n')
+    print(*comparison_lines(costs, kept, describe_machine(find_device(device))), sep='\n')
     if json_path:
-        content = {name: asdict(cost) for name, cost in costs.items()}
+        content = {name: asdict(cost) | dict(kept_bytes=kept[name]) for name, cost in costs.items()}
         Path(json_path).write_text(json.dumps(content, indent=1), encoding='utf-8')
     return costs
 
 
-def comparison_lines(costs: dict[str, Cost], machine: dict) -> Iterator[str]:
-    """A line for each block: cost of the network, and what the block adds to the plain one."""
+def comparison_lines(costs: dict[str, Cost], kept: dict[str, Cost], machine: dict) -> Iterator[str]:
+    """A line for each block: cost of the network, and what the block adds to the plain one.
+
+    Args:
+        costs: by name of the block.
+        kept: bytes saved for backward where plugins keep what they need, by name.
+        machine: see `describe_machine`.
+    """
     plain = costs['none']
     height, width = plain.size
     batch = plain.batch
     images = f'{batch} image' + 's' * (batch > 1)
-    yield f'| attention | parameters | GMACs | saved, MB | ms | training with {images}, GB |'
-    yield '|---|---:|---:|---:|---:|---:|'
+    yield (
+        "| attention | parameters | GMACs | saved, MB | with `memory='keep'`, MB | ms "
+        f'| training with {images}, GB |'
+    )
+    yield '|---|---:|---:|---:|---:|---:|---:|'
     for name, cost in costs.items():
-        row, base = cost.rows[0], plain.rows[0]
+        row, base, keeps = cost.rows[0], plain.rows[0], kept[name]
         pairs = [
             (f'{row.parameters:,}', row.parameters - base.parameters, ',', 1),
             (f'{row.macs / 1e9:.2f}', row.macs - base.macs, ',.2f', 1e9),
             (f'{row.saved_bytes / 1e6:.1f}', row.saved_bytes - base.saved_bytes, ',.1f', 1e6),
+            (f'{keeps / 1e6:.1f}', keeps - base.saved_bytes, ',.1f', 1e6),
         ]
         if row.ms is not None:
             pairs.append((f'{row.ms:.0f}', row.ms - base.ms, ',.0f', 1))

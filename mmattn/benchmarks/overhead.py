@@ -26,7 +26,7 @@ from torch import nn
 from mmattn.checkpoint.write import write_checkpoint
 from mmattn.config.load import load_config
 from mmattn.engine.hooks.guard import GuardHook
-from mmattn.engine.nonfinite import detect_nonfinite
+from mmattn.engine.nonfinite import NonFiniteDetector
 from mmattn.engine.resume.rng import derive_seed, seeded
 from mmattn.files import check_writable
 from mmattn.plugins import insert
@@ -114,10 +114,10 @@ def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, C
     plain, watched = (
         OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)) for _ in range(2)
     )
-    detect_nonfinite(watched, _unexpected)
+    detector = NonFiniteDetector(watched, _unexpected)
     image = torch.randint(256, (3, *_IMAGE), dtype=torch.uint8)
     batch = dict(inputs=[image], data_samples=[_sample()])
-    guard, runner = GuardHook(), SimpleNamespace(iter=0, optim_wrapper=watched)
+    guard, runner = GuardHook(), SimpleNamespace(iter=0, optim_wrapper=watched, nonfinite=detector)
 
     def step() -> None:
         torch.manual_seed(0)
@@ -149,8 +149,8 @@ def _guarantees(config: str | Path, folder: Path) -> list[tuple[str, Callable, C
     ]
 
 
-def _unexpected(name: str, value: float) -> None:
-    raise AssertionError(f'{name} {value}')
+def _unexpected(name: str, value: float | None, iteration: int) -> None:
+    raise AssertionError(f'{name} {value} at iteration {iteration}')
 
 
 def _comparisons(config: str | Path) -> list[tuple[str, Callable, Callable]]:

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from math import inf
 from typing import Any
 
@@ -138,14 +139,25 @@ def peak_bytes(step: Callable[[], Any], device: torch.device = CPU) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
+    changes, _ = _allocations(step)
+    return max(accumulate(changes), default=0)
+
+
+def kept_bytes(run: Callable[[], Any]) -> int:
+    """Bytes of what a call on the CPU allocates that are in use while its result is."""
+    run()
+    gc.collect()
+    changes, _result = _allocations(run)
+    return sum(changes)
+
+
+def _allocations(run: Callable[[], Any]) -> tuple[list[int], Any]:
+    """Bytes that a call allocates (above 0) and frees, in order, and its result."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step()
-    current = peak = 0
+        result = run()
     events = trace.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == '[memory]'), key=event_start):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return peak
+    memory = sorted((e for e in events if e.name() == '[memory]'), key=event_start)
+    return [event.nbytes() for event in memory], result
 
 
 def release_memory() -> None:

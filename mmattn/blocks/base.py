@@ -70,6 +70,7 @@ class AttentionBlock(nn.Module):
     typical: ClassVar[dict[str, Any]] = {}  # the authors' values of arguments without a default
     examples: ClassVar[tuple[dict[str, Any], ...]] = (dict(in_channels=64),)  # arguments in tests
     gated: ClassVar[bool] = False  # whether `init` changes the function, see `form`
+    plugin_memory: ClassVar[str] = 'recompute'  # as a plugin; 'keep' if that would take long
     dynamic_from: ClassVar[int] = 2  # least H and W of a program exported with dynamic sizes
     without_effect: ClassVar[tuple[str, ...]] = ()  # parameters whose gradient is 0 by definition
     is_init: bool = False  # `init_weights` was called

@@ -32,6 +32,7 @@ class CAM(AttentionBlock):
 
     _abbr_ = 'cam'
     kind = 'channel, pairwise'
+    plugin_memory = 'keep'
     examples = (dict(in_channels=8),)
 
     def __init__(self, in_channels: int | None = None, *, init: str = 'paper') -> None:

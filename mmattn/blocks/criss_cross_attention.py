@@ -37,6 +37,7 @@ class CrissCrossAttention(PairwiseBlock):
 
     _abbr_ = 'criss_cross_attention'
     kind = 'pairwise, row and column'
+    plugin_memory = 'keep'
     examples = (dict(in_channels=16), dict(in_channels=8, recurrence=2))
     without_effect = ('key_conv.bias',)  # adds the same to all logits of a query
 

@@ -32,6 +32,7 @@ class DualAttention(AttentionBlock):
 
     _abbr_ = 'dual_attention'
     kind = 'pairwise, channel'
+    plugin_memory = 'keep'
     examples = (dict(in_channels=16), dict(in_channels=6, channels=3))
     without_effect = ('pam.key_project.bias',)  # adds the same to all logits of a query
 

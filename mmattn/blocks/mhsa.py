@@ -68,6 +68,7 @@ class MHSA(PairwiseBlock):
 
     _abbr_ = 'mhsa'
     kind = 'pairwise'
+    plugin_memory = 'keep'
     examples = (
         dict(in_channels=16),
         dict(in_channels=12, heads=2, bias=True, size=(3, 9), scale_position=False),

@@ -57,6 +57,7 @@ class NonLocal2d(PairwiseBlock):
 
     _abbr_ = 'nonlocal_block'
     kind = 'pairwise'
+    plugin_memory = 'keep'
     examples = (
         dict(in_channels=8),
         dict(in_channels=8, mode='gaussian', reduction=1),

@@ -37,6 +37,7 @@ class PAM(PairwiseBlock):
 
     _abbr_ = 'pam'
     kind = 'pairwise'
+    plugin_memory = 'keep'
     examples = (dict(in_channels=16), dict(in_channels=6, channels=3))
     without_effect = ('key_project.bias',)  # adds the same to all logits of a query
 

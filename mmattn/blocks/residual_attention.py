@@ -90,6 +90,7 @@ class ResidualAttention(AttentionBlock):
 
     _abbr_ = 'residual_attention'
     kind = 'spatial and channel'
+    plugin_memory = 'keep'
     limits = dict(export='with torch before 2.7, even H and W') if HAS_OLD_EXPORT else {}
     typical = dict(depth=1)
     examples = (

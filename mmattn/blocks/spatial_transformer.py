@@ -49,6 +49,7 @@ class SpatialTransformer(AttentionBlock):
 
     _abbr_ = 'spatial_transformer'
     kind = 'sampling'
+    plugin_memory = 'keep'
     examples = (
         dict(in_channels=8),
         dict(in_channels=4, padding_mode='zeros', align_corners=True),

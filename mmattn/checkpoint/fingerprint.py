@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmattn.errors import UsageError
 
 _PARTS = ('model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'randomness')
+_OPTIONS = ('channels_last', 'compile')  # change the rounding of a step
+_UNSET = {(key, value) for key in ('randomness', *_OPTIONS) for value in ('None', 'False')}
 # Keys without effect on a step: where data are, how they are loaded, initial weights, testing.
 _IGNORED_KEYS = {
     'data_root',
@@ -32,7 +34,7 @@ def config_fingerprint(cfg: Config) -> dict[str, str]:
     A config and the copy of it that its run saved have the same.
     """
     fingerprint: dict[str, str] = {}
-    for part in _PARTS:
+    for part in (*_PARTS, *_OPTIONS):
         _flatten(cfg.get(part), part, fingerprint)
     loop = cfg.train_cfg.get('type') or ('Epoch' if cfg.train_cfg.get('by_epoch') else 'Iter')
     fingerprint['train_cfg.type'] = _name(loop)
@@ -55,7 +57,7 @@ def _normalised(fingerprint: dict[str, str], sync_bn: bool) -> dict[str, str]:
         fingerprint: of a config, as it is written.
         sync_bn: SyncBN is kept; else the run uses BN instead, see `replace_sync_bn`.
     """
-    values = {k: v for k, v in fingerprint.items() if (k, v) != ('randomness', 'None')}
+    values = {k: v for k, v in fingerprint.items() if (k, v) not in _UNSET}
     loop = values.get('train_cfg.type', '')
     values['train_cfg.type'] = loop.split('.')[-1].removesuffix('BasedTrainLoop')
     if not sync_bn:

@@ -22,8 +22,18 @@ themselves: Mask R-CNN R50 of mmdet against ours, and with plugins that do nothi
 --trust measures the overhead of safe training: a step with checks against a plain step, a
 crash-safe checkpoint against torch.save with fsync.
 
+--training CONFIG measures whole steps of a training by parts: MMSegmentation's or MMDetection's
+classes with MMEngine's runner, and ours. Where the data of the config are not there, or with
+--image, images are generated. --with adds columns, each for options of tools/train.py.
+
+--step measures parts of a step: the loss and accuracy of a decode head, numbers that are logged,
+loading of samples, gates that keep nothing for the backward pass.
+
 --segmentation measures the cost of testing a segmentor outside its network, MMSegmentation against
 ours: sliding windows, logits to class maps, intersection and union.
+
+--formats measures size and decoding time of images in lossless formats, among which prepare_data.py
+--cache chooses.
 
 Example: python tools/benchmark.py 'c*' --size 2 256 64 64 --malloc tuned --json benchmark.json
 """
@@ -56,8 +66,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         '--rounds', type=int,
-        help='maximum number of rounds; the median counts; default: 25. Of --plugins, --trust and '
-        '--segmentation: number of rounds, the fastest counts; default: 7',
+        help='maximum number of rounds; the median counts; default: 25. Of --plugins, --trust, '
+        '--segmentation and --formats: number of rounds, the fastest counts; default: 7',
     )  # fmt: skip
     parser.add_argument(
         '--threads', type=int, nargs='+', metavar='N',
@@ -96,13 +106,45 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     others.add_argument(
         '--segmentation', action='store_true', help='measure the cost of testing segmentors'
     )
+    others.add_argument(
+        '--formats', nargs='+', metavar='IMAGE',
+        help='measure how these images decode from lossless formats',
+    )  # fmt: skip
+    others.add_argument('--training', metavar='CONFIG', help='measure steps of a training')
+    others.add_argument(
+        '--step', nargs='*', metavar='PART',
+        help='measure parts of a training step: loss, history, samples, gates; default: all',
+    )  # fmt: skip
+    training = parser.add_argument_group('of --training')
+    training.add_argument('--attention', metavar='NAME[,NAME]', help='blocks to add on both sides')
+    training.add_argument(
+        '--image', nargs=2, type=int, metavar=('H', 'W'), help='generate images of this size'
+    )
+    training.add_argument('--batch', type=int, help="images of a step; default: the config's")
+    training.add_argument(
+        '--with', nargs='+', dest='variants', default=[], metavar='OPTION[,OPTION]',
+        help='a further column for ours with these options, such as channels_last,amp=bfloat16',
+    )  # fmt: skip
+    training.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', help='override config values'
+    )
     args = parser.parse_args(argv)
-    flags = [f'--{name}' for name in ('plugins', 'trust', 'segmentation') if getattr(args, name)]
+    names = 'plugins', 'trust', 'segmentation', 'formats', 'training', 'step'
+    flags = [f'--{name}' for name in names if getattr(args, name) not in (False, None)]
     flag = flags[0] if flags else None
     if flag and (args.pattern != '*' or args.size):
         parser.error(f'{flag} has sizes of its own: leave pattern and --size out')
-    if flag and (args.device != 'cpu' or args.dtype != 'fp32' or args.plot):
+    on_gpu = args.device != 'cpu' and flag != '--training'
+    if flag and (on_gpu or args.dtype != 'fp32' or args.plot):
         parser.error(f'{flag} is for the CPU in fp32: leave --device, --dtype and --plot out')
+    given = [
+        o for o in ('attention', 'image', 'batch', 'variants', 'cfg_options') if getattr(args, o)
+    ]
+    if given and not args.training:
+        name = given[0].replace('variants', 'with').replace('_', '-')
+        parser.error(f'--{name} is for --training: name a config there, or leave it out')
+    if args.threads and flag in ('--training', '--step'):
+        parser.error(f"{flag} runs with torch's number of threads: set OMP_NUM_THREADS instead")
     if args.rounds is None:
         args.rounds = 7 if flag else 25
     for name, values in dict(rounds=[args.rounds], threads=args.threads or [1]).items():
@@ -120,10 +162,35 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             report_cost = report_overhead if args.plugins else report_trust
             report_cost('mask_rcnn_r50_coco', args.rounds, args.json)
             return
+        if args.training:
+            from mmattn.benchmarks.training import report_training
+
+            report_training(
+                args.training,
+                args.rounds,
+                args.json,
+                attention=args.attention,
+                options=args.cfg_options,
+                size=args.image and tuple(args.image),
+                batch=args.batch,
+                variants=[_options(text) for text in args.variants],
+                device=args.device,
+            )
+            return
+        if args.step is not None:
+            from mmattn.benchmarks.step_parts import report_step
+
+            report_step(args.step, args.rounds, args.json)
+            return
         if args.segmentation:
             from mmattn.benchmarks.segmentation import report_segmentation
 
             report_segmentation(args.rounds, args.json)
+            return
+        if args.formats:
+            from mmattn.benchmarks.image_formats import report_formats
+
+            report_formats(args.formats, args.rounds, args.json)
             return
         from mmattn.benchmarks.run import run_benchmark
 
@@ -146,6 +213,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     if not flag and settings != ['current']:
         return _run_with_mallocs(settings, args, sys.argv[1:] if argv is None else argv)
     return run(task, args)
+
+
+def _options(text: str) -> dict:
+    """`channels_last,amp=bfloat16` as fields of `TrainOptions`."""
+    pairs = (item.partition('=') for item in text.split(','))
+    return {name.replace('-', '_'): value if sign else True for name, sign, value in pairs}
 
 
 def _run_with_mallocs(settings: list[str], args: argparse.Namespace, argv: list[str]) -> int:

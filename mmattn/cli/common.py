@@ -6,10 +6,12 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 from mmattn.errors import run_tool
 
 CONFIG_HELP = 'config file, or a model name of mmattn.list_models()'
+AMP_DTYPES = ('float16', 'bfloat16')
 _SUB_COMMANDS = {'import_data': 'data import'}  # module -> command and sub-command
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
@@ -25,13 +27,24 @@ def make_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
     if prog is not None:
         doc = re.sub(r'\bpython tools/(\w+)\.py', lambda m: f'mmattn {command_name(m[1])}', doc)
         doc = re.sub(r'\btools/(\w+)\.py', lambda m: f'-m mmattn {command_name(m[1])}', doc)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         '-v', '--verbose', action='store_true', help='show the traceback of an error'
     )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser for which the word after `--amp` is its value only if it is one of its choices."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = list(sys.argv[1:] if args is None else args)
+        for index, (word, following) in enumerate(pairwise(args)):
+            if word == '--amp' and following not in AMP_DTYPES:
+                args[index] = f'--amp={AMP_DTYPES[0]}'
+        return super().parse_known_args(args, namespace)
 
 
 def command_name(module: str) -> str:
@@ -83,6 +96,34 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
         help='use this data set instead of that of the config: configs/NAME.py, which `mmattn data '
         'import NAME` writes, or one of configs/_base_/datasets; a checkpoint records its own',
     )
+
+
+def add_network_options(parser: argparse.ArgumentParser, *, training: bool = False) -> None:
+    """Add `--amp`, `--channels-last`, `--compile` and, for inference, `--fuse-conv-bn`."""
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const=True,
+        default=False,
+        choices=AMP_DTYPES,
+        help='mixed precision: float16, the default, on a GPU, or bfloat16 on a GPU or a CPU',
+    )
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='store kernels and images in channels_last (NHWC)',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile backbone, neck and heads by torch.compile, which takes minutes at the start',
+    )
+    if not training:
+        parser.add_argument(
+            '--fuse-conv-bn',
+            action='store_true',
+            help='fold batch norms into the convolutions before them',
+        )
 
 
 def add_rehearsal_option(parser: argparse.ArgumentParser) -> None:

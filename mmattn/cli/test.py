@@ -11,6 +11,7 @@ from .common import (
     add_config_options,
     add_data_check_option,
     add_data_option,
+    add_network_options,
     add_rehearsal_option,
     make_parser,
     run,
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         help='average a segmentor over scales and flips, by `tta_pipeline` of the config (default: '
         '0.5 to 1.75 times the size, as it is and mirrored)',
     )
+    add_network_options(parser)
     add_data_check_option(parser)
     add_rehearsal_option(parser)
     add_data_option(parser)
@@ -60,6 +62,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,
                 tta=args.tta,
+                amp=args.amp,
+                channels_last=args.channels_last,
+                compile=args.compile,
+                fuse_conv_bn=args.fuse_conv_bn,
                 skip_data_check=args.skip_data_check,
                 rehearsal=not args.no_rehearsal,
             ),

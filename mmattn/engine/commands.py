@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmattn.config.options import command_line
+from mmattn.config.options import command_line, parse_options
 
 
 def relative_path(path: str | Path) -> str:
@@ -20,15 +20,27 @@ def option_flags(options: dict) -> str:
     return f' --cfg-options {text}' if text else ''
 
 
-def train_command(
-    config, options, seed, amp, auto_scale_lr, attention, init_from, data=None
-) -> str:
-    """The `tools/train.py` command of a training."""
+def train_command(config, options, seed: int | None, init_from) -> str:
+    """The `tools/train.py` command of a training.
+
+    Args:
+        config: path of the config.
+        options: `TrainOptions`.
+        seed: seed of the run.
+        init_from: path of the weights that it starts from, or None.
+    """
     command = f'python tools/train.py {relative_path(config)}'
-    command += f' --data {data}' if data else ''
-    command += f' --attention {attention}' if attention else ''
+    command += f' --data {options.data}' if options.data else ''
+    command += f' --attention {options.attention}' if options.attention else ''
     command += f' --init-from {relative_path(init_from)}' if init_from else ''
     command += f' --seed {seed}' if seed is not None else ''
-    command += ' --amp' if amp else ''
-    command += ' --auto-scale-lr' if auto_scale_lr else ''
-    return command + option_flags(options)
+    command += ' --auto-scale-lr' if options.auto_scale_lr else ''
+    return command + network_flags(options) + option_flags(parse_options(options.cfg_options))
+
+
+def network_flags(options) -> str:
+    """Flags of `TrainOptions` or `TestOptions` on how the network runs, with a leading space."""
+    flags = f' --amp {options.amp}'.removesuffix(' True') if options.amp else ''
+    flags += ' --channels-last' if options.channels_last else ''
+    flags += ' --compile' if options.compile else ''
+    return flags + (' --fuse-conv-bn' if getattr(options, 'fuse_conv_bn', False) else '')

@@ -1,9 +1,33 @@
-"""Checks of the optimizer in a config."""
+"""Optimizers: the wrapper of bfloat16, the form that needs no host, checks of their config."""
 
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.runner.amp import autocast
 from torch import nn
 
 from mmattn.log import warn
+from mmattn.registry import OPTIM_WRAPPERS
 from mmattn.text import nearest
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """mmengine's OptimWrapper with autocast to bfloat16, on a GPU or a CPU.
+
+    Weights and gradients stay in fp32. bfloat16 has the range of fp32, so nothing scales the loss.
+    """
+
+    cast_dtype = torch.bfloat16  # as mmengine's AmpOptimWrapper names it
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), autocast(dtype=self.cast_dtype):
+            yield
 
 
 def warn_unused_custom_keys(optim_wrapper: dict, network: nn.Module) -> None:
@@ -17,3 +41,37 @@ def warn_unused_custom_keys(optim_wrapper: dict, network: nn.Module) -> None:
                 f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in the name of no parameter.'
                 f'{hint or f" They are named like {names[0]}."}'
             )
+
+
+def with_fused_optimizer(optim_wrapper: dict) -> dict:
+    """The config of an optimizer wrapper whose optimizer can skip a step on the device itself.
+
+    Args:
+        optim_wrapper: config; returned as it is if its optimizer has no such form, or the config
+            says how it is to run.
+    """
+    optimizer = optim_wrapper.get('optimizer')
+    if not isinstance(optimizer, dict) or optimizer.get('type') not in _FUSED:
+        return optim_wrapper
+    if {'fused', 'foreach', 'differentiable', 'capturable'} & set(optimizer):
+        return optim_wrapper
+    changed = copy.deepcopy(optim_wrapper)
+    changed['optimizer']['fused'] = True
+    return changed
+
+
+_FUSED = ('SGD', 'Adam', 'AdamW')
+
+
+def gradient_scaler(wrapper: OptimWrapper) -> Any:
+    """The gradient scaler of an optimizer wrapper; None without one, and for one that is off."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def loss_scale(wrapper: OptimWrapper) -> float | None:
+    """Scale of the gradient scaler; None without one."""
+    scaler = gradient_scaler(wrapper)
+    if scaler is None:
+        return None
+    return torch.tensor(scaler.get_scale()).item()  # rounded to fp32, as after the first step

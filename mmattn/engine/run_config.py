@@ -1,5 +1,6 @@
 """The config of a run: loaded, checked, and adapted to this machine."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from mmattn.checkpoint.read import Checkpoint
@@ -18,6 +20,7 @@ from mmattn.errors import UsageError
 
 from .distributed import init_process_group, world_size
 from .evaluators import align_evaluator
+from .execution import amp_dtype
 from .run_length import batch_size_of
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -67,6 +70,16 @@ def recorded_data_set(
             'Leave --data out.'
         )
     return given or recorded
+
+
+def added_parts(cfg: Config) -> dict:
+    """What `--attention` and `--data` added to a config, as a checkpoint records it."""
+    added = {}
+    if cfg.get('attention'):
+        added['attention'] = json.loads(json.dumps(cfg.attention))
+    if data := cfg.get('data_set'):
+        added['data_set'] = dict(name=data['name'], classes=list(data['classes']))
+    return added
 
 
 def prepare_config(
@@ -151,16 +164,26 @@ def _start_processes(cfg: Config, launcher: str) -> None:
     )
 
 
-def use_amp(cfg: Config) -> None:
-    """Train in mixed precision.
+def use_amp(cfg: Config, amp: bool | str) -> None:
+    """Train in mixed precision: float16 with a loss scale, or bfloat16 without.
+
+    Args:
+        cfg: changed.
+        amp: 'float16' or 'bfloat16'; True for float16.
 
     Raises:
-        UsageError: there is no GPU.
+        UsageError: the device lacks the dtype.
     """
-    if not torch.cuda.is_available():
-        raise UsageError('--amp needs a GPU: mixed precision is not faster on a CPU. Leave it out.')
-    cfg.optim_wrapper['type'] = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    wrapper = cfg.optim_wrapper
+    if amp_dtype(amp, get_device()) == 'bfloat16':
+        wrapper['type'] = 'mmattn.BFloat16OptimWrapper'
+        for key in 'loss_scale', 'dtype', 'use_fsdp':  # of mmengine's AmpOptimWrapper
+            wrapper.pop(key, None)
+        return
+    wrapper['type'] = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+    if amp == 'float16' and 'dtype' in wrapper:
+        wrapper['dtype'] = amp
 
 
 def scale_lr(cfg: Config, enable: bool) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as EngineRunner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmengine.utils import apply_to
-from torch import nn
 from torch.utils.data import DataLoader
 
 from mmattn.checkpoint.fingerprint import fingerprint_hash
@@ -36,25 +34,31 @@ from mmattn.checkpoint.pretrained import report_pretrained
 from mmattn.checkpoint.read import Checkpoint
 from mmattn.checkpoint.write import write_checkpoint, write_pointer
 from mmattn.config import safe_files
-from mmattn.config.runner_keys import check_modules
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.log import warn
+from mmattn.models.memory_format import contiguous_kernels
+from mmattn.models.parts import use_float_outputs
 
 from .distributed import read_after_download
+from .execution import NetworkOptions, unsteady_kernels
+from .history import Histories
 from .hooks.checkpoint import adapt_checkpoint_hook
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
+from .hooks.runtime_info import adapt_runtime_info_hook
+from .late_values import is_late
 from .model_wrappers import unwrap_model
-from .nonfinite import detect_nonfinite, raise_nonfinite
-from .optimizer import warn_unused_custom_keys
+from .nonfinite import NonFiniteDetector, raise_nonfinite
+from .optimizer import warn_unused_custom_keys, with_fused_optimizer
 from .rehearsal.rehearse import rehearse
 from .resume.data import ResumableLoader, prepare_dataloader_cfg
 from .resume.loops import LOOPS, EpochLoop
 from .resume.rng import accumulated_gradients
+from .run_config import added_parts
 from .run_length import check_schedule, follow_plan, plan_of, states_of
 
 
-class Runner(EngineRunner):
+class Runner(NetworkOptions, EngineRunner):
     """mmengine's runner, whose checkpoints are read safely, loaded with every mismatch reported and
     written atomically, and whose trainings resume bit-exactly (see `mmattn.checkpoint` and
     `mmattn.engine.resume`).
@@ -69,12 +73,14 @@ class Runner(EngineRunner):
         rehearsal: call `rehearse` after loading, before the first step.
         resumed_facts: the manifest of the resumed checkpoint.
         last_saved: iteration and file of the last resumable checkpoint; None before the first.
+        nonfinite: what looks for numbers that are not finite; None without an optimizer.
     """
 
     checkpoint: Checkpoint | None = None
     load_mode = 'strict'
     rehearsal = False
     last_saved: tuple[int, Path] | None = None
+    nonfinite: NonFiniteDetector | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         safe_files.install()
@@ -111,10 +117,6 @@ class Runner(EngineRunner):
         finally:
             self.cfg = cfg
 
-    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        check_modules(self.cfg, model)
-        return super().wrap_model(model_wrapper_cfg, model)
-
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(self.randomness_hook)
@@ -124,9 +126,9 @@ class Runner(EngineRunner):
         if isinstance(hook, dict):
             configured = hook.pop('priority', None)
             hook, priority = HOOKS.build(hook), configured if priority is None else priority
-        super().register_hook(
-            adapt_checkpoint_hook(hook) if isinstance(hook, Hook) else hook, priority
-        )
+        if isinstance(hook, Hook):
+            hook = adapt_runtime_info_hook(adapt_checkpoint_hook(hook))
+        super().register_hook(hook, priority)
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False) -> DataLoader:
@@ -162,15 +164,20 @@ class Runner(EngineRunner):
 
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict):
-            warn_unused_custom_keys(optim_wrapper, unwrap_model(self.model))
+            network = unwrap_model(self.model)
+            warn_unused_custom_keys(optim_wrapper, network)
+            if is_late(next(network.parameters()).device):
+                optim_wrapper = with_fused_optimizer(optim_wrapper)
         built = super().build_optim_wrapper(optim_wrapper)
         if isinstance(built, OptimWrapperDict):
             raise UsageError(
                 f'optim_wrapper makes {len(built)} optimizers: numbers that are not finite are '
                 'looked for in one. Use one, with groups of parameters by `paramwise_cfg`.'
             )
+        if getattr(built, 'cast_dtype', None) is torch.bfloat16:
+            use_float_outputs(unwrap_model(self.model))
         if built is not optim_wrapper and isinstance(built, OptimWrapper):
-            detect_nonfinite(built, partial(raise_nonfinite, self))
+            self.nonfinite = NonFiniteDetector(built, partial(raise_nonfinite, self))
         return built
 
     def _build_param_scheduler(self, scheduler, optim_wrapper) -> list:
@@ -188,11 +195,13 @@ class Runner(EngineRunner):
 
     def load_or_resume(self) -> None:
         super().load_or_resume()
-        if not self.rehearsal:
-            return
-        if self.has_train_loop:
+        self.message_hub._log_scalars = Histories(self.message_hub.log_scalars)
+        self.prepare_network()
+        if self.rehearsal and self.has_train_loop:
             check_schedule(self)
-        rehearse(self)
+        if self.rehearsal:
+            rehearse(self)
+        self.compile_network()
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         plan = plan_of(self.param_schedulers) if isinstance(self.param_schedulers, list) else None
@@ -247,6 +256,8 @@ class Runner(EngineRunner):
         The content holds tensors and plain values alone. The pointer of the folder names the last
         checkpoint that can be resumed.
         """
+        if self.nonfinite:
+            self.nonfinite.flush()
         rng_states = self.randomness_hook.rng_states()
         gradients = {}
         if save_optimizer:
@@ -303,12 +314,9 @@ class Runner(EngineRunner):
             course=dict(self.fingerprint),
             command=getattr(self, 'train_command', ''),
             blocks=block_forms(model),
+            **added_parts(self.cfg),
             **self.environment(),
         )
-        if self.cfg.get('attention'):
-            meta['attention'] = json.loads(json.dumps(self.cfg.attention))
-        if data := self.cfg.get('data_set'):
-            meta['data_set'] = dict(name=data['name'], classes=list(data['classes']))
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = plain_items(
                 self.train_dataloader.dataset.metainfo, 'meta.dataset_meta', left_out
@@ -406,6 +414,7 @@ class Runner(EngineRunner):
             for k in ('threads', 'torch')
             if meta.get(k) != current[k]
         ]
+        reasons += unsteady_kernels()
         reasons += [f'it holds no {k}' for k in ('optimizer', 'rng') if k not in checkpoint]
         if reasons:
             warn(f'exactness not guaranteed because {", ".join(reasons)}')
@@ -421,7 +430,8 @@ class Runner(EngineRunner):
     def _init_model_weights(self) -> None:
         """Initialise as mmengine does, but read pretrained weights safely and report mismatches."""
         network, cfg = unwrap_model(self.model), self.cfg.get('model')
-        with report_pretrained(network, read_after_download, cfg):
+        reported = report_pretrained(network, read_after_download, cfg)
+        with contiguous_kernels(network), reported:
             super()._init_model_weights()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from mmattn.checkpoint.plain_values import to_plain
 from mmattn.checkpoint.read import Checkpoint, open_checkpoint
@@ -20,9 +21,10 @@ from mmattn.files import check_writable
 from mmattn.models.seg_tta import tta_pipeline
 
 from .build import build_runner, distributed_run, join_processes, run_loop
-from .commands import option_flags, relative_path
+from .commands import network_flags, option_flags, relative_path
 from .distributed import is_main
 from .evaluators import folder_of, output_folders, prepare_evaluation, write_predictions
+from .execution import amp_dtype, use_flags
 from .hardware import hardware
 from .network import drop_pretrained, report_data_set
 from .options import complete
@@ -49,6 +51,11 @@ class TestOptions:
         tta: test-time augmentation: average a segmentor over the scales and flips of the config's
             `tta_pipeline`, or of `mmattn.models.seg_tta.tta_pipeline`, with its `tta_model`, or
             `mmattn.SegTTAModel`.
+        amp: run the network in mixed precision: 'float16' (GPU only) or 'bfloat16'; True for
+            float16.
+        channels_last: store kernels and images in channels_last.
+        compile: compile backbone, neck and heads by `torch.compile`.
+        fuse_conv_bn: fold batch norms into the convolutions before them.
         skip_data_check: do not check the data files first.
         rehearsal: try one image with its metrics and pictures first, see `rehearse`.
     """
@@ -63,6 +70,10 @@ class TestOptions:
     cfg_options: dict | list[str] | None = None
     launcher: str = 'none'
     tta: bool = False
+    amp: bool | str = False
+    channels_last: bool = False
+    compile: bool = False
+    fuse_conv_bn: bool = False
     skip_data_check: bool = False
     rehearsal: bool = True
 
@@ -119,6 +130,9 @@ def _build(
     """The runner of a test, once config, data and checkpoint are checked."""
     out, show_dir = options.out, options.show_dir
     prepare_config(cfg, cfg_options, options.launcher, options.work_dir)
+    if options.amp:
+        amp_dtype(options.amp, get_device())
+    use_flags(cfg, channels_last=options.channels_last, compile=options.compile)
     work_dir = Path(cfg.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint.path) if checkpoint else None
@@ -147,6 +161,7 @@ def _build(
     prepare_evaluation(runner, 'test')
     runner.checkpoint, runner.rehearsal = checkpoint, options.rehearsal
     report_data_set(cfg)
+    runner.amp, runner.fuse_conv_bn = options.amp, options.fuse_conv_bn
     if not checkpoint:
         runner._init_model_weights()
     return runner
@@ -170,6 +185,7 @@ def _write_record(
         + (f' --attention {options.attention}' if options.attention else '')
         + (f' --data {options.data}' if options.data else '')
         + (' --tta' if options.tta else '')
+        + network_flags(options)
         + option_flags(parse_options(options.cfg_options)),
         hardware=hardware(),
         torch=torch.__version__,

@@ -23,6 +23,7 @@ from .build import build_runner, config_errors, distributed_run, join_processes,
 from .commands import train_command
 from .distributed import DistributedRun, is_main, world_size
 from .evaluators import output_folders, prepare_evaluation
+from .execution import use_flags
 from .network import report_blocks, report_data_set
 from .options import complete
 from .out_of_memory import is_out_of_memory, out_of_memory_error
@@ -54,7 +55,12 @@ class TrainOptions:
             do not fit are left out.
         attention: names of blocks to add, see `add_attention`; a resumed run keeps its blocks.
         data: name of a data set to train on, see `add_data_set`; a resumed run keeps its own.
-        amp: mixed precision, GPU only.
+        amp: train in mixed precision: 'float16' (GPU only), with a loss scale, or 'bfloat16'; True
+            for float16.
+        channels_last: store kernels and images in channels_last; sets the config key
+            `channels_last`, see `mmattn.models.memory_format`.
+        compile: compile backbone, neck and heads by `torch.compile`; sets the config key `compile`,
+            see `mmattn.models.parts`.
         auto_scale_lr: multiply the learning rate by the batch size over the config's base batch
             size.
         cfg_options: changes to the config; a dict of dotted keys, or `key=value` strings.
@@ -73,7 +79,9 @@ class TrainOptions:
     init_from: str | Path | Checkpoint | None = None
     attention: str | None = None
     data: str | None = None
-    amp: bool = False
+    amp: bool | str = False
+    channels_last: bool = False
+    compile: bool = False
     auto_scale_lr: bool = False
     cfg_options: dict | list[str] | None = None
     launcher: str = 'none'
@@ -179,7 +187,8 @@ def _build(
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     if options.amp:
-        use_amp(cfg)
+        use_amp(cfg, options.amp)
+    use_flags(cfg, channels_last=options.channels_last, compile=options.compile)
     splits = ['train', 'val'] if options.validate and cfg.get('val_cfg') is not None else ['train']
     if 'val' not in splits:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
@@ -207,10 +216,7 @@ def _build(
     runner.rehearsal = options.rehearsal
     if not cfg.resume:
         runner.load_mode = 'partial' if init_from or cfg.get('data_set') else 'plain'
-    runner.train_command = train_command(
-        config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from,
-        options.data,
-    )  # fmt: skip
+    runner.train_command = train_command(config, options, seed, init_from)
     report_data_set(cfg)
     report_blocks(runner.model, cfg)
     return runner

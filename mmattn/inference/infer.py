@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmattn.config.published_weights import resolve
+from mmattn.engine.execution import prepare_network, use_flags
 from mmattn.errors import DataError, Exit, UsageError, explain
 from mmattn.files import check_writable
 from mmattn.log import warn
@@ -46,6 +47,10 @@ def infer(
     options: dict | list[str] | None = None,
     score: float = 0.3,
     device: str | None = None,
+    amp: bool | str = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    fuse_conv_bn: bool = False,
 ) -> InferenceResult:
     """Run a network over an image, a folder of images, a glob pattern, or a video.
 
@@ -66,10 +71,12 @@ def infer(
         options: changes to the config, dotted keys; a dict or `key=value` strings.
         score: threshold for drawing; detections below it are in the JSON only.
         device: 'cpu', 'cuda:0', ...; None for the best available.
+        amp, channels_last, compile, fuse_conv_bn: as in `TestOptions`.
 
     Raises:
         DataError: no image or video found.
-        UsageError: `score` is not within 0 to 1; a file would be replaced that no run wrote.
+        UsageError: `score` is not within 0 to 1; a file would be replaced that no run wrote; the
+            device lacks the dtype of `amp`.
         WriteError: a file cannot be written, or frames are missing in a video.
         MmattnError: config or checkpoint cannot be loaded.
     """
@@ -84,6 +91,8 @@ def infer(
             raise
         paths = {}
     predictor = Predictor.of(*resolve(config, checkpoint, attention), options, attention, device)
+    use_flags(predictor.cfg, channels_last=channels_last, compile=compile)
+    prepare_network(predictor.model, predictor.cfg, amp=amp, fuse_conv_bn=fuse_conv_bn)
     if not paths or predictor.suffix:  # images with the config's suffix, such as .npy
         paths = find_sources(str(source), out_dir, predictor.suffix)
         check_writable(out_dir, '--out-dir')

@@ -1,5 +1,6 @@
 """Segmentors that train on crops without a labelled pixel."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -24,14 +25,21 @@ class IgnoredBatches:
 
     crops = ignored_crops = 0
 
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if isinstance(getattr(self, 'data_preprocessor', None), nn.Module):
+            self.data_preprocessor.register_forward_pre_hook(
+                functools.partial(_note_labelled, self)
+            )
+
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Images (N, 3, H, W) with label maps -> the losses of the heads."""
-        heads = _heads(self)
+        heads = pixel_heads(self)
         ignore_index = heads[0].ignore_index if heads else None
         labels = [getattr(sample, 'gt_sem_seg', None) for sample in data_samples]
         if ignore_index is None or not labels or None in labels:  # labels of another kind
             return super().loss(inputs, data_samples)
-        is_empty = [not bool((label.data != ignore_index).any()) for label in labels]
+        is_empty = [not _is_labelled(sample, ignore_index) for sample in data_samples]
         for sample, empty in zip(data_samples, is_empty):
             self.crops += 1
             if empty:
@@ -53,7 +61,7 @@ class IgnoredBatches:
     def _warn(self, sample, heads: list[nn.Module], whole_batch: bool) -> None:
         if str(self.ignored_crops).strip('0') != '1':
             return
-        losses = {type(loss).__name__ for head in heads for loss in _losses(head)}
+        losses = {type(loss).__name__ for head in heads for loss in pixel_losses(head)}
         others = ', '.join(sorted(losses - _PIXEL_LOSSES))
         still_counts = f'{others} may still count it in its batch'
         warn(
@@ -63,7 +71,23 @@ class IgnoredBatches:
         )
 
 
-def _heads(model: nn.Module) -> list[nn.Module]:
+def _note_labelled(model: nn.Module, _: nn.Module, inputs: tuple) -> None:
+    """Note which crops have labels before they go to a GPU: looking there would wait for it."""
+    batch, heads = inputs[0], pixel_heads(model)
+    if not heads or not isinstance(batch, dict) or not isinstance(batch.get('data_samples'), list):
+        return
+    for sample in batch['data_samples']:
+        labels = getattr(sample, 'gt_sem_seg', None)
+        if labels is not None and labels.data.device.type == 'cpu':
+            sample.set_metainfo(dict(is_labelled=_is_labelled(sample, heads[0].ignore_index)))
+
+
+def _is_labelled(sample, ignore_index: int) -> bool:
+    noted = sample.metainfo.get('is_labelled')
+    return bool((sample.gt_sem_seg.data != ignore_index).any()) if noted is None else noted
+
+
+def pixel_heads(model: nn.Module) -> list[nn.Module]:
     """The heads that classify pixels."""
     names = ('decode_head', 'auxiliary_head')
     parts = [part for name in names if (part := getattr(model, name, None)) is not None]
@@ -71,7 +95,8 @@ def _heads(model: nn.Module) -> list[nn.Module]:
     return [h for h in heads if hasattr(h, 'ignore_index') and hasattr(h, 'num_classes')]
 
 
-def _losses(head: nn.Module) -> Iterator[nn.Module]:
+def pixel_losses(head: nn.Module) -> Iterator[nn.Module]:
+    """The losses of a head."""
     loss = getattr(head, 'loss_decode', None)
     if isinstance(loss, nn.Module):
         yield from loss if isinstance(loss, nn.ModuleList) else [loss]

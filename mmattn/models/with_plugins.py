@@ -17,6 +17,7 @@ from mmseg.registry import MODELS as SEG_MODELS
 from mmattn.plugins import insert, keep_trainable, named_plugins
 from mmattn.registry import MODELS
 
+from .fused_losses import FusedLosses
 from .ignored_batches import IgnoredBatches
 from .slide_inference import SegmentorInference
 
@@ -92,7 +93,9 @@ class MaskRCNN(PluginsMixin, StockMaskRCNN):
 
 
 @MODELS.register_module()
-class EncoderDecoder(PluginsMixin, IgnoredBatches, SegmentorInference, StockEncoderDecoder):
+class EncoderDecoder(
+    PluginsMixin, FusedLosses, IgnoredBatches, SegmentorInference, StockEncoderDecoder
+):
     """mmseg.EncoderDecoder with `plugins=[...]`, see `PluginsMixin`, and `SegmentorInference`.
 
     A training batch whose pixels are all ignored has loss 0, see `IgnoredBatches`.
@@ -133,7 +136,7 @@ def _add_plugins(name: str, stock: type, registry: Registry) -> type:
     mixins: tuple[type, ...] = (PluginsMixin,)
     is_segmentor = issubclass(stock, BaseSegmentor) and hasattr(stock, 'loss')
     if is_segmentor and not issubclass(stock, IgnoredBatches):
-        mixins += (IgnoredBatches,)
+        mixins += (FusedLosses, IgnoredBatches)
     # pickle finds it as an attribute of the package, which makes it
     attributes = dict(stock_registry=registry, __module__=__package__, __doc__=doc)
     return type(name, (*mixins, stock), attributes)

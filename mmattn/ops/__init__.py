@@ -52,3 +52,6 @@ from .sums import channel_means as channel_means
 from .sums import position_dots as position_dots
 from .two_gates import max_of_gates as max_of_gates
 from .two_gates import scale_by_fused_sigmoid as scale_by_fused_sigmoid
+from .upsampled_loss import Criterion as Criterion
+from .upsampled_loss import upsampled_cross_entropy as upsampled_cross_entropy
+from .upsampled_loss import upsampled_losses as upsampled_losses

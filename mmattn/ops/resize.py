@@ -25,8 +25,8 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool = Tr
     Returns:
         (N, C, height, width), in the memory format of x.
     """
-    rows = _weights(x.shape[2], height, x, align_corners)
-    columns = _weights(x.shape[3], width, x, align_corners)
+    rows = interpolation_weights(x.shape[2], height, x, align_corners)
+    columns = interpolation_weights(x.shape[3], width, x, align_corners)
     if is_exporting():  # `matmul` and `flatten` would ask whether sizes are multiples of others
         maps = x[:, 0] if x.shape[1] == 1 else x.flatten(0, 1)
         rows, columns = (t.expand(len(maps), -1, -1) for t in (rows, columns.mT))
@@ -38,19 +38,32 @@ def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool = Tr
     return (x.mT @ rows.mT).mT @ columns.mT  # rows first: the copied tensor is smaller
 
 
-def _weights(source: int, target: int, like: Tensor, align_corners: bool) -> Tensor:
+def interpolation_weights(source: int, target: int, like: Tensor, align_corners: bool) -> Tensor:
     """(target, source), each row with the two weights of its position; they sum to 1."""
-    position, near = (
-        torch.arange(target, device=like.device),
-        torch.arange(source, device=like.device),
-    )
-    last = position[-1:]  # target - 1; a tensor, so that exporters keep it as a function of sizes
-    if align_corners:
-        position, parts = position * (source - 1), last.clamp(min=1)
-    else:
-        position, parts = (2 * position + 1) * source - target, 2 * last + 2
-        position = position.clamp(min=0).minimum(parts * (source - 1))  # beyond outermost centres
+    near = torch.arange(source, device=like.device)
+    position, parts = _positions(source, target, like, align_corners)
     # in integers, parts of a pixel, so that a distance carries no rounding error
     distance = (position[:, None] - near * parts).abs()  # (target, source)
     weights = (parts - distance).clamp(min=0) / parts.to(upcast(like[:0]).dtype)
     return weights.to(like.dtype)
+
+
+def interpolation_pairs(
+    source: int, target: int, like: Tensor, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """(target) each: the pixel before a position, and the weight of the one after it."""
+    position, parts = _positions(source, target, like, align_corners)
+    return (position // parts).int(), (position % parts / parts).to(like.dtype)
+
+
+def _positions(
+    source: int, target: int, like: Tensor, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """Positions (target) in parts of a pixel of the source, and the number of parts of a pixel."""
+    position = torch.arange(target, device=like.device)
+    last = position[-1:]  # target - 1; a tensor, so that exporters keep it as a function of sizes
+    if align_corners:
+        return position * (source - 1), last.clamp(min=1)
+    parts = 2 * last + 2
+    position = (2 * position + 1) * source - target
+    return position.clamp(min=0).minimum(parts * (source - 1)), parts  # beyond outermost centres

@@ -1,9 +1,13 @@
 """Forward hooks that run plugins before or after a module, in the layout that they need."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Proxy
+
+from .recompute import Source, is_worthwhile, run_without_memory, source_of
 
 
 class NotOneMap(TypeError):
@@ -57,15 +61,19 @@ class RunPlugins:
     def __call__(self, module: nn.Module, inputs: tuple, output: Any = None) -> Any:
         if output is None:  # before the module
             return (self.run(inputs[0]), *inputs[1:])
-        return self.run(output)
+        return self.run(output, functools.partial(source_of, module, inputs, output))
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, find_source: Callable[[], Source | None] = lambda: None) -> Tensor:
         # a proxy is a tensor that torch.fx traces; torch.compile of 2.4 has no unions of types
         if not isinstance(x, (Tensor, Proxy)):
             raise NotOneMap(
                 f'plugin {self.names[0]} {self.place}: there is a {type(x).__name__}, not one map. '
                 'Name a module that returns one map, such as neck.fpn_convs.*'
             )
-        for name in self.names:
-            x = self.host._modules[name](x)
+        blocks = [self.host._modules[name] for name in self.names]
+        recomputed = all(block.plugin.memory == 'recompute' for block in blocks)
+        if recomputed and is_worthwhile(blocks, x):
+            return run_without_memory(blocks, x, find_source())
+        for block in blocks:
+            x = block(x)
         return x

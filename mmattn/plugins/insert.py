@@ -36,6 +36,12 @@ def insert(model: nn.Module, plugins: Sequence[dict]) -> list[str]:
       block gets (N, C, H, W), and the network gets back its own layout. It follows from the place,
       as do the channels; write it where the network cannot run with fake tensors.
 
+    - `memory`: 'recompute' for a block that keeps nothing for the backward pass, which runs it
+      again, with the same results; where it follows a batch or group norm, not even the map that it
+      reads. 'keep' for one that keeps what it needs. Default: 'recompute' for gates, 'keep' for
+      what takes longer, such as pairwise attention, and for modules of others. torch.compile
+      decides itself.
+
     - `learn=True`: the block is trainable inside frozen stages, and its norms update under
       `norm_eval=True`. Only for networks of mmattn, whose `train()` sees to it.
 

@@ -23,11 +23,13 @@ from .module_info import (
 )
 from .observed_maps import LAYOUTS, ObservedMaps
 from .plugin import Plugin, named_plugins
+from .recompute import recompute_forward, recompute_frozen
 from .stages import block_paths, find_stages, last_of_each_size
 from .weights import convert_plain_weights, copy_plain_weights
 
-_KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn', 'layout')
+_KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn', 'layout', 'memory')
 _VALUE_TYPES = dict(position=str, at=str, replace=str, stages=(list, tuple), blocks=(list, tuple))
+_MEMORY = ('keep', 'recompute')
 _GEOMETRY = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
 
 
@@ -74,8 +76,11 @@ class PluginInserter:
                 self.fail(f'{key}={plugin[key]!r}, allowed is {allowed}')
         if plugin.get('layout', 'NCHW') not in LAYOUTS:
             self.fail(f'layout={plugin["layout"]!r}, allowed are {" and ".join(LAYOUTS)}')
-        if 'layout' in plugin and self.place == 'replace':
-            self.fail('layout goes with position and at, not with replace')
+        if plugin.get('memory', 'keep') not in _MEMORY:
+            self.fail(f'memory={plugin["memory"]!r}, allowed are {" and ".join(_MEMORY)}')
+        for key in 'layout', 'memory':
+            if key in plugin and self.place == 'replace':
+                self.fail(f'{key} goes with position and at, not with replace')
         self.plugin = dict(plugin)
         self.cls = self._block_class()
         self.trainable = bool(plugin.get('learn', False))
@@ -197,7 +202,11 @@ class PluginInserter:
         module = self.model.get_submodule(path)
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             channels, layout = self._map_after(path)
-            return self._add(path, self._build(path, channels), f'after {path}', layout)
+            block = self._build(path, channels)
+            added = self._add(path, block, f'after {path}', layout)
+            if block.plugin.memory == 'recompute':
+                recompute_forward(block)
+            return added
         if iterates_over_children(module):
             self.fail(
                 f'{path} ({type(module).__name__}) runs all its children, and would run the block '
@@ -325,10 +334,22 @@ class PluginInserter:
         like = next((weight for weight in weights if weight.is_floating_point()), None)
         if like is not None:
             block.to(like.device, like.dtype)
-        block.plugin = Plugin(self.index, place, self.trainable, layout)
+        memory = self.plugin.get('memory') or getattr(block, 'plugin_memory', 'keep')
+        block.plugin = Plugin(self.index, place, self.trainable, layout, memory)
         if layout == 'NHWC':
             take_nhwc(block)
         block.train(owner.training)
         owner.add_module(name, block)
         self.undo(delattr, owner, name)
+        if memory == 'recompute':
+            self._recompute_stages(host)
         return f'{host}.{name}'
+
+    def _recompute_stages(self, path: str) -> None:
+        """Let containers around a block keep nothing where it is frozen in all else."""
+        while path:
+            stage = self.model.get_submodule(path)
+            if type(stage).forward is nn.Sequential.forward and 'forward' not in vars(stage):
+                recompute_frozen(stage)
+                self.undo(vars(stage).pop, 'forward')
+            path = path.rpartition('.')[0]

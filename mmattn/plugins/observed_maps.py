@@ -60,7 +60,7 @@ class ObservedMaps:
     def _by_module(self) -> dict[int, ObservedMap | None]:
         found: dict[int, ObservedMap | None] = {}
         self._observed = list(self.model.modules())  # kept, so that no later module has their id
-        for size in _sizes(self.model):
+        for size in image_sizes(self.model):
             outputs, ended = _outputs(self.model, size)
             for module, values in outputs.items():
                 found.setdefault(module, _summary(values, size))
@@ -109,7 +109,7 @@ def _returning_class(module: nn.Module) -> type:
     return type(module)
 
 
-def _sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
+def image_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     """Sizes of images, H and W, that the network may take: many transformers take but one."""
     yield _SIZE
     configured = {}  # a dict, as it keeps the order of the modules

@@ -16,6 +16,8 @@ class Plugin:
         trainable: whether it learns in a frozen stage and its norms update under `norm_eval`; the
             key `learn` of the dict.
         layout: axes of the map there, 'NCHW' or 'NHWC'; the block itself always gets (N, C, H, W).
+        memory: 'recompute', so that backward runs it again, or 'keep', so that it keeps what it
+            needs.
         replaces: whether it stands in place of a convolution, rather than after or before a module.
         weight_map: for a replacement that starts from the weights of the convolution: (key of the
             convolution, key of the replacement, factor).
@@ -25,6 +27,7 @@ class Plugin:
     place: str
     trainable: bool = False
     layout: str = 'NCHW'
+    memory: str = 'keep'
     replaces: bool = False
     weight_map: tuple[tuple[str, str, float], ...] = ()
 

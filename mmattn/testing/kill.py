@@ -53,7 +53,8 @@ class StepRecorder(Hook):
         self.path = Path(path)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        losses = {k: float(v).hex() for k, v in outputs.items()}
+        # accuracies are measured in the steps that are logged alone
+        losses = {k: float(v).hex() for k, v in outputs.items() if 'loss' in k}
         rates = {k: [x.hex() for x in v] for k, v in runner.optim_wrapper.get_lr().items()}
         self._write(str(runner.iter + 1), [losses, rates])
 

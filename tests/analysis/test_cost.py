@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmattn.analysis import cost as module
-from mmattn.analysis.cost import measure_cost
+from mmattn.analysis.cost import kept_bytes, measure_cost
 from mmattn.analysis.cost_report import DoesNotFit, report_cost
 from mmattn.benchmarks.overhead import loss
 from mmattn.benchmarks.timing import peak_bytes, saved_bytes
@@ -62,7 +62,8 @@ def test_parts_and_blocks_are_told_apart():
     assert sum(row.saved_bytes for row in parts) == pytest.approx(rows[''].saved_bytes, rel=0.05)
     stage = rows['backbone.layer1']
     inside = [row for row in found.rows if row.path.startswith('backbone.layer1.')]
-    assert 0 < sum(row.saved_bytes for row in inside) < stage.saved_bytes
+    assert 0 <= sum(row.saved_bytes for row in inside) < stage.saved_bytes
+    assert rows['decode_head.cca'].saved_bytes > 0
     assert rows['decode_head.cca'].runs == 1 and rows[''].runs == 1
 
 
@@ -99,8 +100,8 @@ def test_memory_is_near_the_peak_of_a_real_step(name, attention):
 def test_blocks_that_cannot_be_trained_on_one_image(block):
     config = ROOT / 'configs' / 'retinanet_r18_bccd.py'
     arguments = dict(attention=block, size=(64, 96), latency=False)
-    found = measure_cost(config, **arguments)
-    assert all(row.saved_bytes > 0 for row in found.rows if row.block and 'layer1' not in row.path)
+    whole = measure_cost(config, **arguments).rows[0]
+    assert 0 < whole.saved_bytes <= kept_bytes(config, attention=block, size=(64, 96))
     with pytest.raises(UsageError, match='batch size 1'):
         measure_cost(config, batch=1, **arguments)
 
@@ -154,8 +155,23 @@ def test_blocks_are_compared_with_the_plain_network(tmp_path, capsys):
     assert f'| `se` | {se:,} ({se - plain:+,}) |' in shown
     assert f'| `se+gc` | {both:,} ({both - plain:+,}) |' in shown and plain < se < both
     assert f'| `none` | {plain:,} |' in shown and 'training with 4 images, GB' in shown
+    saved = {name: cost['rows'][0]['saved_bytes'] for name, cost in content.items()}
+    kept = {name: cost['kept_bytes'] for name, cost in content.items()}
+    assert kept['none'] == saved['none'] <= saved['se'] < kept['se'] < kept['se+gc']
+    assert saved['se'] < 1.01 * saved['none']  # its weights alone
     with pytest.raises(SystemExit):
         tool([str(CCNET), '--compare', 'se', '--attention', 'gc'])
+
+
+def test_gates_in_a_frozen_stage_save_little():
+    """Gates learn there, so that autograd would keep all that the stage computes."""
+    config = ROOT / 'configs' / 'mask_rcnn_r18_street.py'
+    options = {'model.backbone.frozen_stages': 1, 'model.backbone.norm_eval': True}
+    arguments = dict(size=SIZE, latency=False, options=options)
+    plain = measure_cost(config, **arguments).rows[0].saved_bytes
+    for name in 'se', 'cbam', 'sge', 'sa':
+        saved = measure_cost(config, attention=name, **arguments).rows[0].saved_bytes
+        assert plain < saved < 1.06 * plain, name
 
 
 def test_what_does_not_fit_is_said_and_has_an_exit_code(tmp_path, capsys):

@@ -176,9 +176,13 @@ def compile(build, backend='aot_eager'):
     block = randomised(build()).train()
     other = copy.deepcopy(block)
     compiled = torch.compile(other, fullgraph=True, backend=backend)
-    x = draw(block)
+    _computes_the_same(compiled, block, draw(block))
+
+
+def _computes_the_same(program, block, x):
+    """Values and gradients of the inputs."""
     a, b = ([t.clone().requires_grad_() for t in x] for _ in range(2))
-    y, z = block(*a), compiled(*b)
+    y, z = block(*a), program(*b)
     close(z, y, 1e-5)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()
@@ -193,15 +197,7 @@ def trace(build):
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(block, tuple(x), check_trace=False), file)
     file.seek(0)
-    program = torch.jit.load(file)
-    a, b = ([t.clone().requires_grad_() for t in x] for _ in range(2))
-    y, z = block(*a), program(*b)
-    close(z, y, 1e-5)
-    weight = torch.randn_like(y)
-    (y * weight).sum().backward()
-    (z * weight).sum().backward()
-    for s, t in zip(a, b):
-        close(t.grad, s.grad, 1e-5)
+    _computes_the_same(torch.jit.load(file), block, x)
 
 
 def _shapes(block):

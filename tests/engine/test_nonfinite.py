@@ -9,7 +9,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+from mmattn.engine import late_values
 from mmattn.engine.hooks.guard import GuardHook
+from mmattn.engine.nonfinite import NonFiniteDetector
 from mmattn.errors import MemoryShortage, NonFiniteError, UsageError, explain
 from tests.engine.killing import At, once
 
@@ -63,6 +65,76 @@ def test_a_step_that_is_not_finite(tiny, tmp_path, spoil, text):
     assert dump['iteration'] == 3 and len(dump['samples']) == 2
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Numbers are read one step late, and optimizers skip steps themselves."""
+    monkeypatch.setattr(late_values, '_READ_AT_ONCE', ())
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+@pytest.mark.parametrize(
+    'spoil, text',
+    [
+        (spoil_output, 'loss is nan at iteration 2: .*first non-finite output: decode_head.conv_s'),
+        (spoil_gradient, 'gradient norm is not finite at iteration 2: .*; first in backbone.layer'),
+    ],
+)
+def test_a_step_that_is_read_late(tiny, tmp_path, as_on_a_gpu, optimizer, spoil, text):
+    steps = []
+    options = tiny | OPTIONS | {'default_hooks.checkpoint.interval': 4}
+    options['optim_wrapper.optimizer'] = dict(type=optimizer, lr=0.01, _delete_=True)
+    hooks = (
+        At('before_train_iter', 2, spoil),
+        At('after_train_iter', 2, lambda runner: steps.append(unchanged())),
+        At('before_train_iter', 3, lambda runner: steps.append(unchanged())),
+    )
+    with pytest.raises(NonFiniteError, match=text):
+        once(tmp_path / 'run', options, *hooks, validate=False)
+    assert steps == [True, True] and unchanged()
+    assert not list((tmp_path / 'run').glob('iter_*.pth'))
+    assert json.loads((tmp_path / 'run' / 'nonfinite.json').read_text())['iteration'] == 2
+
+
+@pytest.mark.parametrize('options', [{}, {'train_cfg.val_interval': 3}])
+def test_nothing_is_saved_or_validated_after_it(tiny, tmp_path, as_on_a_gpu, options):
+    options = tiny | OPTIONS | {'default_hooks.checkpoint.interval': 2, **options}
+    step = options['train_cfg.val_interval']
+    with pytest.raises(NonFiniteError, match=f'loss is nan at iteration {step}'):
+        once(tmp_path / 'run', options, At('before_train_iter', step, spoil_output))
+    assert unchanged()
+    saved = [p.name for p in (tmp_path / 'run').glob('iter_*.pth')]
+    assert saved == (['iter_2.pth'] if step == 3 else [])
+
+
+def test_late_checks_change_no_weight(tiny, tmp_path, monkeypatch):
+    weights = []
+    options = tiny | OPTIONS | {'optim_wrapper.clip_grad': dict(max_norm=1.0)}
+    options |= {'optim_wrapper.optimizer.fused': True, 'train_cfg.max_iters': 3}
+    for devices in ('cpu',), ():
+        monkeypatch.setattr(late_values, '_READ_AT_ONCE', devices)
+        folder = tmp_path / f'run{len(devices)}'
+        once(folder, options, At('after_train_iter', 3, keep), validate=False)
+        weights.append(kept['weights'])
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+def test_a_scaler_skips_steps_of_losses_that_are_not_finite(as_on_a_gpu):
+    weight = nn.Parameter(torch.ones(2))
+    wrapper = OptimWrapper(torch.optim.SGD([weight], lr=1.0, fused=True))
+    scaler = wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0)
+    wrapper.backward = lambda loss: scaler.scale(loss).backward()
+    wrapper.step = lambda: (scaler.step(wrapper.optimizer), scaler.update())
+    found = []
+    detector = NonFiniteDetector(wrapper, lambda *what: found.append(what))
+    wrapper.backward(weight.sum() + float('inf'))  # its gradient is finite
+    wrapper.step()
+    assert torch.equal(weight.data, torch.ones(2))
+    detector.poll()
+    assert found == []
+    detector.flush()
+    assert found[0] == ('loss', float('inf'), 1)
+
+
 def spoil_image(runner):
     """A batch whose image is nan: its statistics go no further than this process."""
     keep(runner)
@@ -87,6 +159,7 @@ def test_a_scaler_that_skips_for_ever():
     runner = SimpleNamespace(
         optim_wrapper=SimpleNamespace(loss_scaler=scaler),
         iter=0,
+        nonfinite=None,
         logger=SimpleNamespace(info=said.append),
     )
     hook = GuardHook()

@@ -25,6 +25,16 @@ POOLED = dict(  # a norm over a map of one pixel
 )  # fmt: skip
 
 
+def two_losses(avg_non_ignore: bool) -> list[dict]:
+    """The stock path of MMSegmentation, as one of them is not over classes of pixels."""
+    return [
+        dict(
+            type='CrossEntropyLoss', class_weight=[1.0] * 19, avg_non_ignore=avg_non_ignore
+        ),
+        dict(type='DiceLoss', loss_name='loss_dice'),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def small(tiny):
     """Options of a run of two steps on a narrow network."""
@@ -149,9 +159,9 @@ FAULTS = {
         {'custom_hooks': [dict(type='EarlyStoppingHook', monitor='IoU.road', rule='greater')]},
     ),
     'weights of classes and ignored pixels': (
-        {f'{HEAD}.loss_decode.class_weight': [1.0] * 19},
+        {f'{HEAD}.loss_decode': two_losses(avg_non_ignore=True)},
         r'IndexError: too many indices.*class_weight works with .*avg_non_ignore=False',
-        {f'{HEAD}.loss_decode.avg_non_ignore': False},
+        {f'{HEAD}.loss_decode': two_losses(avg_non_ignore=False)},
     ),
     'weights of too few classes': (
         {f'{HEAD}.loss_decode.class_weight': [1.0, 2.0]},

@@ -78,6 +78,21 @@ def test_label_maps_and_overlays_of_a_folder_and_of_its_own_output_none(
     assert done.seconds[0] >= done.seconds[1] > 0
 
 
+@pytest.mark.parametrize(
+    'options, given',
+    [
+        ({}, dict(channels_last=True, fuse_conv_bn=True)),
+        (dict(compile=dict(backend='eager')), dict(amp='bfloat16')),
+    ],
+)
+def test_options_of_the_network_change_no_label(segmentor, photos, tmp_path, options, given):
+    for name, changes, flags in ('plain', {}, {}), ('fast', options, given):
+        result = infer(SEGMENTOR, segmentor, photos / 'a.png', out_dir=tmp_path / name, options=changes, device='cpu', **flags)  # fmt: skip
+        assert result.images == 1
+    plain, fast = (cv2.imread(str(tmp_path / n / 'labels/a.png'), -1) for n in ('plain', 'fast'))
+    assert (plain == fast).mean() > (0.98 if 'amp' in given else 0.999)
+
+
 def test_a_pattern_keeps_the_folders_below_what_is_fixed(segmentor, photos, tmp_path):
     done = infer(SEGMENTOR, segmentor, f'{photos}/**/*.png', out_dir=tmp_path / 'out')
     assert done.images == 2

@@ -110,6 +110,7 @@ class AsymmetricBlock(PairwiseBlock):
     """Base of APNB and AFNB: stages whose contexts are summed, and the 1x1 bottleneck."""
 
     kind = 'pairwise, pooled keys'
+    plugin_memory = 'keep'
     share_key_query: bool
     bottleneck_act: bool
 

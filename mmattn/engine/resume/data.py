@@ -28,14 +28,17 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from mmattn.checkpoint.plain_values import plain_items
 from mmattn.config import safe_files
+from mmattn.datasets.fast_pipeline import use_fast_steps
 from mmattn.errors import DataError, MmattnError, WriteError
 from mmattn.text import some
 from mmattn.torch_compat import AcceleratorError, Generator
 
 from ..signals import kill_children_at_exit
+from ..workers import count_workers
 from .rng import derive_seed, seeded
 
 _SHOWN = 12  # samples named in an error
+_COLLATES = ('pseudo_collate', 'default_collate')  # mmengine's, which leave label maps as they are
 
 
 class ResumableDataset(Dataset):
@@ -382,11 +385,14 @@ def init_worker(worker_id: int, then: Callable[[int], None] | None = None) -> No
 def prepare_dataloader_cfg(cfg: dict, seed: int | None) -> dict:
     """The config of a data loader with its own generator and workers that ignore signals.
 
+    It has a number of workers (see `count_workers`), and a data set with faster steps.
+
     Args:
         cfg: config of the data loader; not changed.
         seed: seed for the workers, unless the config has a `worker_init_fn`.
     """
     kill_children_at_exit()
+    workers = count_workers(cfg.get('num_workers', 'auto'))
     init = cfg.get('worker_init_fn')
     if init:
         init = dict(init)
@@ -396,13 +402,17 @@ def prepare_dataloader_cfg(cfg: dict, seed: int | None) -> dict:
     elif seed is not None:
         init = partial(
             engine_worker_init,
-            num_workers=cfg.get('num_workers', 0),
+            num_workers=workers,
             rank=get_dist_info()[0],
             seed=seed,
             disable_subprocess_warning=cfg.get('disable_subprocess_warning', False),
         )
     cfg = {k: v for k, v in cfg.items() if k != 'disable_subprocess_warning'}
+    cfg['num_workers'] = workers
     cfg['worker_init_fn'] = dict(type=init_worker, then=init)
+    if isinstance(cfg.get('dataset'), dict):
+        collate = (cfg.get('collate_fn') or {}).get('type', _COLLATES[0])
+        cfg['dataset'] = use_fast_steps(cfg['dataset'], narrow_labels=collate in _COLLATES)
     if cfg.get('batch_sampler'):
         cfg.setdefault('batch_size', None)  # the batch sampler may set it
     cfg.setdefault('generator', Generator())
