@@ -20,7 +20,9 @@ def option_flags(options: dict) -> str:
     return f' --cfg-options {text}' if text else ''
 
 
-def train_command(config, options, seed, amp, auto_scale_lr, attention, init_from) -> str:
+def train_command(
+    config, options, seed, amp, auto_scale_lr, attention, init_from, val_loss=False
+) -> str:
     """The `tools/train.py` command of a training."""
     command = f'python tools/train.py {relative_path(config)}'
     command += f' --attention {attention}' if attention else ''
@@ -28,4 +30,5 @@ def train_command(config, options, seed, amp, auto_scale_lr, attention, init_fro
     command += f' --seed {seed}' if seed is not None else ''
     command += ' --amp' if amp else ''
     command += ' --auto-scale-lr' if auto_scale_lr else ''
+    command += ' --val-loss' if val_loss else ''
     return command + option_flags(options)

@@ -27,6 +27,7 @@ from .network import report_blocks
 from .options import complete
 from .out_of_memory import is_out_of_memory, out_of_memory_error
 from .run_config import (
+    add_val_loss,
     class_counts,
     prepare_config,
     recorded_attention,
@@ -59,6 +60,7 @@ class TrainOptions:
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         seed: random seed, instead of the config's.
         validate: validate during training.
+        val_loss: compute the losses at each validation, too, see `ValidationLossHook`.
         allow_topology_change: resume with another number of processes, not bit-exactly.
         allow_config_change: resume with another config, not bit-exactly.
         rehearsal: try one small step and the validation of one image first, see `rehearse`.
@@ -76,6 +78,7 @@ class TrainOptions:
     launcher: str = 'none'
     seed: int | None = None
     validate: bool = True
+    val_loss: bool = False
     allow_topology_change: bool = False
     allow_config_change: bool = False
     rehearsal: bool = True
@@ -179,6 +182,8 @@ def _build(
     splits = ['train', 'val'] if options.validate and cfg.get('val_cfg') is not None else ['train']
     if 'val' not in splits:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    if options.val_loss:
+        add_val_loss(cfg)
     cfg.resume = bool(checkpoint)
     if isinstance(init_from, Checkpoint):
         checkpoint, init_from = init_from, init_from.path
@@ -204,7 +209,14 @@ def _build(
     if not cfg.resume:
         runner.load_mode = 'partial' if init_from else 'plain'
     runner.train_command = train_command(
-        config, cfg_options, seed, options.amp, options.auto_scale_lr, options.attention, init_from
+        config,
+        cfg_options,
+        seed,
+        options.amp,
+        options.auto_scale_lr,
+        options.attention,
+        init_from,
+        options.val_loss,
     )
     report_blocks(runner.model, cfg)
     return runner

@@ -5,3 +5,4 @@ from .comparison import ComparisonHook as ComparisonHook
 from .curves import CurvesHook as CurvesHook
 from .guard import GuardHook as GuardHook
 from .randomness import RandomnessHook as RandomnessHook
+from .validation_loss import ValidationLossHook as ValidationLossHook
