@@ -45,11 +45,14 @@ def mmattn_command(*arguments):
 
 
 def test_every_tool_is_a_command_and_listed():
+    from mmattn.cli.data import SUB_COMMANDS
     from mmattn.cli.main import COMMANDS
 
     tools = {p.stem for p in (ROOT / 'tools').glob('*.py')} - {'setup_env'}
     modules = {p.stem for p in (ROOT / 'mmattn' / 'cli').glob('*.py')}
-    assert tools == set(COMMANDS) == modules - {'__init__', 'common', 'main'}
+    parts = set(SUB_COMMANDS.values())
+    assert tools == set(COMMANDS) - {'data'} | parts
+    assert set(COMMANDS) | parts == modules - {'__init__', 'common', 'main'}
     process = mmattn_command('--help')
     assert process.returncode == 0
     listed = dict(re.findall(r'^  ([a-z-]+)  +([A-Z].*\.)$', process.stdout, re.MULTILINE))
@@ -57,7 +60,14 @@ def test_every_tool_is_a_command_and_listed():
 
 
 @pytest.mark.parametrize(
-    'arguments', [['--help'], ['train', '--help'], ['check_data', '--help'], ['nothing']]
+    'arguments',
+    [
+        ['--help'],
+        ['train', '--help'],
+        ['check_data', '--help'],
+        ['data', 'browse', '--help'],
+        ['nothing'],
+    ],
 )
 def test_the_command_loads_nothing_heavy(arguments):
     code = (
@@ -92,6 +102,15 @@ def test_the_command_without_or_with_an_unknown_command_is_exit_2():
         "error: mmattn has no command 'chek-data'; nearest: check-data"
     )
     assert mmattn_command('--version').stdout == f'mmattn {mmattn.__version__}\n'
+
+
+def test_the_data_browser_is_a_sub_command():
+    process = mmattn_command('data', 'browse', '--help')
+    assert process.returncode == 0 and process.stdout.startswith('usage: mmattn data browse [-h]')
+    assert 'Example: mmattn data browse configs/' in process.stdout
+    process = mmattn_command('data', 'brows')
+    assert process.returncode == 2 and process.stderr.endswith('Did you mean browse?\n')
+    assert mmattn_command('data').returncode == 2
 
 
 def test_a_command_ends_with_the_exit_code_of_its_error(tmp_path):

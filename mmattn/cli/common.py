@@ -10,6 +10,7 @@ from functools import partial
 from mmattn.errors import run_tool
 
 CONFIG_HELP = 'config file, or a model name of mmattn.list_models()'
+_SUB_COMMANDS = {'browse_data': 'data browse'}  # module -> command and sub-command
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
 
@@ -35,7 +36,7 @@ def make_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 def command_name(module: str) -> str:
     """Name of a command from that of its module: `check_data` is `check-data`."""
-    return module.replace('_', '-')
+    return _SUB_COMMANDS.get(module) or module.replace('_', '-')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from .common import command_name
 
 COMMANDS = (  # modules of this package, in the order of use
     'prepare_data',
+    'data',
     'check_data',
     'train',
     'test',

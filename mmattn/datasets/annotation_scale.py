@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from .loading import needs_annotations
+from .loading_steps import pipeline_steps
 
 _INSTANCES = ('gt_instances', 'ignored_instances')
 _LABEL_MAPS = ('gt_sem_seg', 'gt_edge_map')
@@ -28,12 +29,6 @@ def loads_after_resize(dataset) -> bool:
             return resized
         resized |= 'Resize' in type(step).__name__
     return False
-
-
-def pipeline_steps(dataset) -> list:
-    """The built steps of a data set's pipeline."""
-    pipeline = getattr(dataset, 'pipeline', None) or []
-    return list(getattr(pipeline, 'transforms', pipeline))
 
 
 def to_image_scale(sample, image_size: tuple[int, int], boxes: bool) -> None:

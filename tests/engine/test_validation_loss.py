@@ -184,9 +184,8 @@ def test_annotations_get_the_scale_of_the_image():
 # ---- several ranks, and the log --------------------------------------------------------------------
 def test_the_mean_is_over_the_images_of_all_ranks(monkeypatch):
     """Three images on two ranks, of which the second has the first image once more."""
-    dataset, hooks, gathered = range(3), [], []
+    dataset, hooks, sums = range(3), [], []
     values = {0: 1.0, 1: 2.0, 2: 6.0}
-    monkeypatch.setattr(module, 'all_gather_object', lambda own: gathered)
     for rank in range(2):
         monkeypatch.setattr(module, 'get_dist_info', lambda rank=rank: (rank, 2))
         loader = SimpleNamespace(sampler=DefaultSampler(dataset, shuffle=False), dataset=dataset)
@@ -200,9 +199,14 @@ def test_the_mean_is_over_the_images_of_all_ranks(monkeypatch):
         for batch_idx, position in enumerate(range(rank, 4, 2)):
             batch = dict(data_samples=[None], value=values[position % 3])
             hook.before_val_iter(runner, batch_idx, batch)
-        gathered.append((hook._images, dict(hook._sums)))
         hooks.append((hook, runner))
-    assert [images for images, _ in gathered] == [2, 1]
+        sums.append(torch.tensor([hook._images, hook._sums['loss']]))
+    assert [s.tolist() for s in sums] == [[2, 7], [1, 2]]
+
+    def all_reduce(values, op='sum'):
+        values.copy_(sum(sums) if op == 'sum' else values)
+
+    monkeypatch.setattr(module, 'all_reduce', all_reduce)
     for hook, runner in hooks:
         metrics = dict(mIoU=1.0)
         hook.after_val_epoch(runner, metrics)

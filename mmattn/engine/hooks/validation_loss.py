@@ -5,7 +5,7 @@ from collections import Counter
 
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import all_gather_object, get_dist_info
+from mmengine.dist import all_reduce, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, autocast
 from torch import Tensor, nn
@@ -101,11 +101,7 @@ class ValidationLossHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         self._network = None
-        ranks = all_gather_object((self._images, dict(self._sums)))
-        images, sums = sum(count for count, _ in ranks), {}
-        for _, part in ranks:
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
+        images, sums = self._over_ranks()
         losses = {f'{_PREFIX}{name}': value / images for name, value in sums.items() if images}
         if metrics:
             metrics.update(losses)
@@ -113,6 +109,18 @@ class ValidationLossHook(Hook):
         # the best checkpoint is not chosen by a loss because the evaluator returned nothing
         for name, value in losses.items():
             runner.message_hub.update_scalar(f'val/{name}', value)
+
+    def _over_ranks(self) -> tuple[int, dict[str, float]]:
+        """Images and sums of losses of all ranks; the sums have one order on all of them."""
+        names = list(self._sums)
+        length = torch.tensor(len(names))
+        all_reduce(length, 'max')  # a rank without an image knows no names
+        values = torch.zeros(1 + int(length), dtype=torch.float64)
+        values[: 1 + len(names)] = torch.tensor(
+            [self._images, *self._sums.values()], dtype=torch.float64
+        )
+        all_reduce(values)
+        return int(values[0]), dict(zip(names, values[1:].tolist()))
 
 
 class LossNetwork:
