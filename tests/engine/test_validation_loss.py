@@ -190,7 +190,7 @@ def test_the_mean_is_over_the_images_of_all_ranks(monkeypatch):
         monkeypatch.setattr(module, 'get_dist_info', lambda rank=rank: (rank, 2))
         loader = SimpleNamespace(sampler=DefaultSampler(dataset, shuffle=False), dataset=dataset)
         runner = SimpleNamespace(
-            val_dataloader=loader, val_loop=None, data_seed=0, model=nn.Identity(),
+            val_dataloader=loader, val_loop=None, seed=0, model=nn.Identity(),
             message_hub=MessageHub('losses'),
         )  # fmt: skip
         hook = ValidationLossHook()

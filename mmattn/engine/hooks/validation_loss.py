@@ -80,7 +80,7 @@ class ValidationLossHook(Hook):
         if self._network is None:  # now, as weight averages are in place
             self._network = LossNetwork(unwrap_model(runner.model))
         rank, _ = get_dist_info()
-        seed = derive_seed(runner.data_seed, 'validation loss', rank, batch_idx)
+        seed = derive_seed(runner.seed, 'validation loss', rank, batch_idx)
         fp16 = getattr(runner.val_loop, 'fp16', False)
         with torch.no_grad(), autocast(enabled=fp16), seeded(seed, gpu=True):
             losses = self._network.losses(data_batch, self._scales_boxes)
