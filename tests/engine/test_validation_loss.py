@@ -183,7 +183,7 @@ def test_annotations_get_the_scale_of_the_image():
 
 # ---- several ranks, and the log --------------------------------------------------------------------
 def test_the_mean_is_over_the_images_of_all_ranks(monkeypatch):
-    """Three images on two ranks, of which the second has the first image once more."""
+    """Three images on two ranks, of which the second has the first image once more, and a loss less."""
     dataset, hooks, sums = range(3), [], []
     values = {0: 1.0, 1: 2.0, 2: 6.0}
     for rank in range(2):
@@ -195,22 +195,24 @@ def test_the_mean_is_over_the_images_of_all_ranks(monkeypatch):
         )  # fmt: skip
         hook = ValidationLossHook()
         hook.before_val(runner)
-        hook._network = SimpleNamespace(losses=lambda batch, _: dict(loss=batch['value']))
         for batch_idx, position in enumerate(range(rank, 4, 2)):
-            batch = dict(data_samples=[None], value=values[position % 3])
-            hook.before_val_iter(runner, batch_idx, batch)
+            losses = dict(loss=values[position % 3]) | ({} if rank else dict(acc=3.0))
+            hook._network = SimpleNamespace(losses=lambda batch, _, losses=losses: losses)
+            hook.before_val_iter(runner, batch_idx, dict(data_samples=[None]))
         hooks.append((hook, runner))
-        sums.append(torch.tensor([hook._images, hook._sums['loss']]))
-    assert [s.tolist() for s in sums] == [[2, 7], [1, 2]]
+        sums.append(torch.tensor([hook._images, hook._sums['loss'], hook._sums['acc']]))
+    assert [s.tolist() for s in sums] == [[2, 7, 6], [1, 2, 0]]
 
     def all_reduce(values, op='sum'):
-        values.copy_(sum(sums) if op == 'sum' else values)
+        values.copy_(sum(sums) if op == 'sum' else torch.tensor(8))  # bytes of the longer names
 
+    names = [torch.tensor(list(text)) for text in (b'loss\nacc', b'loss\n\n\n\n')]
     monkeypatch.setattr(module, 'all_reduce', all_reduce)
+    monkeypatch.setattr(module, 'all_gather', lambda own: names)
     for hook, runner in hooks:
         metrics = dict(mIoU=1.0)
         hook.after_val_epoch(runner, metrics)
-        assert metrics == {'mIoU': 1.0, 'val/loss': 3.0}
+        assert metrics == {'mIoU': 1.0, 'val/loss': 3.0, 'val/acc': 2.0}
     hook.after_val_epoch(runner, {})  # an evaluator that returned nothing
     assert runner.message_hub.get_scalar('val/val/loss').current() == 3.0
     hook.before_val(runner)

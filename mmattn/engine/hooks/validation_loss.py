@@ -5,7 +5,7 @@ from collections import Counter
 
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import all_reduce, get_dist_info
+from mmengine.dist import all_gather, all_reduce, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, autocast
 from torch import Tensor, nn
@@ -111,14 +111,14 @@ class ValidationLossHook(Hook):
             runner.message_hub.update_scalar(f'val/{name}', value)
 
     def _over_ranks(self) -> tuple[int, dict[str, float]]:
-        """Images and sums of losses of all ranks; the sums have one order on all of them."""
-        names = list(self._sums)
-        length = torch.tensor(len(names))
-        all_reduce(length, 'max')  # a rank without an image knows no names
-        values = torch.zeros(1 + int(length), dtype=torch.float64)
-        values[: 1 + len(names)] = torch.tensor(
-            [self._images, *self._sums.values()], dtype=torch.float64
-        )
+        """Images and sums of losses of all ranks, which may have different losses."""
+        text = torch.tensor(list('\n'.join(self._sums).encode()), dtype=torch.uint8)
+        length = torch.tensor(len(text))
+        all_reduce(length, 'max')
+        text = nn.functional.pad(text, (0, int(length) - len(text)), value=ord('\n'))
+        lines = '\n'.join(bytes(part.tolist()).decode() for part in all_gather(text)).split('\n')
+        names = [name for name in dict.fromkeys(lines) if name]
+        values = torch.tensor([self._images, *(self._sums[name] for name in names)], dtype=torch.float64)
         all_reduce(values)
         return int(values[0]), dict(zip(names, values[1:].tolist()))
 
