@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-
 _VALIDATION = 'val/'  # prefix of validation losses
 
 

@@ -68,7 +68,7 @@ def mean_losses(folder) -> dict[str, float]:
 
     model, cfg = build_model(folder / CONFIG.name, folder / 'iter_2.pth', device='cpu')
     dataset, sums = DATASETS.build(cfg.val_dataloader.dataset), {}
-    for sample in dataset:
+    for sample in map(dataset.__getitem__, range(len(dataset))):
         data = model.data_preprocessor(
             dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
         )
