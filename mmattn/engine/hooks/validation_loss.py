@@ -118,7 +118,9 @@ class ValidationLossHook(Hook):
         text = nn.functional.pad(text, (0, int(length) - len(text)), value=ord('\n'))
         lines = '\n'.join(bytes(part.tolist()).decode() for part in all_gather(text)).split('\n')
         names = [name for name in dict.fromkeys(lines) if name]
-        values = torch.tensor([self._images, *(self._sums[name] for name in names)], dtype=torch.float64)
+        values = torch.tensor(
+            [self._images, *(self._sums[name] for name in names)], dtype=torch.float64
+        )
         all_reduce(values)
         return int(values[0]), dict(zip(names, values[1:].tolist()))
 
