@@ -66,6 +66,7 @@ def test_every_tool_is_a_command_and_listed():
         ['train', '--help'],
         ['check_data', '--help'],
         ['data', 'import', '--help'],
+        ['data', 'browse', '--help'],
         ['nothing'],
     ],
 )
@@ -111,6 +112,9 @@ def test_a_command_with_sub_commands():
     assert 'tools/' not in process.stdout
     process = mmattn_command('data', 'imprt')
     assert process.returncode == 2 and process.stderr.endswith('Did you mean import?\n')
+    process = mmattn_command('data', 'browse', '--help')
+    assert process.returncode == 0 and process.stdout.startswith('usage: mmattn data browse [-h]')
+    assert 'Example: mmattn data browse configs/' in process.stdout
     assert mmattn_command('data').returncode == 2
 
 

@@ -12,7 +12,8 @@ from mmattn.errors import run_tool
 
 CONFIG_HELP = 'config file, or a model name of mmattn.list_models()'
 AMP_DTYPES = ('float16', 'bfloat16')
-_SUB_COMMANDS = {'import_data': 'data import'}  # module -> command and sub-command
+# module -> command and sub-command
+_SUB_COMMANDS = {'browse_data': 'data browse', 'import_data': 'data import'}
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
 

@@ -1,4 +1,4 @@
-"""Data sets of your own: import one.
+"""Data sets of your own: import one, look at one.
 
 Example: mmattn data import cells --from DIR
 """
@@ -10,7 +10,8 @@ from importlib import import_module
 from mmattn.errors import Exit
 from mmattn.text import nearest
 
-SUB_COMMANDS = {'import': 'import_data'}  # name -> module of this package
+# name -> module of this package
+SUB_COMMANDS = {'import': 'import_data', 'browse': 'browse_data'}
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

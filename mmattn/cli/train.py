@@ -39,6 +39,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
+    parser.add_argument(
+        '--val-loss',
+        action='store_true',
+        help='compute the losses at each validation, too: val/loss and its parts, next to the '
+        'metric',
+    )
     parser.add_argument('--seed', type=int, help='random seed (default: that of the config)')
     parser.add_argument(
         '--allow-topology-change',
@@ -75,6 +81,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 launcher=args.launcher,
                 seed=args.seed,
                 validate=not args.no_validate,
+                val_loss=args.val_loss,
                 allow_topology_change=args.allow_topology_change,
                 allow_config_change=args.allow_config_change,
                 rehearsal=not args.no_rehearsal,

@@ -80,11 +80,13 @@ class ImageInfo(NamedTuple):
         faults: what is wrong with them.
         counts: (256,) pixels per label; None without a readable label map.
         orientation: EXIF orientation, where sizes do not show whether the label map follows it.
+        size: width and height of the label map in pixels; None without a readable one.
     """
 
     faults: list[Fault]
     counts: np.ndarray | None
     orientation: int = 1
+    size: tuple[int, int] | None = None
 
 
 class ImageHeader(NamedTuple):
@@ -167,7 +169,7 @@ def inspect_pair(
             orientation = header.orientation
     if counts is not None:
         faults += wrong_labels(counts, table, pair[1])
-    return ImageInfo(faults, counts, orientation)
+    return ImageInfo(faults, counts, orientation, size)
 
 
 def _compare_sizes(

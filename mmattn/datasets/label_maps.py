@@ -162,7 +162,7 @@ class LabelMaps(PairedFiles):
             faults.append(Fault('size', text))
         if counts is not None:
             faults += image_io.wrong_labels(counts, self.table, label)
-        return ImageInfo(faults, counts)
+        return ImageInfo(faults, counts, size=label_shape[::-1])
 
     def _shape_faults(self, results: dict, label: str) -> list[Fault]:
         """The fault of labels that are not (H, W), unless a step of the user made them."""

@@ -12,7 +12,7 @@ import numpy as np
 from mmattn.errors import DataError, MmattnError
 
 from .image_io import DEFAULT_IMAGE_DECODING, DEFAULT_LABEL_DECODING, Decoding
-from .loading import ImageReader, build_step, describe_failure, step_class
+from .loading import ImageReader, build_step, describe_failure, needs_annotations, step_class
 
 _STOCK = ('mmcv', 'mmdet', 'mmseg', 'mmattn', 'mmengine')
 _DECODERS = ('cv2', 'pillow')  # their output is known from the header of a file
@@ -83,6 +83,41 @@ class LoadingSteps:
     def describe(self) -> list[Any]:
         """Everything that the verdict of a check depends on."""
         return [self.image, self.label, repr(self._steps)]
+
+
+def load_sample(dataset, index: int) -> dict:
+    """A sample as the loading steps of its pipeline give it, without augmentations.
+
+    Args:
+        dataset: a built data set without wrappers.
+        index: index of the sample.
+
+    Raises:
+        DataError: a step cannot load it.
+    """
+    steps = pipeline_steps(dataset)
+    loaders = [_loads(type(step)) or needs_annotations(step) for step in steps]
+    end = len(steps) - loaders[::-1].index(True) if any(loaders) else 0
+    results = dataset.get_data_info(index)
+    what = f'image {results.get("img_path")}'
+    for step, loads in zip(steps[:end], loaders):
+        if _is_stock(type(step)) and not loads:  # validation resizes before it loads annotations
+            continue
+        try:
+            results = step(results)
+        except MmattnError:
+            raise
+        except Exception as error:  # a step of the user raises anything
+            raise DataError(f'{what} {describe_failure(step, error, "img" in results)}.') from error
+        if results is None:
+            raise DataError(f'{what}: {type(step).__name__} gives none.')
+    return results
+
+
+def pipeline_steps(dataset) -> list:
+    """The built steps of a data set's pipeline."""
+    pipeline = getattr(dataset, 'pipeline', None) or []
+    return list(getattr(pipeline, 'transforms', pipeline))
 
 
 def label_map_of(results: dict) -> np.ndarray | None:

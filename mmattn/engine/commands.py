@@ -35,6 +35,7 @@ def train_command(config, options, seed: int | None, init_from) -> str:
     command += f' --init-from {relative_path(init_from)}' if init_from else ''
     command += f' --seed {seed}' if seed is not None else ''
     command += ' --auto-scale-lr' if options.auto_scale_lr else ''
+    command += ' --val-loss' if options.val_loss else ''
     return command + network_flags(options) + option_flags(parse_options(options.cfg_options))
 
 

@@ -186,6 +186,22 @@ def use_amp(cfg: Config, amp: bool | str) -> None:
         wrapper['dtype'] = amp
 
 
+def add_val_loss(cfg: Config) -> None:
+    """Compute the losses of the network at each validation, too.
+
+    Raises:
+        UsageError: the training does not validate.
+    """
+    if cfg.get('val_cfg') is None:
+        raise UsageError(
+            '--val-loss: the training does not validate. Leave out --no-validate, or give the '
+            'config val_cfg, val_dataloader and val_evaluator.'
+        )
+    hooks = cfg.get('custom_hooks') or []
+    if not any('ValidationLossHook' in str(hook.get('type')) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmattn.ValidationLossHook')]
+
+
 def scale_lr(cfg: Config, enable: bool) -> None:
     """Scale the learning rate by the batch size, or warn that it may have to be scaled.
 

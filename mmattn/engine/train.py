@@ -28,6 +28,7 @@ from .network import report_blocks, report_data_set
 from .options import complete
 from .out_of_memory import is_out_of_memory, out_of_memory_error
 from .run_config import (
+    add_val_loss,
     class_counts,
     prepare_config,
     recorded_attention,
@@ -67,6 +68,7 @@ class TrainOptions:
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         seed: random seed, instead of the config's.
         validate: validate during training.
+        val_loss: compute the losses at each validation, too, see `ValidationLossHook`.
         allow_topology_change: resume with another number of processes, not bit-exactly.
         allow_config_change: resume with another config, not bit-exactly.
         rehearsal: try one small step and the validation of one image first, see `rehearse`.
@@ -87,6 +89,7 @@ class TrainOptions:
     launcher: str = 'none'
     seed: int | None = None
     validate: bool = True
+    val_loss: bool = False
     allow_topology_change: bool = False
     allow_config_change: bool = False
     rehearsal: bool = True
@@ -192,6 +195,8 @@ def _build(
     splits = ['train', 'val'] if options.validate and cfg.get('val_cfg') is not None else ['train']
     if 'val' not in splits:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    if options.val_loss:
+        add_val_loss(cfg)
     cfg.resume = bool(checkpoint)
     if isinstance(init_from, Checkpoint):
         checkpoint, init_from = init_from, init_from.path

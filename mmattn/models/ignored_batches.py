@@ -16,7 +16,8 @@ class IgnoredBatches:
     """Mixin: a training batch without a labelled pixel has loss 0, whatever the losses are.
 
     All parameters that a labelled batch reaches then get zero gradients. The 1st, 10th, 100th, ...
-    crop without a labelled pixel is logged.
+    crop without a labelled pixel is logged; losses without gradients, of a validation, do not
+    count.
 
     Attributes:
         crops: number of crops that this process has trained on.
@@ -40,7 +41,7 @@ class IgnoredBatches:
         if ignore_index is None or not labels or None in labels:  # labels of another kind
             return super().loss(inputs, data_samples)
         is_empty = [not _is_labelled(sample, ignore_index) for sample in data_samples]
-        for sample, empty in zip(data_samples, is_empty):
+        for sample, empty in zip(data_samples, is_empty) if torch.is_grad_enabled() else ():
             self.crops += 1
             if empty:
                 self.ignored_crops += 1

@@ -6,3 +6,4 @@ from .curves import CurvesHook as CurvesHook
 from .guard import GuardHook as GuardHook
 from .randomness import RandomnessHook as RandomnessHook
 from .runtime_info import RuntimeInfoHook as RuntimeInfoHook
+from .validation_loss import ValidationLossHook as ValidationLossHook

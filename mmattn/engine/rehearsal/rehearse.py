@@ -250,10 +250,11 @@ def _check_monitors(scratch, metrics: dict) -> None:
     for index, scheduler in enumerate(scratch.param_schedulers or ()):
         if hasattr(scheduler, 'monitor'):
             monitors.append((f'param_scheduler[{index}].monitor', scheduler.monitor))
+    names = [*metrics, *(n for hook in scratch.hooks for n in getattr(hook, 'metric_names', ()))]
     for key, name in monitors:
-        if name != 'auto' and name not in metrics:
-            similar = [k for k in metrics if k.casefold().endswith(name.casefold())]
+        if name != 'auto' and name not in names:
+            similar = [k for k in names if k.casefold().endswith(name.casefold())]
             raise UsageError(
                 f'config key {key}={name!r}: val_evaluator gives {", ".join(metrics)}.'
-                f'{f" Did you mean {similar[0]}?" if similar else nearest(name, metrics)}'
+                f'{f" Did you mean {similar[0]}?" if similar else nearest(name, names)}'
             )

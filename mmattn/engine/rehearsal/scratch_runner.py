@@ -19,7 +19,7 @@ from mmengine.utils import ManagerMixin
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmattn.engine.model_wrappers import unwrap_ddp
+from mmattn.engine.model_wrappers import copy_model, unwrap_ddp
 from mmattn.engine.out_of_memory import is_out_of_memory
 from mmattn.engine.resume.rng import get_rng_state, set_rng_state
 
@@ -38,16 +38,12 @@ def copy_network(runner) -> nn.Module | None:
     if not runner.has_train_loop:
         return model
     try:
-        copied = copy.deepcopy(model)
+        copied = copy_model(model)
     except (RuntimeError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         runner.logger.info(f'no rehearsal: {type(model).__name__} cannot be copied: {error}')
         return None
-    for module in copied.modules():
-        wrapped = getattr(module.__dict__.get('forward'), '__wrapped__', None)
-        if getattr(wrapped, '__self__', module) is not module:
-            del module.forward  # it wraps the forward of the original
     if runner.cfg.get('activation_checkpointing'):
         turn_on_activation_checkpointing(copied, runner.cfg.activation_checkpointing)
     return copied

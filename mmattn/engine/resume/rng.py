@@ -18,18 +18,28 @@ def derive_seed(*parts) -> int:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of Python, NumPy and torch in the block; restore them after it."""
+def seeded(seed: int, gpu: bool = False) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch in the block; restore them after it.
+
+    Args:
+        seed: the seed.
+        gpu: also seed and restore torch's generator of the current GPU, if there is one.
+    """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu_state = torch.cuda.get_rng_state() if gpu and torch.cuda.is_available() else None
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
+    if gpu_state is not None:
+        torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        if gpu_state is not None:
+            torch.cuda.set_rng_state(gpu_state)
 
 
 def capture_rng_state() -> tuple:
