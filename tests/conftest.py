@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import shutil
 import sys
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -86,6 +87,24 @@ def street(tmp_path_factory):
         importlib.import_module(used)
     freeze()
     return root
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    """A browser without a window; pages in it log their errors."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
+    browser, driver = shutil.which('chromium'), shutil.which('chromedriver')
+    if not (browser and driver):
+        pytest.skip('chromium and chromedriver are not installed')
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    flags = ('headless=new', 'no-sandbox', 'disable-dev-shm-usage', 'window-size=1200,1000')
+    for flag in flags:
+        options.add_argument(f'--{flag}')
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
 
 
 @pytest.fixture

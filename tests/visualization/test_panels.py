@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -155,23 +154,6 @@ def test_a_page_needs_nothing_from_elsewhere(page):
     assert not re.findall(r'(?:src|href)="(?!data:|#|\$)[^"]+"|url\(|@import|fetch\(', text)
     assert '</script><b>' not in text and 'Attention \\u003cof>' in text
     assert text.count('</script>') == 2
-
-
-@pytest.fixture(scope='module')
-def chromium():
-    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
-    browser, driver = shutil.which('chromium'), shutil.which('chromedriver')
-    if not (browser and driver):
-        pytest.skip('chromium and chromedriver are not installed')
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    flags = ('headless=new', 'no-sandbox', 'disable-dev-shm-usage', 'window-size=1200,1000')
-    for flag in flags:
-        options.add_argument(f'--{flag}')
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 @pytest.fixture
