@@ -118,7 +118,10 @@ def test(
             if checkpoint:
                 _write_record(runner, checkpoint, metrics, record, options)
             if options.report:
-                _write_report(runner, metrics, record, options.report)
+                loop = runner.test_loop
+                parts = loop.dataloader.dataset, loop.evaluator
+                page = write_report(*parts, metrics, record, options.report)
+                runner.logger.info(f'report: {page}')
         return metrics
 
 
@@ -200,16 +203,6 @@ def _write_record(
     file = Path(runner.work_dir).parent / 'metrics' / f'{checkpoint.path.stem}{suffix}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dict(metrics=values) | record, indent=2) + '\n')
-
-
-def _write_report(
-    runner: Runner, metrics: dict[str, float], record: dict[str, str], folder: str | Path
-) -> None:
-    loop = runner.test_loop
-    dataset = loop.dataloader.dataset
-    facts = record | dict(images=str(len(dataset)))
-    page = write_report(dataset, loop.evaluator, metrics, facts, folder)
-    runner.logger.info(f'report: {page}')
 
 
 def _use_tta(cfg: Config) -> None:

@@ -129,7 +129,8 @@ class DetectionSection:
         header = ['class', 'objects', *(key.replace('_', ' ') for key in _FIGURES)]
         rows = []
         for label, (name, curve) in enumerate(zip(numbers.classes, numbers.curves)):
-            best = (fraction(value) for value in curve.best) if curve else ('-', '-')
+            f1, score = curve.best if curve else (float('nan'), 0.0)
+            best = fraction(f1), fraction(score) if f1 > 0 else '-'
             figures = (fraction(numbers.figures[key][label]) for key in _FIGURES)
             rows.append([name, str(numbers.objects[label, 0]), *figures, *best])
         means = (fraction(numbers.means[key]) for key in _FIGURES)

@@ -10,6 +10,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 
 from mmattn.errors import UsageError, cannot_write
 from mmattn.files import write_text_atomic
+from mmattn.text import some
 from mmattn.visualization.report_page import Section, Table, write_report_page
 
 from .coco_metric import CocoMetric
@@ -66,7 +67,7 @@ def write_report(
     Args:
         dataset, evaluator: as `prepare_report` got them.
         metrics: what the test returned.
-        facts: names and texts for the head of the page.
+        facts: names and texts for the head of the page, one of them `config`.
         folder: folder of the report, see `prepare_report`.
 
     Returns:
@@ -81,6 +82,7 @@ def write_report(
         (folder / 'pictures').mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error, 'Choose another folder with --report.') from error
+    facts = facts | _data_facts(dataset)
     values = [[name, metric_text(value)] for name, value in metrics.items()]
     sections = [Section('metric', [Table('as the test prints it', ['name', 'value'], values)])]
     worst, numbers = [], dict(metrics=metrics, facts=facts)
@@ -91,7 +93,8 @@ def write_report(
             numbers[f'{prefix}/{kind}' if prefix else kind] = part.as_dict()
         # of boxes and masks, the masks are drawn, with their boxes
         worst.append(part.worst(folder, source, f'{name}worst', _WORST))
-    write_report_page(folder / PAGE, 'Report of a test', facts, [*sections, *worst])
+    title = f'Test of {facts["config"]}'
+    write_report_page(folder / PAGE, title, facts, [*sections, *worst])
     try:
         write_text_atomic(folder / _NUMBERS, json.dumps(_plain(numbers), indent=1) + '\n')
     except OSError as error:
@@ -127,6 +130,13 @@ def _parts(dataset, evaluator: Evaluator) -> Iterator[tuple[str, str, dict, Imag
             parts = dict(labels=SegmentationSection(metric))
         prefix = evaluator.dataset_prefixes[index] if several else ''
         yield f'{index + 1}_' if several else '', prefix, parts, ImageSource(scored)
+
+
+def _data_facts(dataset) -> dict[str, str]:
+    """Where the images of a data set are from, and their number."""
+    leaves = leaf_datasets(dataset)
+    names = (getattr(x, 'ann_file', '') or getattr(x, 'data_root', None) or '' for x in leaves)
+    return dict(data=some(dict.fromkeys(map(str, names))), images=str(len(dataset)))
 
 
 def _image_paths(dataset) -> dict:

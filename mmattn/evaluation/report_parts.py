@@ -6,11 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmattn.visualization.report_page import Picture, Pictures, Table
+from mmattn.visualization.report_page import Picture, Pictures, Table, Text
 from mmattn.visualization.report_plots import plot_confusion
 
 BACKGROUND = 'background'
 _LISTED = 10  # most frequent confusions
+_MAX_TABLE = 400  # classes; a page with more would be tens of megabytes
 _MAX_SIDE = 1200  # pixels of an image in a picture: twenty of them are shown at once
 
 
@@ -48,10 +49,13 @@ def confusion_parts(
             listed.append([rows[row], columns[column], *cells])
     counts = [[label, *map(str, line)] for label, line in zip(rows, matrix.tolist())]
     alt = 'confusion matrix; its numbers are in the table below'
+    whole = Table('confusion matrix in numbers', ['truth, predicted:', *columns], counts, True)
+    if len(columns) > _MAX_TABLE:
+        whole = Text(f'The matrix of {len(columns)} columns is in report.json.')
     return [
         Pictures([Picture(file, alt, 'Rows: true classes. Columns: predicted ones.')]),
         Table('most frequent confusions', ['truth', 'predicted', 'count', 'of the truth'], listed),
-        Table('confusion matrix in numbers', ['truth, predicted:', *columns], counts, folded=True),
+        whole,
     ]
 
 

@@ -17,6 +17,7 @@ _MEAN = '#000000'
 _GREY = '0.75'
 _MAX_COLOURS = 20  # classes of one plot that can be told apart
 _MAX_CELLS = 16  # classes whose cells are wide enough for numbers
+_MAX_NAMES = 200  # classes whose names can be read next to a matrix
 
 Line = tuple[np.ndarray, np.ndarray]  # x and y of its points
 
@@ -73,15 +74,16 @@ def plot_confusion(
     """
     totals = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    names = [[legible(name, index) for index, name in enumerate(part)] for part in (rows, columns)]
     side = min(24.0, 3.5 + 0.42 * max(matrix.shape))
     figure = Figure(figsize=(side + 1, side), layout='constrained')
     axes = figure.subplots()
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1, aspect='equal')
-    size = max(4.0, min(9.0, 500 / max(matrix.shape)))
-    style = dict(fontfamily=font_families([*rows, *columns]), fontsize=size, parse_math=False)
-    axes.set_yticks(range(len(rows)), names[0], **style)
-    axes.set_xticks(range(len(columns)), names[1], rotation=90, **style)
+    if max(matrix.shape) <= _MAX_NAMES:
+        names = [[legible(name, i) for i, name in enumerate(part)] for part in (rows, columns)]
+        size = max(4.0, min(9.0, 500 / max(matrix.shape)))
+        style = dict(fontfamily=font_families([*rows, *columns]), fontsize=size, parse_math=False)
+        axes.set_yticks(range(len(rows)), names[0], **style)
+        axes.set_xticks(range(len(columns)), names[1], rotation=90, **style)
     axes.set(xlabel='predicted', ylabel='truth')
     if max(matrix.shape) <= _MAX_CELLS:
         for (row, column), share in np.ndenumerate(shares):
