@@ -30,16 +30,20 @@ def check_writable(folder: Path, flag: str = '--work-dir') -> None:
         ) from error
 
 
-def check_empty(folder: Path) -> None:
-    """Make a folder of `--out-dir` and refuse files of an earlier run, which could be mixed up.
+def check_empty(folder: Path, flag: str = '--out-dir') -> None:
+    """Make a folder and refuse files of an earlier run, which could be mixed up.
+
+    Args:
+        folder: the folder.
+        flag: command line flag that names the folder, for the message.
 
     Raises:
         UsageError: the folder is not empty.
         WriteError: see `check_writable`.
     """
-    check_writable(folder, '--out-dir')
+    check_writable(folder, flag)
     if any(folder.iterdir()):
-        raise UsageError(f'--out-dir {folder} is not empty. Choose a new folder, or empty it.')
+        raise UsageError(f'{flag} {folder} is not empty. Choose a new folder, or empty it.')
 
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}

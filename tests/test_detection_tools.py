@@ -10,6 +10,7 @@ import torch
 
 from mmattn.checkpoint.read import read_checkpoint
 from tests.conftest import ROOT, tiny_options
+from tests.report_tables import Page
 from tests.test_tools import flags, in_the_project, refused, tool  # noqa: F401
 
 CONFIG = 'configs/mask_rcnn_r18_street.py'
@@ -55,11 +56,15 @@ def test_testing_needs_not_be_told_and_saved_results_score_the_same(
 ):
     arguments = [CONFIG, str(trained / 'iter_4.pth'), '--work-dir', str(tmp_path)]
     out, show = tmp_path / 'out', tmp_path / 'pictures'
-    assert tool('test')([*arguments, '--out', str(out), '--show-dir', str(show), *options]) == 0
+    folders = ['--out', str(out), '--show-dir', str(show), '--report', str(tmp_path / 'report')]
+    assert tool('test')([*arguments, *folders, *options]) == 0
+    page = Page(tmp_path / 'report' / 'index.html')
     metrics = json.loads((tmp_path / 'metrics' / 'iter_4.json').read_text())['metrics']
     assert len(list(show.glob('*.png'))) == 2
     truth = street / 'annotations' / 'instancesonly_filtered_gtFine_test.json'
-    for kind in 'bbox', 'segm':
+    for index, kind in enumerate(('bbox', 'segm')):
+        mean = page.table('per class', index)['mean of the classes']
+        assert float(mean['AP']) == metrics[f'coco/{kind}_mAP']
         files = ['--annotations', str(truth), '--results', str(out / f'results.{kind}.json')]
         saved = tmp_path / f'{kind}.json'
         assert tool('evaluate')(['coco', *files, '--iou-type', kind, '--json', str(saved)]) == 0

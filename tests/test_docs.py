@@ -44,6 +44,7 @@ def test_every_case_has_a_row_with_a_test_or_a_reason():
         'SECURITY.md',
         'docs/reliability.md',
         'docs/distributed.md',
+        'docs/evaluation.md',
         'docs/guide.md',
         'docs/own_data.md',
         'docs/data_browser.md',

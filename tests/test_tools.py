@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, randomise, tiny_options
+from tests.report_tables import Page
 
 CONFIG = 'configs/ccnet_r18_street.py'
 
@@ -63,11 +64,14 @@ def test_training_leaves_all_that_a_user_needs(trained):
 
 def test_test_writes_metrics_predictions_and_pictures(trained, tmp_path, capsys):
     work_dir, options = trained
-    out, show = tmp_path / 'maps', tmp_path / 'pictures'
+    out, show, report = tmp_path / 'maps', tmp_path / 'pictures', tmp_path / 'report'
     arguments = [CONFIG, str(work_dir / 'best.pth'), '--work-dir', str(work_dir)]
-    assert tool('test')([*arguments, '--out', str(out), '--show-dir', str(show), *options]) == 0
+    folders = ['--out', str(out), '--show-dir', str(show), '--report', str(report)]
+    assert tool('test')([*arguments, *folders, *options]) == 0
     record = json.loads((work_dir / 'metrics' / 'best.json').read_text())
-    assert f'mIoU                     {record["metrics"]["mIoU"]}' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'mIoU                     {record["metrics"]["mIoU"]}' in said
+    check_report(report, record, said)
     assert 'IoU.road' in record['metrics'] and record['hardware']
     maps = sorted(out.glob('*.png'))
     assert len(maps) == 2 and cv2.imread(str(maps[0]), cv2.IMREAD_UNCHANGED).shape == (64, 128)
@@ -75,6 +79,28 @@ def test_test_writes_metrics_predictions_and_pictures(trained, tmp_path, capsys)
     dump = tmp_path / 'all.pkl'
     assert tool('test')([*arguments, '--out', str(dump), *options]) == 0
     assert dump.stat().st_size > 1000
+
+
+def check_report(folder, record, said):
+    """The page has the printed numbers, and those of the label maps pixel by pixel."""
+    page = Page(folder / 'index.html')
+    for name, cells in page.table('as the test prints it').items():
+        assert f'{name:24s} {cells["value"]}\n' in said
+    assert page.table('as the test prints it').keys() == record['metrics'].keys()
+    assert record['sha256'] in page.text and record['command'] in page.text
+    classes, matrix = page.table('per class'), page.table('confusion matrix in numbers')
+    mean = classes.pop('mean of the classes')
+    assert float(mean['IoU']) == record['metrics']['mIoU']
+    counts = np.array([[*map(int, row.values())] for row in matrix.values()])
+    assert counts.shape == (19, 19) and counts.sum() > 10000
+    for index, (name, cells) in enumerate(classes.items()):
+        value = record['metrics'][f'IoU.{name}']
+        assert cells['IoU'] == ('absent' if value is None else f'{value:.2f}')
+        union = counts[index].sum() + counts[:, index].sum() - counts[index, index]
+        if union:
+            assert round(100 * counts[index, index] / union, 2) == value
+    worst = [caption for file, caption in page.pictures.items() if 'worst' in file]
+    assert len(worst) == 2 and all('leftImg8bit/test' in caption for caption in worst)
 
 
 def test_infer_on_an_image_and_a_folder(trained, street, tmp_path):

@@ -35,6 +35,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--show-dir', metavar='DIR', help='also draw image, ground truth and prediction to DIR'
     )
     parser.add_argument(
+        '--report',
+        metavar='DIR',
+        help='also write an HTML page with tables of classes, curves, confusion matrix and the '
+        'worst images to a new folder DIR',
+    )
+    parser.add_argument(
         '--tta',
         action='store_true',
         help='average a segmentor over scales and flips, by `tta_pipeline` of the config (default: '
@@ -49,6 +55,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
     def task() -> None:
         from mmattn.engine.test import TestOptions, test
+        from mmattn.evaluation.report import metric_text
 
         metrics = test(
             args.config,
@@ -57,6 +64,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 work_dir=args.work_dir,
                 out=args.out,
                 show_dir=args.show_dir,
+                report=args.report,
                 attention=args.attention,
                 data=args.data,
                 cfg_options=args.cfg_options,
@@ -71,6 +79,6 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             ),
         )
         for name, value in metrics.items():
-            print(f'{name:24s} {"absent" if value != value else value}')
+            print(f'{name:24s} {metric_text(value)}')
 
     return run(task, args)

@@ -103,6 +103,15 @@ def write_predictions(cfg: Config, out: str | Path) -> None:
     _write_into(cfg, out)
 
 
+def use_own_label_maps(cfg: Config) -> None:
+    """Replace mmseg's `IoUMetric` in the test evaluator by ours, which has the same arguments."""
+    from mmseg.evaluation import IoUMetric
+
+    for _, metric, cls in _metrics(cfg.test_evaluator, cfg):
+        if cls is IoUMetric:
+            metric['type'] = 'mmattn.IoUMetric'
+
+
 def folder_of(out: str | Path) -> Path:
     """The folder that `--out` writes into."""
     return Path(out).parent if Path(out).suffix in _PICKLES else Path(out)
@@ -148,8 +157,7 @@ def prepare_evaluation(runner: Runner, part: str) -> None:
 
 
 def _write_into(cfg: Config, folder: Path) -> None:
-    from mmseg.evaluation import IoUMetric
-
+    use_own_label_maps(cfg)  # ours keeps the names of folders
     prefixes, written = cfg.test_evaluator, 0
     each = _is_kind(prefixes, 'MultiDatasetsEvaluator')
     names = prefixes.get('dataset_prefixes', []) if each else []
@@ -160,8 +168,6 @@ def _write_into(cfg: Config, folder: Path) -> None:
             name = names[index] if index < len(names) else 'results'
             metric['outfile_prefix'] = str(folder / name)
         elif 'output_dir' in _parameters(cls):
-            if cls is IoUMetric:
-                metric['type'] = 'mmattn.IoUMetric'  # keeps the names of folders
             metric['output_dir'] = str(folder)
         else:
             continue

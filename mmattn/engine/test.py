@@ -17,13 +17,20 @@ from mmattn.config.published_weights import resolve
 from mmattn.datasets.class_names import check_checkpoint_classes
 from mmattn.datasets.validation import check_loaders
 from mmattn.errors import UsageError
-from mmattn.files import check_writable
+from mmattn.evaluation.report import prepare_report, write_report
+from mmattn.files import check_empty, check_writable
 from mmattn.models.seg_tta import tta_pipeline
 
 from .build import build_runner, distributed_run, join_processes, run_loop
 from .commands import network_flags, option_flags, relative_path
 from .distributed import is_main
-from .evaluators import folder_of, output_folders, prepare_evaluation, write_predictions
+from .evaluators import (
+    folder_of,
+    output_folders,
+    prepare_evaluation,
+    use_own_label_maps,
+    write_predictions,
+)
 from .execution import amp_dtype, use_flags
 from .hardware import hardware
 from .network import drop_pretrained, report_data_set
@@ -43,6 +50,8 @@ class TestOptions:
         out: a `.pkl` file for all predictions, or a folder for label maps as PNG (see `IoUMetric`)
             or for `results.bbox.json` and `results.segm.json` in COCO's format.
         show_dir: folder for pictures of image, ground truth and prediction side by side.
+        report: new or empty folder for an HTML page with the metrics, tables of classes, curves,
+            confusion matrix and the worst images, and for its numbers as `report.json`.
         attention: names of blocks to add; by default those that the checkpoint was trained with.
         data: name of a data set, see `add_data_set`; by default the one that the checkpoint was
             trained on with it.
@@ -65,6 +74,7 @@ class TestOptions:
     work_dir: str | Path | None = None
     out: str | Path | None = None
     show_dir: str | Path | None = None
+    report: str | Path | None = None
     attention: str | None = None
     data: str | None = None
     cfg_options: dict | list[str] | None = None
@@ -119,8 +129,15 @@ def test(
         join_processes(processes, cfg, options, 'test')
         runner = _build(cfg, checkpoint, cfg_options, options)
         metrics = to_plain(run_loop(runner.test), 'metrics')  # numbers of NumPy become Python's
-        if is_main() and checkpoint:
-            _write_record(runner, checkpoint, metrics, config, options)
+        if is_main():
+            record = _record(checkpoint, config, options)
+            if checkpoint:
+                _write_record(runner, checkpoint, metrics, record, options)
+            if options.report:
+                loop = runner.test_loop
+                parts = loop.dataloader.dataset, loop.evaluator
+                page = write_report(*parts, metrics, record, options.report)
+                runner.logger.info(f'report: {page}')
         return metrics
 
 
@@ -144,6 +161,8 @@ def _build(
         _use_tta(cfg)
     if out:
         write_predictions(cfg, out)
+    if options.report:
+        use_own_label_maps(cfg)
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [h for h in hooks if h['type'] != 'mmattn.CurvesHook']
     if show_dir:
@@ -153,12 +172,17 @@ def _build(
         check_writable(Path(show_dir), '--show-dir')
     if out:
         check_writable(folder_of(out), '--out')
+    if options.report and is_main():
+        check_empty(Path(options.report), '--report')
     for key, folder in output_folders(cfg, 'test'):
         check_writable(folder, key)
     if is_main():
         check_loaders(cfg, 'test', skip=options.skip_data_check)
     runner = build_runner(cfg, 'test_loop')
     prepare_evaluation(runner, 'test')
+    if options.report:
+        loop = runner.test_loop
+        prepare_report(loop.dataloader.dataset, loop.evaluator, options.report)
     runner.checkpoint, runner.rehearsal = checkpoint, options.rehearsal
     report_data_set(cfg)
     runner.amp, runner.fuse_conv_bn = options.amp, options.fuse_conv_bn
@@ -167,33 +191,41 @@ def _build(
     return runner
 
 
+def _record(
+    checkpoint: Checkpoint | None, config: str | Path, options: TestOptions
+) -> dict[str, str]:
+    """Config, checkpoint, command, machine and date of a test."""
+    record = dict(config=Path(config).name)
+    if checkpoint:
+        path = checkpoint.path
+        record |= dict(
+            checkpoint=path.name,
+            sha256=checkpoint.sha256,
+            command=f'python tools/test.py {relative_path(config)} {relative_path(path)}'
+            + (f' --attention {options.attention}' if options.attention else '')
+            + (f' --data {options.data}' if options.data else '')
+            + (' --tta' if options.tta else '')
+            + network_flags(options)
+            + option_flags(parse_options(options.cfg_options)),
+        )
+    return record | dict(
+        hardware=hardware(), torch=torch.__version__, date=time.strftime('%Y-%m-%d')
+    )
+
+
 def _write_record(
     runner: Runner,
     checkpoint: Checkpoint,
     metrics: dict[str, float],
-    config: str | Path,
+    record: dict[str, str],
     options: TestOptions,
 ) -> None:
-    """Write `metrics/<checkpoint>.json` into the work dir: metrics, command, machine, date."""
-    path, suffix = checkpoint.path, '_tta' if options.tta else ''
-    record = dict(
-        config=Path(config).name,
-        checkpoint=path.name,
-        sha256=checkpoint.sha256,
-        metrics={k: None if v != v else v for k, v in metrics.items()},  # JSON has no nan
-        command=f'python tools/test.py {relative_path(config)} {relative_path(path)}'
-        + (f' --attention {options.attention}' if options.attention else '')
-        + (f' --data {options.data}' if options.data else '')
-        + (' --tta' if options.tta else '')
-        + network_flags(options)
-        + option_flags(parse_options(options.cfg_options)),
-        hardware=hardware(),
-        torch=torch.__version__,
-        date=time.strftime('%Y-%m-%d'),
-    )
-    file = Path(runner.work_dir).parent / 'metrics' / f'{path.stem}{suffix}.json'
+    """Write `metrics/<checkpoint>.json` into the work dir: metrics, and how they were measured."""
+    values = {k: None if v != v else v for k, v in metrics.items()}  # JSON has no nan
+    suffix = '_tta' if options.tta else ''
+    file = Path(runner.work_dir).parent / 'metrics' / f'{checkpoint.path.stem}{suffix}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=2) + '\n')
+    file.write_text(json.dumps(dict(metrics=values) | record, indent=2) + '\n')
 
 
 def _use_tta(cfg: Config) -> None:

@@ -70,7 +70,7 @@ def evaluate_coco(
     """
     if iou_type not in IOU_TYPES:
         raise UsageError(f'{iou_type=}, allowed: {", ".join(IOU_TYPES)}.')
-    name, coco, evaluator = _backend(backend)
+    name, coco, evaluator = backend_of(backend)
     (truth, truth_file), (content, results_file) = read_json(annotations), read_json(results)
     content, messages = match_by_name(content, results, truth, annotations)
     for text in messages:
@@ -87,7 +87,7 @@ def evaluate_coco(
             'x2, y2 instead of x, y, width, height?'
         )
     with redirect_stdout(StringIO()):  # their own tables
-        pair = [_index(coco, images, categories, entries) for entries in (objects, detections)]
+        pair = [index_of(coco, images, categories, entries) for entries in (objects, detections)]
         run = evaluator(*pair, iou_type)
         run.evaluate()
         run.accumulate()
@@ -131,8 +131,15 @@ def report_coco(
     return scores
 
 
-def _backend(name: str) -> tuple[str, type, type]:
-    """Name, index class and evaluator class of the library that counts."""
+def backend_of(name: str) -> tuple[str, type, type]:
+    """Name, index class and evaluator class of the library that counts.
+
+    Args:
+        name: one of `BACKENDS`.
+
+    Raises:
+        UsageError: another name; faster_coco_eval is asked for and not installed.
+    """
     if name not in BACKENDS:
         raise UsageError(f'backend={name!r}, allowed: {", ".join(BACKENDS)}.')
     if name != 'pycocotools':
@@ -152,8 +159,14 @@ def _backend(name: str) -> tuple[str, type, type]:
     return 'pycocotools', COCO, COCOeval
 
 
-def _index(coco: type, images: dict, categories: dict, entries: list[dict]) -> Any:
-    """The library's index of entries, whose ids count from 1: 0 would mean no match."""
+def index_of(coco: type, images: dict, categories: dict, entries: list[dict]) -> Any:
+    """The library's index of entries, whose ids count from 1: 0 would mean no match.
+
+    Args:
+        coco: index class of the library.
+        images, categories: id -> entry, as in COCO's format.
+        entries: annotations or results.
+    """
     index = coco()
     index.dataset = dict(
         images=list(images.values()),

@@ -1,6 +1,7 @@
 """COCO's average precision during training and testing."""
 
 from mmdet.evaluation import CocoMetric as DetCocoMetric
+from mmengine.fileio import load
 from mmengine.logging import print_log
 
 from mmattn.log import warn
@@ -18,11 +19,19 @@ class CocoMetric(DetCocoMetric):
 
     Attributes:
         ann_file: the annotation file that it was made with; None for that of the data set.
+        keeps_detections: whether to keep what `evaluate` scores, for a report.
+        detections: 'bbox', 'segm' -> the scored results in COCO's format, if they are kept; on the
+            main process.
+        label_ids: category id of each label, after `evaluate` on the main process.
     """
+
+    keeps_detections = False
 
     def __init__(self, ann_file: str | None = None, *args, **kwargs) -> None:
         super().__init__(ann_file, *args, **kwargs)
         self.ann_file = ann_file
+        self.detections: dict[str, list[dict]] = {}
+        self.label_ids: list[int] = []
         problem = '' if self._coco_api is None else renumber(self._coco_api)
         if problem:
             text = f'{ann_file}: annotation ids {problem}. They are scored as if from 1.'
@@ -30,6 +39,10 @@ class CocoMetric(DetCocoMetric):
 
     def results2json(self, results, outfile_prefix: str) -> dict:
         files = super().results2json(results, outfile_prefix)
+        self.label_ids = list(self.cat_ids)
+        if self.keeps_detections:
+            kinds = [kind for kind in ('bbox', 'segm') if kind in files and kind in self.metrics]
+            self.detections = {kind: load(files[kind]) for kind in kinds}
         # results are written in the order of the classes, but pycocotools' tables are sorted by id
         self.cat_ids = sorted(self.cat_ids)
         return files

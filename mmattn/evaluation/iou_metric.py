@@ -1,5 +1,6 @@
 """Intersection over union during training and testing, of every class and on average."""
 
+import heapq
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmattn.registry import METRICS
 
 from .cityscapes import label_ids
 from .iou import areas, confusion
+from .scored_maps import ScoredMap, score_map
 
 _CHOICES = ('mIoU', 'mDice', 'mFscore')
 
@@ -32,9 +34,13 @@ class IoUMetric(SegIoUMetric):
 
     Attributes:
         output_names: image -> relative path of its label map; the default is `<image name>.png`.
-        results: per image, the nonzero cells of its confusion matrix and their pixels.
+        results: per image, the nonzero cells of its confusion matrix, their pixels, and its score
+            if some are kept.
         matrix: confusion matrix of all images after `evaluate`, on the main process; see
             `iou.confusion`.
+        kept_maps: number of images, those with the lowest IoU, whose label maps are kept for a
+            report; 0 scores no image on its own.
+        images: score of each image after `evaluate`, on the main process, if `kept_maps` is set.
 
     Raises:
         UsageError: an unknown metric; `format_only` without `output_dir`.
@@ -43,6 +49,7 @@ class IoUMetric(SegIoUMetric):
     """
 
     matrix: np.ndarray | None = None
+    kept_maps = 0
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -54,6 +61,8 @@ class IoUMetric(SegIoUMetric):
         self.output_names: dict[str, Path] = {}
         self._written: dict[Path, str] = {}  # image by relative path
         self._reduced = False
+        self.images: list[ScoredMap] = []
+        self._worst: list[tuple[float, int]] = []  # heap of -IoU and -index of the kept ones
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -63,7 +72,8 @@ class IoUMetric(SegIoUMetric):
             if not self.format_only:
                 matrix = self._count(sample, prediction)
                 cells = np.flatnonzero(matrix)
-                self.results.append((cells.astype(np.int32), matrix.ravel()[cells]))
+                image = self._keep(sample, prediction, matrix) if self.kept_maps else None
+                self.results.append((cells.astype(np.int32), matrix.ravel()[cells], image))
             if self.output_dir:
                 self._write(sample, prediction)
 
@@ -77,12 +87,14 @@ class IoUMetric(SegIoUMetric):
             return {}
         side = len(self.dataset_meta['classes']) + 1
         self.matrix = np.zeros((side, side), np.int64)
-        for cells, counts in results:
+        for cells, counts, _ in results:
             self.matrix.ravel()[cells] += counts
+        # mmengine makes plain tuples of them
+        self.images = [ScoredMap(*image) for *_, image in results if image is not None]
         figures = self.figures(self.matrix)
         ious = figures['IoU'] if 'IoU' in figures else self.figures(self.matrix, 'mIoU')['IoU']
         metrics = {'aAcc': float(figures.pop('aAcc'))}
-        metrics |= {f'm{name}': _mean(values) for name, values in figures.items()}
+        metrics |= {f'm{name}': mean_present(values) for name, values in figures.items()}
         metrics |= {f'IoU.{name}': v for name, v in zip(self.dataset_meta['classes'], ious)}
         self._log_figures(figures, len(results))
         return {name: round(100 * float(value), 2) for name, value in metrics.items()}
@@ -132,6 +144,22 @@ class IoUMetric(SegIoUMetric):
                 'see tools/prepare_data.py.'
             )
         return matrix
+
+    def _keep(self, sample: dict, prediction: torch.Tensor, matrix: np.ndarray) -> ScoredMap:
+        """The score of an image, with its label maps if it is among the worst of this process."""
+        if not self.results:  # of this evaluation: a copy of the metric begins anew, too
+            self._worst = []
+        image = score_map(sample, matrix)
+        # One more than asked for: the last image of a process may repeat the first.
+        full = len(self._worst) > self.kept_maps
+        if not image.iou < 1 or (full and image.iou >= -self._worst[0][0]):
+            return image
+        heapq.heappush(self._worst, (-image.iou, -len(self.results)))
+        if full:
+            index = -heapq.heappop(self._worst)[1]
+            cells, counts, other = self.results[index]
+            self.results[index] = cells, counts, other._replace(prediction=None, truth=None)
+        return image.with_maps(sample, prediction, len(self.dataset_meta['classes']))
 
     def _write(self, sample: dict, prediction: torch.Tensor) -> None:
         image = str(sample['img_path'])
@@ -200,7 +228,7 @@ class IoUMetric(SegIoUMetric):
             warn(text)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_present(values: np.ndarray) -> float:
     """The mean of the values that are not nan; nan if all are."""
     numbers = values[~np.isnan(values)]
     return float(numbers.mean()) if numbers.size else float('nan')

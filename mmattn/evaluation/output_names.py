@@ -67,7 +67,7 @@ def check_outputs(dataset, folder: str | Path, names: Iterable[Path], flag: str)
     """
     sources, scanned = _sources(dataset)
     folder, names = Path(os.path.realpath(folder)), [*names]
-    writes_images = any(name.suffix == '.png' for name in names)
+    writes_images = any(name.suffix in ('.png', '.jpg') for name in names)
     source_folders = {os.path.dirname(path): path for path in sources} if writes_images else {}
     for name in names:
         output = os.path.realpath(folder / name)

@@ -39,13 +39,20 @@ def score_tested_images(dataset, evaluator: Evaluator, part: str) -> None:
         UsageError: an image comes twice, two images have one id, or some are not in the annotation
             file of the metric.
     """
-    for metric, scored in _pairs(dataset, evaluator, part):
+    for metric, scored in metric_datasets(dataset, evaluator, part):
         if hasattr(metric, '_coco_api') and hasattr(scored, 'get_data_info'):
             _restrict(metric, scored, part)
 
 
-def _pairs(dataset, evaluator, part: str) -> Iterator[tuple]:
-    """Each metric, and the data set that it scores."""
+def metric_datasets(dataset, evaluator: Evaluator, part: str) -> Iterator[tuple]:
+    """Each metric of an evaluator, and the data set that it scores.
+
+    Args:
+        dataset, evaluator, part: as in `score_tested_images`.
+
+    Raises:
+        UsageError: there is not one data set for each metric of a `MultiDatasetsEvaluator`.
+    """
     if not isinstance(evaluator, MultiDatasetsEvaluator):
         for metric in evaluator.metrics:
             yield metric, dataset

@@ -1,12 +1,13 @@
 """Text on pictures in any script that an installed font covers."""
 
 import unicodedata
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.font_manager import findSystemFonts
+from matplotlib.font_manager import FontProperties, findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
@@ -61,6 +62,15 @@ def legible(name: str, index: int) -> str:
             f'pictures have {shown}. Install a font that has them.'
         )
     return shown
+
+
+def font_families(texts: Iterable[str]) -> list[str]:
+    """Names of fonts with all characters of some texts, for `fontfamily` of matplotlib."""
+    families = ['DejaVu Sans']
+    for path in sorted({_font(c) or str(DEJAVU) for c in set().union(*texts)} - {str(DEJAVU)}):
+        fontManager.addfont(path)
+        families.append(FontProperties(fname=path).get_name())
+    return families
 
 
 def missing(text: str) -> set[str]:

@@ -221,14 +221,28 @@ def test_killed_ranks_and_exactly_the_same_end(whole, street, tmp_path, capsys):
     assert same(state(work_dir), state(whole[0]))
 
 
+def reported_files(folder):
+    """Files of a report; the page without what differs by run, the numbers without all of it."""
+    for path in sorted(folder.rglob('*')):
+        yield str(path.relative_to(folder))
+        if path.suffix == '.json':
+            yield json.loads(path.read_text())['labels']
+        elif path.suffix in ('.png', '.jpg'):
+            yield path.read_bytes()
+
+
 def test_two_ranks_test_as_one_and_one_that_is_killed_is_named(whole, street, tmp_path, capsys):
     checkpoint = str(whole[0] / f'iter_{STEPS}.pth')
     given = [CONFIG, checkpoint, '--launcher', 'pytorch', *changes(street), '--work-dir']
     runs = tmp_path / 'two', tmp_path / 'killed'
-    done = launched([*given, str(runs[0])], tmp_path / 'trace', tool='test')
+    reports = [tmp_path / f'report{count}' for count in (2, 1)]
+    reported = [*given, str(runs[0]), '--report', str(reports[0])]
+    done = launched(reported, tmp_path / 'trace', tool='test')
     assert done.code == 0 and not done.orphans
     assert ended(runs[0] / 'test', capsys) == (0, '')
-    alone = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'one', cfg_options=changes(street)[1:])
+    options = dict(cfg_options=changes(street)[1:], report=reports[1])
+    alone = evaluate(CONFIG, checkpoint, work_dir=tmp_path / 'one', **options)
+    assert [*reported_files(reports[0])] == [*reported_files(reports[1])]
     record = json.loads((runs[0] / f'metrics/iter_{STEPS}.json').read_text())
     assert record['metrics'] == {
         k: None if v != v else pytest.approx(v, abs=1e-9) for k, v in alone.items()

@@ -230,7 +230,7 @@ def never(monkeypatch):
     def called(*_):
         raise RuntimeError('the library was called')
 
-    monkeypatch.setattr('mmattn.evaluation.coco._index', called)
+    monkeypatch.setattr('mmattn.evaluation.coco.index_of', called)
 
 
 @pytest.mark.parametrize(

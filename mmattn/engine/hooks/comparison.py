@@ -1,38 +1,21 @@
 """The hook that draws image, ground truth and prediction side by side."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmattn.datasets.image_io import read_image
-from mmattn.datasets.loading import ImageReader, to_display
-from mmattn.evaluation.output_names import check_outputs, image_paths, leaf_datasets, png_names
+from mmattn.evaluation.image_source import ImageSource
+from mmattn.evaluation.output_names import check_outputs, png_names
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare_labels, compare_objects, save_picture
 from mmattn.visualization.objects import Objects
-from mmattn.visualization.palette import palette_of
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
     from mmseg.structures import SegDataSample
-
-
-class _Source(NamedTuple):
-    """How to draw the images of one data set of a test.
-
-    Attributes:
-        reader: reads an image as the pipeline does; None without a pipeline.
-        classes: names of the classes.
-        palette: RGB colour of each class, 0 to 255.
-    """
-
-    reader: ImageReader | None
-    classes: Sequence[str]
-    palette: Sequence[Sequence[int]]
 
 
 @HOOKS.register_module()
@@ -50,7 +33,7 @@ class ComparisonHook(Hook):
     def __init__(self, out_dir: str, score: float = 0.3) -> None:
         self.out_dir, self.score = Path(out_dir), score
         self.names: dict[str, Path] = {}
-        self.sources: dict[str, _Source] = {}
+        self.source: ImageSource | None = None
 
     def prepare(self, dataset) -> None:
         """Name the pictures of a data set, and check that none overwrites a test image."""
@@ -61,26 +44,17 @@ class ComparisonHook(Hook):
         dataset = runner.test_dataloader.dataset
         if not self.names:
             self.prepare(dataset)
-        for leaf in leaf_datasets(dataset):
-            steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
-            reader, meta = ImageReader(steps) if steps else None, leaf.metainfo
-            source = _Source(reader, meta['classes'], palette_of(meta))
-            self.sources |= dict.fromkeys(map(str, image_paths(leaf)), source)
+        self.source = ImageSource(dataset)
 
     def after_test_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs:
             path = str(sample.img_path)  # a transform of the pipeline may have changed it
             name = self.names.get(path) or Path(f'{Path(path).stem}.png')
-            source = self.sources.get(path) or next(iter(self.sources.values()))
-            save_picture(self.out_dir / name, self._picture(sample, source))
+            save_picture(self.out_dir / name, self._picture(sample))
 
-    def _picture(self, sample: 'DetDataSample | SegDataSample', source: _Source) -> np.ndarray:
-        if source.reader:
-            loaded = source.reader.load(sample.img_path)
-            image = to_display(loaded.image, source.reader.rgb)
-        else:
-            image = read_image(sample.img_path)
-        style = dict(classes=source.classes, palette=source.palette)
+    def _picture(self, sample: 'DetDataSample | SegDataSample') -> np.ndarray:
+        path = str(sample.img_path)
+        image, style = self.source.read(path), self.source.style(path)
         if 'pred_instances' in sample:
             truth = sample.get('gt_instances')
             truth = None if truth is None else Objects.from_instances(truth)
