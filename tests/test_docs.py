@@ -45,6 +45,7 @@ def test_every_case_has_a_row_with_a_test_or_a_reason():
         'docs/reliability.md',
         'docs/distributed.md',
         'docs/guide.md',
+        'docs/training_options.md',
     ],
 )
 def test_what_is_linked_is_there(path):

@@ -7,7 +7,7 @@ Examples:
   python tools/infer.py ann_r50_512x1024_40k_cityscapes 'photos/*.jpg'
 """
 
-from .common import add_config_options, add_model_arguments, make_parser, run
+from .common import add_config_options, add_model_arguments, add_show_options, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         help='lowest score of a drawn detection; default: %(default)s',
     )  # fmt: skip
     parser.add_argument('--device', help='cpu, cuda:0, ...; default: the fastest device available')
+    add_show_options(parser)
     add_config_options(parser, launcher=False)
     args = parser.parse_intermixed_args(argv)
 
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             options=args.cfg_options,
             score=args.score,
             device=args.device,
+            show=args.show,
+            wait_time=args.wait_time,
         )
         total, network = result.seconds
         print(

@@ -11,6 +11,7 @@ from .common import (
     add_config_options,
     add_data_check_option,
     add_rehearsal_option,
+    add_show_options,
     make_parser,
     run,
 )
@@ -35,9 +36,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='average a segmentor over scales and flips, by `tta_pipeline` of the config (default: '
-        '0.5 to 1.75 times the size, as it is and mirrored)',
+        help='test-time augmentation, by `tta_pipeline` and `tta_model` of the config; default: '
+        'average a segmentor over 0.5 to 1.75 times the size, as it is and mirrored; merge the '
+        'boxes of a detector in the image and its mirror',
     )
+    add_show_options(parser)
     add_data_check_option(parser)
     add_rehearsal_option(parser)
     add_config_options(parser)
@@ -53,6 +56,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 work_dir=args.work_dir,
                 out=args.out,
                 show_dir=args.show_dir,
+                show=args.show,
+                wait_time=args.wait_time,
                 attention=args.attention,
                 cfg_options=args.cfg_options,
                 launcher=args.launcher,

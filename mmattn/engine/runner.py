@@ -42,6 +42,7 @@ from mmattn.log import warn
 
 from .distributed import read_after_download
 from .hooks.checkpoint import adapt_checkpoint_hook
+from .hooks.early_stopping import early_stopping_states, restore_early_stopping
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
 from .model_wrappers import unwrap_model
@@ -200,11 +201,13 @@ class Runner(EngineRunner):
         if plan:
             follow_plan(self, plan)
         self.resumed_facts = facts_of(filename)
+        restore_early_stopping(self, self.resumed_facts.get('early_stopping', []))
 
     def mark_validated(self) -> None:
         """Record in the manifest of the last checkpoint that its validation has ended."""
         if self.rank == 0 and self.last_saved and self.last_saved[0] == self.iter:
-            update_manifest(self.last_saved[1], validated=self.iter)
+            states = early_stopping_states(self.hooks)
+            update_manifest(self.last_saved[1], validated=self.iter, early_stopping=states)
 
     def run_missed_validation(self) -> None:
         """Run the validation that was due when the resumed run was killed after a save."""
@@ -266,6 +269,7 @@ class Runner(EngineRunner):
             config=fingerprint_hash(self.fingerprint),
             resumable=save_optimizer,
             temporary=meta.pop('temporary', False),
+            early_stopping=early_stopping_states(self.hooks),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         content = self._content(meta, save_optimizer, save_param_scheduler)
