@@ -1,11 +1,13 @@
 """Tuning: which trials run, go on or fail, what is drawn, and what is said of the best."""
 
-import contextlib
 import json
 import logging
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import cv2
@@ -292,29 +294,18 @@ def test_real_trials_and_the_command_of_the_best(street, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*(end.values() for end in ends), strict=True))
 
 
-def test_a_killed_process_frees_its_trial(quick, tmp_path):
-    """The lock is not shared by data workers, which outlive it for seconds."""
-    (tmp_path / 'trial_0').mkdir()
-    code = (
-        'import os, sys, time; from pathlib import Path; from mmattn.analysis.tuning import _lock\n'
-        'with _lock(Path(sys.argv[1])):\n'
-        '    if os.fork() == 0: time.sleep(60)\n'
-        '    print("held", flush=True); sys.stdin.read()\n'
-    )
-    path = tmp_path / 'trial_0' / 'trial.lock'
-    command = [sys.executable, '-c', code, str(path)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
-        assert process.stdout.readline() == b'held\n'
-        with pytest.raises(BlockingIOError), module._lock(path):
-            pass
-        process.kill()
-        process.wait()
-        with module._lock(path):
-            pass
-        with contextlib.suppress(ProcessLookupError):
-            import os
-            import signal
-
-            os.killpg(process.pid, signal.SIGKILL)
+def test_a_lock_is_not_shared_by_data_workers(tmp_path):
+    """Which outlive a process that is killed for seconds."""
+    path = tmp_path / 'trial.lock'
+    with module._lock(path):
+        worker = os.fork()
+        if not worker:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        command = [sys.executable, '-c', HOLD, str(path)]
+        done = subprocess.run(command, input=b'', capture_output=True, timeout=20)
+        assert done.stdout == b'held\n'
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
