@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _OF_TRIAL = (Exit.USAGE, Exit.NONFINITE, Exit.MEMORY)  # failures that the settings can cause
 _SECONDS = 60  # that a process waits for another one to finish writing to SQLite
+_LOCK, _TRIAL_LOCK = 'study.lock', 'trial.lock'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +106,19 @@ def tune(
     check_writable(work_dir)
     recipe = recipe_of(config, options.cfg_options)
     recipe |= dict(space=sorted(space), metric=metric, attention=options.attention)
-    with _lock(work_dir / 'study.lock', wait=True):
+    with _lock(work_dir / _LOCK, wait=True):
         study = _open_study(Path(config).stem, recipe, options, maximise)
     goal = 'more' if maximise else 'less'
     log(f'{metric or "the first metric of the validation"}: {goal} is better; {len(ranges)} keys')
+    tuning = _Tuning(study, config, ranges, metric, maximise, options, log)
     try:
-        while claimed := _claim(study, ranges, options):
+        while claimed := tuning.claim():
             trial, lock = claimed
             with lock:
-                _run(study, trial, config, ranges, metric, maximise, options, log)
+                tuning.run(trial)
     finally:
-        results = _results(study, maximise)
-        if any(r.value is not None or r.state == 'failed' for r in results):
-            with _lock(work_dir / 'study.lock', wait=True):
-                text = _write(results, study, config, metric, maximise, options)
-            log(f'\n{text}')
+        tuning.write()
+    results = tuning.results()
     failed = [r for r in results if r.state == 'failed']
     if len(failed) == len(results):
         reasons = [f'trial_{r.number}: {r.reason}' for r in failed]
@@ -140,7 +139,6 @@ def _objective(cfg: dict, metric: str | None) -> tuple[str | None, bool]:
     return metric, rule == 'greater'
 
 
-# ---- the study ---------------------------------------------------------------------------------
 def _open_study(name: str, recipe: dict, options: TuneOptions, maximise: bool) -> 'Study':
     """Make or open the study.
 
@@ -188,117 +186,131 @@ def _lock(path: Path, wait: bool = False) -> Iterator[IO]:
         yield file
 
 
-def _claim(
-    study: 'Study', ranges: list[Range], options: TuneOptions
-) -> tuple['Trial', contextlib.ExitStack] | None:
-    """A trial for this process, and its lock: an interrupted or a new one; None if none is left.
+@dataclass
+class _Tuning:
+    """A study, and this process's part in it; the arguments are those of `tune`.
 
-    The settings drawn depend on the seed and on the number of the trial, not on interruptions.
+    Attributes:
+        study: of Optuna.
+        ranges: the space.
+        metric: name of the metric; None for the first one of the validation.
+        maximise: whether more of it is better.
     """
-    from optuna.samplers import TPESampler
-    from optuna.trial import Trial, TrialState
 
-    work_dir = Path(options.work_dir)
-    with _lock(work_dir / 'study.lock', wait=True), contextlib.ExitStack() as stack:
-        trials = study.get_trials(deepcopy=False)
-        for frozen in trials:
-            path = _folder(work_dir, frozen.number) / 'trial.lock'
-            if frozen.state == TrialState.RUNNING and path.exists():  # elsewhere, if it is missing
+    study: 'Study'
+    config: str | Path
+    ranges: list[Range]
+    metric: str | None
+    maximise: bool
+    options: TuneOptions
+    log: Callable[[str], None]
+
+    def folder(self, number: int) -> Path:
+        """The work dir of a trial."""
+        return Path(self.options.work_dir) / f'trial_{number}'
+
+    def results(self) -> list[TrialResult]:
+        """All trials of the study, best first."""
+        trials = self.study.get_trials(deepcopy=False)
+        return ranked([result_of(trial, self.maximise) for trial in trials], self.maximise)
+
+    def claim(self) -> tuple['Trial', contextlib.ExitStack] | None:
+        """A trial to run, interrupted or new, and its lock; None if none is left.
+
+        The values drawn depend on the seed and on the number of the trial, not on interruptions.
+        """
+        from optuna.samplers import TPESampler
+        from optuna.trial import Trial, TrialState
+
+        study, seed = self.study, self.options.seed
+        lock = _lock(Path(self.options.work_dir) / _LOCK, wait=True)
+        with lock, contextlib.ExitStack() as stack:
+            trials = study.get_trials(deepcopy=False)
+            for frozen in trials:
+                path = self.folder(frozen.number) / _TRIAL_LOCK
+                if frozen.state != TrialState.RUNNING or not path.exists():
+                    continue  # done, or running where this work dir is not
                 with contextlib.suppress(BlockingIOError, PermissionError):
                     stack.enter_context(_lock(path))
-                    study.sampler = TPESampler(seed=options.seed + frozen.number)
+                    study.sampler = TPESampler(seed=seed + frozen.number)
                     return Trial(study, frozen._trial_id), stack.pop_all()
-        if len(trials) >= options.trials:
-            return None
-        study.sampler = TPESampler(seed=options.seed + len(trials))
-        trial = study.ask()
-        stack.enter_context(_lock(_folder(work_dir, trial.number) / 'trial.lock'))
-        for item in ranges:
-            item.suggest(trial)
-        return trial, stack.pop_all()
+            if len(trials) >= self.options.trials:
+                return None
+            study.sampler = TPESampler(seed=seed + len(trials))
+            trial = study.ask()
+            stack.enter_context(_lock(self.folder(trial.number) / _TRIAL_LOCK))
+            self.values(trial)
+            return trial, stack.pop_all()
 
+    def values(self, trial: 'Trial') -> dict[str, str]:
+        """Key -> value of a trial, as on a command line; drawn once."""
+        return {item.key: item.suggest(trial) for item in self.ranges}
 
-def _folder(work_dir: Path, number: int) -> Path:
-    return work_dir / f'trial_{number}'
+    def run(self, trial: 'Trial') -> None:
+        """Train, or go on with an interrupted training, and record how it ended."""
+        from optuna.trial import TrialState
 
+        name = f'trial_{trial.number}'
+        said = f'[{trial.number + 1}/{self.options.trials}] {name}'
+        values = self.values(trial)
+        self.log(f'{said}: {", ".join(f"{key}={text}" for key, text in values.items())}')
+        hook, reason = TrialHook(trial, self.metric), ''
+        try:
+            if not trial.user_attrs.get(STOPPED_EARLY):
+                train(self.config, self.training(trial.number, values, hook))
+        except (Stopped, Terminated) as error:
+            text = str(error.args[0]).partition(' Run again')[0]
+            raise type(error)(f'{name}: {text} The same command goes on with it.') from error
+        except Exception as error:
+            known = explain(error)
+            if isinstance(error, MetricMissing) or not known or known[0] not in _OF_TRIAL:
+                raise
+            reason = known[1]
+        _release_memory()
+        if hook.metric:
+            self.study.set_user_attr('metric', hook.metric)
+        metric = hook.metric or self.metric or 'metric'
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        result = result_of(frozen, self.maximise)
+        if not reason and result.value is None:
+            reason = f'no validation gave a finite {metric}.'
+        if reason:
+            trial.set_user_attr('reason', reason)
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.log(f'{said} failed: {reason}')
+        elif frozen.user_attrs.get(STOPPED_EARLY):
+            self.study.tell(trial, state=TrialState.PRUNED)
+            self.log(f'{said} stopped early: {metric} {result.value:.4g}')
+        else:
+            self.study.tell(trial, result.value)
+            self.log(f'{said}: {metric} {result.value:.4g} at step {result.step}')
 
-def _results(study: 'Study', maximise: bool) -> list[TrialResult]:
-    trials = study.get_trials(deepcopy=False)
-    return ranked([result_of(trial, maximise) for trial in trials], maximise)
+    def training(self, number: int, values: dict[str, str], hook: TrialHook) -> TrainOptions:
+        """The options of the training of a trial."""
+        changes, attention = split_values(values, self.options.attention)
+        return TrainOptions(
+            work_dir=self.folder(number),
+            resume='auto',
+            attention=attention,
+            cfg_options=[*self.options.cfg_options, *changes],
+            hooks=[hook],
+            rehearsal=self.options.rehearsal,
+            skip_data_check=self.options.skip_data_check,
+        )
 
-
-def _write(
-    results: list[TrialResult],
-    study: 'Study',
-    config: str | Path,
-    metric: str | None,
-    maximise: bool,
-    options: TuneOptions,
-) -> str:
-    name = metric or study.user_attrs.get('metric') or 'metric'
-    command = ''
-    if results[0].state == 'complete':
-        command = best_command(results[0], config, options.attention, options.cfg_options)
-    title = f'{Path(config).stem}, {len(results)} trials'
-    return write_results(results, name, maximise, title, command, Path(options.work_dir))
-
-
-# ---- a trial -----------------------------------------------------------------------------------
-def _run(
-    study: 'Study',
-    trial: 'Trial',
-    config: str | Path,
-    ranges: list[Range],
-    metric: str | None,
-    maximise: bool,
-    options: TuneOptions,
-    log: Callable[[str], None],
-) -> None:
-    """Train, or go on with an interrupted training, and record how it ended."""
-    from optuna.trial import TrialState
-
-    name, count = f'trial_{trial.number}', f'[{trial.number + 1}/{options.trials}]'
-    values = {item.key: item.suggest(trial) for item in ranges}
-    changes, attention = split_values(values, options.attention)
-    log(f'{count} {name}: {", ".join(f"{key}={text}" for key, text in values.items())}')
-    hook = TrialHook(trial, metric)
-    training = TrainOptions(
-        work_dir=_folder(Path(options.work_dir), trial.number),
-        resume='auto',
-        attention=attention,
-        cfg_options=[*options.cfg_options, *changes],
-        hooks=[hook],
-        rehearsal=options.rehearsal,
-        skip_data_check=options.skip_data_check,
-    )
-    reason = ''
-    try:
-        if not trial.user_attrs.get(STOPPED_EARLY):
-            train(config, training)
-    except (Stopped, Terminated) as error:
-        text = str(error.args[0]).partition(' Run again')[0]
-        raise type(error)(f'{name}: {text} The same command goes on with it.') from error
-    except Exception as error:
-        known = explain(error)
-        if isinstance(error, MetricMissing) or not known or known[0] not in _OF_TRIAL:
-            raise
-        reason = known[1]
-    _release_memory()
-    if hook.metric:
-        study.set_user_attr('metric', hook.metric)
-    result = result_of(study.get_trials(deepcopy=False)[trial.number], maximise)
-    if not reason and result.value is None:
-        reason = f'no validation gave a finite {hook.metric or metric or "metric"}.'
-    if reason:
-        trial.set_user_attr('reason', reason)
-        study.tell(trial, state=TrialState.FAIL)
-        log(f'{count} {name} failed: {reason}')
-    elif trial.user_attrs.get(STOPPED_EARLY):
-        study.tell(trial, state=TrialState.PRUNED)
-        log(f'{count} {name} stopped early: {hook.metric or metric} {result.value:.4g}')
-    else:
-        study.tell(trial, result.value)
-        log(f'{count} {name}: {hook.metric or metric} {result.value:.4g} at step {result.step}')
+    def write(self) -> None:
+        """Write table and picture into the work dir, and log the table; nothing without a trial."""
+        results, options = self.results(), self.options
+        if not any(r.value is not None or r.state == 'failed' for r in results):
+            return
+        command = ''
+        if results[0].state == 'complete':
+            command = best_command(results[0], self.config, options.attention, options.cfg_options)
+        metric = self.metric or self.study.user_attrs.get('metric') or 'metric'
+        title, folder = f'{Path(self.config).stem}, {len(results)} trials', Path(options.work_dir)
+        with _lock(folder / _LOCK, wait=True):
+            text = write_results(results, metric, self.maximise, title, command, folder)
+        self.log(f'\n{text}')
 
 
 def _release_memory() -> None:
