@@ -18,7 +18,7 @@ from mmattn import compat
 from mmattn.analysis import tuning as module
 from mmattn.analysis.ablation import RunsFailed
 from mmattn.analysis.tuning import TuneOptions, tune
-from mmattn.analysis.tuning_space import Range, parse_space
+from mmattn.analysis.tuning_space import Range, check_space, parse_space
 from mmattn.cli.main import main
 from mmattn.errors import DataError, MemoryShortage, NonFiniteError, Stopped, UsageError
 from mmattn.visualization.curves import read_scalars
@@ -251,6 +251,15 @@ def test_refused(quick, tmp_path, space, options, message):
     with pytest.raises(UsageError, match=message):
         study(tmp_path / 'a', space=space, **options)
     assert not quick.calls
+
+
+def test_the_space_of_the_documents_is_one():
+    page = (ROOT / 'docs' / 'training_options.md').read_text(encoding='utf-8')
+    command = page[page.index('mmattn tune configs/') :].partition('```')[0]
+    words = shlex.split(command.replace('\\\n', ' '))
+    ranges = parse_space(words[words.index('--space') + 1 :])
+    assert [r.kind for r in ranges] == ['log', 'int', 'choice']
+    check_space(ROOT / words[2], ranges)
 
 
 def test_a_folder_holds_one_recipe(quick, tmp_path):
