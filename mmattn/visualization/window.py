@@ -49,12 +49,13 @@ def show_picture(picture: np.ndarray, title: str, wait_time: float) -> None:
     """
     from matplotlib import pyplot
 
-    figure = pyplot.figure(_TITLE, dpi=_DPI, clear=True)
+    figure = pyplot.figure(_TITLE, clear=True)
     height, width = picture.shape[:2]
+    figure.set_dpi(_DPI)
     figure.set_size_inches(width / _DPI, height / _DPI)
     figure.canvas.manager.set_window_title(title)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(picture[..., ::-1])
+    axes.imshow(picture[..., ::-1], interpolation='nearest', aspect='auto')
     axes.set_axis_off()
     pyplot.show(block=False)
     if wait_time:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot
 
+from mmattn.engine.network import build_network
 from mmattn.engine.test import test as evaluate
 from mmattn.errors import UsageError
 from mmattn.inference.infer import infer
@@ -40,7 +42,8 @@ def test_without_a_display_it_is_one_sentence(name, monkeypatch, capsys, tmp_pat
         monkeypatch.delenv(variable, raising=False)
     images = [str(tmp_path)] if name == 'infer' else []
     assert tool(name)([str(CONFIG), 'none.pth', *images, '--show']) == 2
-    said = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    said = [line for line in lines if line.startswith('error: ')]
     assert len(said) == 1 and said[0].startswith('error: --show: there is no display, as neither ')
     assert {'test': '--show-dir', 'infer': '--out-dir'}[name] in said[0]
 
@@ -74,5 +77,8 @@ def test_test_and_infer_show_each_image(display, tiny, street, tmp_path):
     assert display[0][0].shape[1] > 3 * 128 and not list(tmp_path.rglob('*.png'))
     display.clear()
     folder = street / 'leftImg8bit' / 'test'
-    infer(CONFIG, None, folder, out_dir=tmp_path / 'out', options=options, show=True, device='cpu')
-    assert len(display) == len(list((tmp_path / 'out' / 'overlay').rglob('*.png'))) == 2
+    weights = tmp_path / 'random.pth'
+    torch.save(dict(state_dict=build_network(CONFIG, options)[0].state_dict()), weights)
+    out = tmp_path / 'out'
+    infer(CONFIG, weights, folder, out_dir=out, options=options, show=True, device='cpu')
+    assert len(display) == len(list((out / 'overlay').rglob('*.png'))) == 2
