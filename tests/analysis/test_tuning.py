@@ -107,7 +107,9 @@ def test_the_best_is_first_with_its_command_and_a_picture(quick, tmp_path):
     assert cv2.imread(str(tmp_path / 'trials.png')).std() > 5
 
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt(), Stopped('stopped. Run again with --resume.')])
+@pytest.mark.parametrize(
+    'error', [KeyboardInterrupt(), Stopped('stopped. Run again with --resume.')]
+)
 def test_an_interrupted_trial_is_run_again(quick, tmp_path, error):
     quick.raised = {1: error}
     message = '^trial_1: stopped. The same command goes on with it.$' if error.args else None
@@ -135,7 +137,10 @@ def test_what_another_process_runs_is_left_to_it(quick, tmp_path):
 
 
 def test_a_trial_that_fails_has_its_reason_and_the_study_goes_on(quick, tmp_path):
-    quick.raised = {0: MemoryShortage('out of memory at iteration 2.'), 2: NonFiniteError('loss|nan.')}
+    quick.raised = {
+        0: MemoryShortage('out of memory at iteration 2.'),
+        2: NonFiniteError('loss|nan.'),
+    }
     quick.scores = {3: float('nan')}
     results = study(tmp_path, 5)
     assert [r.state for r in results] == ['complete'] * 2 + ['failed'] * 3
@@ -143,7 +148,9 @@ def test_a_trial_that_fails_has_its_reason_and_the_study_goes_on(quick, tmp_path
     assert 'failed: out of memory at iteration 2. |' in text and 'failed: loss/nan. |' in text
     assert 'failed: no validation gave a finite mIoU. |' in text
     quick.calls, quick.raised = [], {0: MemoryShortage('out.'), 1: MemoryShortage('of memory.')}
-    with pytest.raises(RunsFailed, match='all 2 trials failed:\ntrial_0: out.\ntrial_1: of memory.'):
+    with pytest.raises(
+        RunsFailed, match='all 2 trials failed:\ntrial_0: out.\ntrial_1: of memory.'
+    ):
         study(tmp_path / 'all', 2)
     quick.calls, quick.raised = [], {0: DataError('an image is damaged.')}
     with pytest.raises(DataError):  # no fault of the settings: all trials would fail

@@ -45,11 +45,14 @@ def test_every_key_that_the_runner_reads_is_accepted():
 def test_every_key_that_the_runner_reads_of_a_part_is_accepted(name, where):
     source = inspect.getsource(inspect.getmodule(Runner))
     keys = set(re.findall(rf"\b{name}(?:\.(?:get|pop)\(|\[)\s*'(\w+)'", source))
-    assert keys >= dict(
-        train_dataloader={'disable_subprocess_warning', 'num_batch_per_epoch', 'collate_fn'},
-        env_cfg={'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
-        auto_scale_lr={'enable', 'base_batch_size'},
-    )[where]
+    assert (
+        keys
+        >= dict(
+            train_dataloader={'disable_subprocess_warning', 'num_batch_per_epoch', 'collate_fn'},
+            env_cfg={'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+            auto_scale_lr={'enable', 'base_batch_size'},
+        )[where]
+    )
     for key in keys:
         cfg = load_config(CONFIG)
         part = cfg[where]

@@ -69,7 +69,12 @@ def test_the_command_trains_and_resumes(command, street, tmp_path, trackers, mon
     run(command, resumed, street, '--resume')
     ends = [torch.load(x / 'iter_2.pth', weights_only=True) for x in (whole, resumed)]
     assert ends[0]['meta']['iter'] == 2
-    for key in 'state_dict', 'optimizer', 'rng', *(['ema_state_dict'] if 'EMA' in str(command) else []):
+    for key in (
+        'state_dict',
+        'optimizer',
+        'rng',
+        *(['ema_state_dict'] if 'EMA' in str(command) else []),
+    ):
         assert same(ends[0][key], ends[1][key]), key
     named = re.search(r'type=(\w+)VisBackend', str(command))
     if named:
@@ -87,8 +92,18 @@ def same(a, b) -> bool:
 
 def test_every_option_of_the_page_has_its_command():
     titles = re.findall(r'^## (.*)$', PAGE, re.MULTILINE)
-    assert len(TRAININGS) == len(titles) - 2  # mixed precision needs a GPU, `tune` has its own tests
-    for key in 'EarlyStopping', 'EMA', 'accumulative', 'activation_', 'frozen_', 'lr_mult', 'ratio_':
+    assert (
+        len(TRAININGS) == len(titles) - 2
+    )  # mixed precision needs a GPU, `tune` has its own tests
+    for key in (
+        'EarlyStopping',
+        'EMA',
+        'accumulative',
+        'activation_',
+        'frozen_',
+        'lr_mult',
+        'ratio_',
+    ):
         assert any(key in str(command) for command in TRAININGS)
 
 
