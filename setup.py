@@ -75,6 +75,7 @@ setup(
         'hub': ['huggingface_hub'],
         'view': ['grad-cam'],
         'data': ['tifffile', 'faster-coco-eval'],
+        'tune': ['optuna'],
         'dev': pins('dev'),
     },
 )

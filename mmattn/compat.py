@@ -18,7 +18,10 @@ EXTRAS = {
     'hub': ('huggingface_hub',),
     'view': ('pytorch_grad_cam', 'ttach'),
     'data': ('tifffile', 'faster_coco_eval'),
+    'tune': ('optuna',),
 }  # fmt: skip
+# of backends of the visualizer: each is installed by its own name
+_BACKENDS = ('wandb', 'mlflow', 'clearml', 'neptune', 'dvclive', 'aim')
 _NAMES = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}  # on PyPI
 # import name: (distribution of the maintained OneDL fork, distribution of the original project)
 DISTRIBUTIONS = {
@@ -90,6 +93,8 @@ def import_problem(error: ImportError) -> str | None:
     for extra, modules in EXTRAS.items():
         if module in modules and find_spec(module) is None:
             return f'{module} is not installed. Run: {command(extra, module)}'
+    if module in _BACKENDS and find_spec(module) is None:
+        return f'{module} is not installed. Run: pip install {module}'
     return installation_problem() if module in EXTRAS['det'] else None
 
 

@@ -59,6 +59,6 @@ def exit_code_and_message(work_dir: Path) -> tuple[int, str]:
     if record is None:
         return Exit.DISTRIBUTED, (
             f'no process reported an exit status in {work_dir}: all were killed, or none started. '
-            'Look at the log of the launcher; run again with --resume auto.'
+            'Look at the log of the launcher; run again with --resume.'
         )
     return record['code'], record['message']

@@ -49,6 +49,7 @@ def test_every_case_has_a_row_with_a_test_or_a_reason():
         'docs/own_data.md',
         'docs/data_browser.md',
         'docs/validation_loss.md',
+        'docs/training_options.md',
     ],
 )
 def test_what_is_linked_is_there(path):

@@ -201,6 +201,8 @@ def test_compat_is_content_here_and_names_what_is_missing(monkeypatch):
         ('mmseg', 'pip install mmsegmentation'),
         ('mmcv', '--no-cache-dir mmcv==2.1.0'),
         ('tifffile', 'pip install "mmattn[data]"'),
+        ('optuna', 'pip install "mmattn[tune]"'),
+        ('wandb', 'pip install wandb'),
     ],
 )
 def test_next_to_the_original_packages_their_forks_are_not_recommended(monkeypatch, module, run):

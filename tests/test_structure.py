@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 MODULES = sorted((ROOT / 'mmattn').rglob('*.py'))
 MAY_BE_MISSING = {
     'cityscapesscripts', 'faster_coco_eval', 'huggingface_hub', 'matplotlib', 'mmcv', 'mmdet',
-    'mmengine', 'mmseg', 'onnxruntime', 'pycocotools', 'pytorch_grad_cam', 'ray', 'rich',
+    'mmengine', 'mmseg', 'onnxruntime', 'optuna', 'pycocotools', 'pytorch_grad_cam', 'ray', 'rich',
     'tifffile', 'timm',
 }  # fmt: skip
 KERNELS = {  # Triton compiles where it is imported

@@ -159,10 +159,16 @@ def test_the_config_in_the_work_dir_can_be_used_again(trained, tmp_path):
 
 
 def test_resume_with_nothing_there(tiny, tmp_path, capsys):
-    arguments = [CONFIG, '--work-dir', str(tmp_path), *flags(tiny)]
-    assert tool('train')([*arguments, '--resume']) == 4
-    assert 'nothing to resume in' in capsys.readouterr().err
+    """It starts from scratch and says so; a file that is named has to be there."""
+    short = ['train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1']
+    arguments = [CONFIG, '--work-dir', str(tmp_path), '--no-validate', '--no-rehearsal']
+    assert tool('train')([*arguments, '--resume', 'none.pth', *flags(tiny), *short]) == 4
+    assert 'none.pth does not exist' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    assert tool('train')([*arguments, '--resume', *flags(tiny), *short]) == 0
+    said = capsys.readouterr()
+    assert f'nothing to resume in {tmp_path}: starting from scratch' in said.out + said.err
+    assert (tmp_path / 'iter_1.pth').is_file()
 
 
 def test_untrained_network_is_near_chance_and_a_few_steps_help(trained, tiny, tmp_path):

@@ -1,7 +1,6 @@
 """Ablation: train and test one recipe with each of several blocks and seeds, and compare."""
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -22,6 +21,7 @@ from .ablation_plot import plot_pareto
 from .ablation_results import BlockResult, conclusion, default_metric, results_table, summarise
 from .ablation_run import PLAIN, Run, failure_reason, run_command
 from .cost import latencies, measure_cost
+from .recipe import recipe_of
 from .schedulers import Scheduler, make_scheduler
 
 _PROGRESS_SECONDS = 60  # between lines about progress
@@ -160,9 +160,7 @@ def _iterations(cfg: Config) -> int:
 
 def _check_recipe(config: str | Path, options: list[str] | None, out_dir: Path) -> None:
     """Refuse a folder that holds runs of another recipe."""
-    text = load_config(config, parse_options(options)).pretty_text
-    recipe = dict(config=find_config(config).name, sha256=hashlib.sha256(text.encode()).hexdigest())
-    path = out_dir / 'recipe.json'
+    recipe, path = recipe_of(config, options), out_dir / 'recipe.json'
     if not path.is_file():
         path.write_text(json.dumps(recipe), encoding='utf-8')
     elif json.loads(path.read_text(encoding='utf-8')) != recipe:

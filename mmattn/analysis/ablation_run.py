@@ -56,7 +56,7 @@ def run_command(config: str | Path, options: list[str], run: Run) -> str:
     tools = next(t for t in (root / 'tools', root / 'mmattn' / '.mim' / 'tools') if t.is_dir())
     train, test = ([sys.executable, str(tools / f'{name}.py')] for name in ('train', 'test'))
     common = [str(config), *flags, '--work-dir', str(run.folder)]
-    train += [*common, '--seed', str(run.seed), '--no-validate', '--resume', 'auto', *changes]
+    train += [*common, '--seed', str(run.seed), '--no-validate', '--resume', *changes]
     test += [*common, *changes]
     folder = shlex.quote(str(run.folder))
     checkpoint = f'{folder}/"$(basename "$(cat {folder}/last_checkpoint)")"'

@@ -145,6 +145,22 @@ def add_data_check_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_show_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--show` and `--wait-time`."""
+    parser.add_argument(
+        '--show',
+        action='store_true',
+        help='show the pictures in a window, where there is a display',
+    )
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2.0,
+        metavar='SECONDS',
+        help='time that a picture of --show stays; 0: until a key is pressed; default: %(default)s',
+    )
+
+
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add `--max-megapixels`, the limit for every image, label map and video frame."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from .common import (
     add_config_options,
     add_model_arguments,
     add_network_options,
+    add_show_options,
     make_parser,
     run,
 )
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )  # fmt: skip
     parser.add_argument('--device', help='cpu, cuda:0, ...; default: the fastest device available')
     add_network_options(parser)
+    add_show_options(parser)
     add_config_options(parser, launcher=False)
     args = parser.parse_intermixed_args(argv)
 
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             channels_last=args.channels_last,
             compile=args.compile,
             fuse_conv_bn=args.fuse_conv_bn,
+            show=args.show,
+            wait_time=args.wait_time,
         )
         total, network = result.seconds
         print(

@@ -26,6 +26,7 @@ COMMANDS = (  # modules of this package, in the order of use
     'list_blocks',
     'cost',
     'ablate',
+    'tune',
     'benchmark',
     'gpu_report',
     'plot_classes',

@@ -13,6 +13,7 @@ from .common import (
     add_data_option,
     add_network_options,
     add_rehearsal_option,
+    add_show_options,
     make_parser,
     run,
 )
@@ -43,10 +44,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='average a segmentor over scales and flips, by `tta_pipeline` of the config (default: '
-        '0.5 to 1.75 times the size, as it is and mirrored)',
+        help='test-time augmentation, by `tta_pipeline` and `tta_model` of the config; default: '
+        'average a segmentor over 0.5 to 1.75 times the size, as it is and mirrored; merge the '
+        'boxes of a detector in the image and its mirror',
     )
     add_network_options(parser)
+    add_show_options(parser)
     add_data_check_option(parser)
     add_rehearsal_option(parser)
     add_data_option(parser)
@@ -65,6 +68,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 out=args.out,
                 show_dir=args.show_dir,
                 report=args.report,
+                show=args.show,
+                wait_time=args.wait_time,
                 attention=args.attention,
                 data=args.data,
                 cfg_options=args.cfg_options,

@@ -24,10 +24,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         '--resume',
         nargs='?',
-        const='latest',
+        const='auto',
         metavar='CHECKPOINT',
-        help="resume from a checkpoint, by default the latest; 'auto': the latest, or start from "
-        'scratch where there is none',
+        help="resume from a checkpoint; without one, or with 'auto': from the latest of the work "
+        'dir, or start from scratch where there is none',
     )
     parser.add_argument(
         '--init-from',

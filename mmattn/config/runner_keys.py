@@ -9,10 +9,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from torch import fx, nn
 
+from mmattn.compat import is_installed, missing_module_error
 from mmattn.errors import UsageError
 from mmattn.plugins import named_plugins
 from mmattn.torch_compat import can_compile, has_cpp_compiler
 
+_BACKEND_MODULES = {  # class of mmengine -> the module that it imports when it is built
+    'WandbVisBackend': 'wandb',
+    'MLflowVisBackend': 'mlflow',
+    'ClearMLVisBackend': 'clearml',
+    'NeptuneVisBackend': 'neptune',
+    'DVCLiveVisBackend': 'dvclive',
+    'AimVisBackend': 'aim',
+}
 _OTHER_KEYS = {
     'tta_model',
     'tta_pipeline',
@@ -25,30 +34,37 @@ _OTHER_KEYS = {
 }
 
 
-def read_from_config(cls: type) -> set[str]:
-    """Keys that a class's module takes from `cfg`: `cfg.get('x')`, `self.cfg.x`, `cfg['x']`."""
+def read_from_config(cls: type, config: str = 'cfg') -> set[str]:
+    """Keys that a class's module takes from a config: `cfg.get('x')`, `self.cfg.x`, `cfg['x']`.
+
+    Args:
+        cls: a class.
+        config: name of the variable or attribute there that holds the config.
+    """
     tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))
-    return {name for node in ast.walk(tree) for name in _keys_read(node)} - {
+    return {name for node in ast.walk(tree) for name in _keys_read(node, config)} - {
         *dir(Config),
         *dir(ConfigDict),
     }
 
 
-def _keys_read(node: ast.AST) -> Iterator[str]:
+def _keys_read(node: ast.AST, config: str) -> Iterator[str]:
     keys: list[ast.expr] = []
-    if isinstance(node, ast.Subscript) and _is_config(node.value):
+    if isinstance(node, ast.Subscript) and _is_config(node.value, config):
         keys = [node.slice]
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if node.func.attr in ('get', 'pop', 'setdefault') and _is_config(node.func.value):
+        if node.func.attr in ('get', 'pop', 'setdefault') and _is_config(node.func.value, config):
             keys = node.args[:1]
-    elif isinstance(node, ast.Attribute) and _is_config(node.value) and node.attr[0] != '_':
+    elif isinstance(node, ast.Attribute) and _is_config(node.value, config) and node.attr[0] != '_':
         yield node.attr
+    elif isinstance(node, ast.Compare) and _is_config(node.comparators[0], config):
+        keys = [node.left]
     yield from (k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str))
 
 
-def _is_config(node: ast.expr) -> bool:
-    return (isinstance(node, ast.Name) and node.id == 'cfg') or (
-        isinstance(node, ast.Attribute) and node.attr == 'cfg'
+def _is_config(node: ast.expr, config: str) -> bool:
+    return (isinstance(node, ast.Name) and node.id == config) or (
+        isinstance(node, ast.Attribute) and node.attr == config
     )
 
 
@@ -134,6 +150,22 @@ def _check_compile(options: dict) -> None:
             f"config key compile: {reason}. Install g++, or write compile=dict(backend='eager') or "
             'compile=False.'
         )
+
+
+def check_backends(cfg: Config) -> None:
+    """Reject a backend of the visualizer whose package is not installed.
+
+    Raises:
+        UsageError: names the key, and the command that installs the package.
+    """
+    backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
+    for index, backend in enumerate(backends if isinstance(backends, list) else [backends]):
+        kind = backend.get('type', '')
+        name = getattr(kind, '__name__', str(kind)).split('.')[-1]
+        module = _BACKEND_MODULES.get(name)
+        if module and not is_installed(module):
+            key = f'visualizer.vis_backends[{index}]'
+            raise UsageError(f'config key {key}: {missing_module_error(name, module)}')
 
 
 def check_modules(cfg: Config, model: nn.Module) -> None:

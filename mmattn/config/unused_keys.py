@@ -4,7 +4,8 @@ import inspect
 import re
 from collections.abc import Callable
 
-from mmengine.runner import LogProcessor
+from mmengine.runner import LogProcessor, Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
 from mmattn.errors import UsageError
@@ -13,22 +14,23 @@ from mmattn.text import nearest
 
 from .class_keys import arguments, keys_in_sources, module_keys
 from .registered import find_class, nested_classes, suggest_type
+from .runner_keys import read_from_config
 
 # Dicts whose `type` is a function of torch or mmcv instead of a registered class, and these.
 UNREGISTERED = ('clip_grad', '.nms', '.roi_layer')
 FUNCTIONS = ('norm', 'value', 'nms', 'soft_nms', 'RoIAlign', 'RoIPool')
 # Keys of dicts without `type`, by the key of the dict.
-_DATALOADER = set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | {
-    'num_batch_per_epoch'
-}
+_DATALOADER = set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | (
+    read_from_config(Runner, 'dataloader_cfg')
+)
 _PLAIN_DICTS = {
     'train_dataloader': _DATALOADER,
     'val_dataloader': _DATALOADER,
     'test_dataloader': _DATALOADER,
-    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
-    'mp_cfg': {'mp_start_method', 'opencv_num_threads'},
-    'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
-    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'env_cfg': read_from_config(Runner, 'env_cfg'),
+    'mp_cfg': set(inspect.signature(set_multi_processing).parameters) - {'distributed'},
+    'randomness': set(inspect.signature(Runner.set_randomness).parameters) - {'self'},
+    'auto_scale_lr': read_from_config(Runner, 'auto_scale_lr'),
     'log_processor': set(inspect.signature(LogProcessor.__init__).parameters) - {'self'},
     'clip_grad': {'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value', 'type'},
     'paramwise_cfg': {

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +34,7 @@ from mmattn.checkpoint.read import Checkpoint
 from mmattn.checkpoint.write import write_checkpoint, write_pointer
 from mmattn.config import safe_files
 from mmattn.errors import CheckpointError, UsageError
-from mmattn.log import warn
+from mmattn.log import shorten_console, warn
 from mmattn.models.memory_format import contiguous_kernels
 from mmattn.models.parts import use_float_outputs
 
@@ -43,6 +42,7 @@ from .distributed import read_after_download
 from .execution import NetworkOptions, unsteady_kernels
 from .history import Histories
 from .hooks.checkpoint import adapt_checkpoint_hook
+from .hooks.early_stopping import early_stopping_states, restore_early_stopping
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
 from .hooks.runtime_info import adapt_runtime_info_hook
@@ -209,11 +209,13 @@ class Runner(NetworkOptions, EngineRunner):
         if plan:
             follow_plan(self, plan)
         self.resumed_facts = facts_of(filename)
+        restore_early_stopping(self, self.resumed_facts.get('early_stopping', []))
 
     def mark_validated(self) -> None:
         """Record in the manifest of the last checkpoint that its validation has ended."""
         if self.rank == 0 and self.last_saved and self.last_saved[0] == self.iter:
-            update_manifest(self.last_saved[1], validated=self.iter)
+            states = early_stopping_states(self.hooks)
+            update_manifest(self.last_saved[1], validated=self.iter, early_stopping=states)
 
     def run_missed_validation(self) -> None:
         """Run the validation that was due when the resumed run was killed after a save."""
@@ -277,6 +279,7 @@ class Runner(NetworkOptions, EngineRunner):
             config=fingerprint_hash(self.fingerprint),
             resumable=save_optimizer,
             temporary=meta.pop('temporary', False),
+            early_stopping=early_stopping_states(self.hooks),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         content = self._content(meta, save_optimizer, save_param_scheduler)
@@ -422,9 +425,7 @@ class Runner(NetworkOptions, EngineRunner):
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(_is_brief)
+        shorten_console(logger)
         return logger
 
     def _init_model_weights(self) -> None:
@@ -433,12 +434,6 @@ class Runner(NetworkOptions, EngineRunner):
         reported = report_pretrained(network, read_after_download, cfg)
         with contiguous_kernels(network), reported:
             super()._init_model_weights()
-
-
-def _is_brief(record: logging.LogRecord) -> bool:
-    """Keep long dumps out of the console log."""
-    long = 'System environment', 'Config:', 'Hooks will be executed', 'paramwise_options'
-    return not record.getMessage().lstrip('\n- ').startswith(long)
 
 
 BUILD_ERRORS = TypeError, KeyError, ValueError, AssertionError, AttributeError, ImportError

@@ -14,12 +14,15 @@ from mmattn.checkpoint.read import Checkpoint, open_checkpoint
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import change_config, load_config_file, parse_options
 from mmattn.config.published_weights import resolve
+from mmattn.config.runner_keys import check_backends
 from mmattn.datasets.class_names import check_checkpoint_classes
 from mmattn.datasets.validation import check_loaders
 from mmattn.errors import UsageError
 from mmattn.evaluation.report import prepare_report, write_report
 from mmattn.files import check_empty, check_writable
+from mmattn.models.det_tta import det_tta_model, det_tta_pipeline
 from mmattn.models.seg_tta import tta_pipeline
+from mmattn.visualization.window import check_window
 
 from .build import build_runner, distributed_run, join_processes, run_loop
 from .commands import network_flags, option_flags, relative_path
@@ -50,6 +53,8 @@ class TestOptions:
         out: a `.pkl` file for all predictions, or a folder for label maps as PNG (see `IoUMetric`)
             or for `results.bbox.json` and `results.segm.json` in COCO's format.
         show_dir: folder for pictures of image, ground truth and prediction side by side.
+        show: show these pictures in a window.
+        wait_time: seconds that a picture of `show` stays; 0 until a key is pressed.
         report: new or empty folder for an HTML page with the metrics, tables of classes, curves,
             confusion matrix and the worst images, and for its numbers as `report.json`.
         attention: names of blocks to add; by default those that the checkpoint was trained with.
@@ -57,9 +62,10 @@ class TestOptions:
             trained on with it.
         cfg_options: changes to the config; a dict of dotted keys, or `key=value` strings.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
-        tta: test-time augmentation: average a segmentor over the scales and flips of the config's
-            `tta_pipeline`, or of `mmattn.models.seg_tta.tta_pipeline`, with its `tta_model`, or
-            `mmattn.SegTTAModel`.
+        tta: test-time augmentation by the config's `tta_pipeline` and `tta_model`. Without them a
+            segmentor is averaged over scales and flips by `mmattn.SegTTAModel`, see
+            `mmattn.models.seg_tta`; boxes of a detector over the image and its mirror are merged by
+            `DetTTAModel` of mmdet, see `mmattn.models.det_tta`.
         amp: run the network in mixed precision: 'float16' (GPU only) or 'bfloat16'; True for
             float16.
         channels_last: store kernels and images in channels_last.
@@ -75,6 +81,8 @@ class TestOptions:
     out: str | Path | None = None
     show_dir: str | Path | None = None
     report: str | Path | None = None
+    show: bool = False
+    wait_time: float = 2.0
     attention: str | None = None
     data: str | None = None
     cfg_options: dict | list[str] | None = None
@@ -111,6 +119,8 @@ def test(
         TypeError: an unknown field; names the nearest.
     """
     options = complete(options or TestOptions(), fields)
+    if options.show:
+        _check_show(options)
     if checkpoint is not None:
         config, checkpoint = resolve(config, checkpoint, options.attention)
     with (
@@ -141,6 +151,15 @@ def test(
         return metrics
 
 
+def _check_show(options: TestOptions) -> None:
+    if options.launcher != 'none':
+        raise UsageError(
+            f'--show needs one process: leave --launcher {options.launcher} out, or write the '
+            'pictures with --show-dir DIR.'
+        )
+    check_window(options.wait_time, 'Write the pictures with --show-dir DIR.')
+
+
 def _build(
     cfg: Config, checkpoint: Checkpoint | None, cfg_options: dict, options: TestOptions
 ) -> Runner:
@@ -150,6 +169,7 @@ def _build(
     if options.amp:
         amp_dtype(options.amp, get_device())
     use_flags(cfg, channels_last=options.channels_last, compile=options.compile)
+    check_backends(cfg)
     work_dir = Path(cfg.work_dir)
     cfg.work_dir = str(work_dir / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint.path) if checkpoint else None
@@ -165,8 +185,10 @@ def _build(
         use_own_label_maps(cfg)
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [h for h in hooks if h['type'] != 'mmattn.CurvesHook']
-    if show_dir:
-        cfg.custom_hooks.append(dict(type='mmattn.ComparisonHook', out_dir=str(show_dir)))
+    if show_dir or options.show:
+        folder = str(show_dir) if show_dir else None
+        hook = dict(type='mmattn.ComparisonHook', out_dir=folder, show=options.show)
+        cfg.custom_hooks.append(dict(hook, wait_time=options.wait_time))
     check_writable(work_dir)
     if show_dir:
         check_writable(Path(show_dir), '--show-dir')
@@ -229,12 +251,15 @@ def _write_record(
 
 
 def _use_tta(cfg: Config) -> None:
-    """Configure test-time augmentation: views of each image, and a network that averages them."""
-    if 'decode_head' not in cfg.model:
-        raise UsageError(f'--tta averages maps of classes: {cfg.filename} is no segmentor.')
-    for leaf in dataset_leaves(cfg.test_dataloader['dataset']):
-        try:
-            leaf['pipeline'] = cfg.get('tta_pipeline') or tta_pipeline(leaf['pipeline'])
-        except ValueError as error:
-            raise UsageError(f'--tta: {error}.') from error
-    cfg.model = dict(cfg.get('tta_model') or dict(type='mmattn.SegTTAModel'), module=cfg.model)
+    """Configure test-time augmentation: views of each image, and a network that merges them."""
+    segments = 'decode_head' in cfg.model
+    make_pipeline = tta_pipeline if segments else det_tta_pipeline
+    network = cfg.get('tta_model')
+    try:
+        if not network:
+            network = dict(type='mmattn.SegTTAModel') if segments else det_tta_model(cfg.model)
+        for leaf in dataset_leaves(cfg.test_dataloader['dataset']):
+            leaf['pipeline'] = cfg.get('tta_pipeline') or make_pipeline(leaf['pipeline'])
+    except ValueError as error:
+        raise UsageError(f'--tta: {error}.') from error
+    cfg.model = dict(network, module=cfg.model)

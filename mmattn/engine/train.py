@@ -13,9 +13,10 @@ from mmattn.checkpoint.find import check_no_weights, open_latest
 from mmattn.checkpoint.fingerprint import check_fingerprint, config_fingerprint
 from mmattn.checkpoint.read import Checkpoint, open_checkpoint
 from mmattn.config.load import change_config, load_config_file, parse_options
+from mmattn.config.runner_keys import check_backends
 from mmattn.datasets.class_names import check_checkpoint_classes
 from mmattn.datasets.validation import check_loaders
-from mmattn.errors import CheckpointError, UsageError
+from mmattn.errors import UsageError
 from mmattn.files import check_writable
 from mmattn.log import warn
 
@@ -41,7 +42,7 @@ from .run_length import batch_size_of, check_batches, check_lengths
 from .runner import Runner
 from .signals import SignalHandler, handle_signals
 
-_SEARCHES = ('latest', 'auto')  # values of `resume` that search the work dir
+_SEARCHES = ('auto', 'latest')  # values of `resume` that search the work dir; they are synonyms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class TrainOptions:
 
     Attributes:
         work_dir: folder for logs and checkpoints, default `work_dirs/<config name>`.
-        resume: checkpoint to go on from: a path, or an open one; 'latest' for the last one in
-            `work_dir`, 'auto' for the same or, if there is none, a fresh start.
+        resume: checkpoint to go on from: a path, or an open one; 'auto' for the last one in
+            `work_dir` or, if there is none, a fresh start.
         init_from: weights to start from: a path, an address, or an open checkpoint; tensors that
             do not fit are left out.
         attention: names of blocks to add, see `add_attention`; a resumed run keeps its blocks.
@@ -153,7 +154,7 @@ def _load(
         resume = cfg.get('load_from') or 'auto'
     if resume and not checkpoint:
         folder = run_folder(cfg, options.work_dir)
-        checkpoint = _search(folder, resume) if resume in _SEARCHES else _open(resume)
+        checkpoint = _search(folder) if resume in _SEARCHES else _open(resume)
         if checkpoint:
             cfg = changed(checkpoint)
     return cfg, checkpoint
@@ -163,17 +164,12 @@ def _open(source: str | Path | Checkpoint) -> Checkpoint:
     return open_checkpoint(source if isinstance(source, Checkpoint) else Path(source))
 
 
-def _search(folder: Path, resume: str) -> Checkpoint | None:
-    """The last checkpoint of a folder; None for 'auto' if there is none."""
+def _search(folder: Path) -> Checkpoint | None:
+    """The last checkpoint of a folder; None if there is none, so that the training starts fresh."""
     checkpoint = open_latest(folder)
     if checkpoint is None:
-        if resume == 'latest':
-            raise CheckpointError(
-                f'nothing to resume in {folder}: no valid checkpoint. Use --resume auto to start '
-                'fresh.'
-            )
         check_no_weights(folder)
-        print_log(f'no checkpoint in {folder}, starting at 0')
+        print_log(f'nothing to resume in {folder}: starting from scratch')
     return checkpoint
 
 
@@ -183,6 +179,7 @@ def _build(
     """The runner of a training, once config, data and checkpoint are checked."""
     cfg_options, init_from = parse_options(options.cfg_options), options.init_from
     prepare_config(cfg, cfg_options, options.launcher, options.work_dir)
+    check_backends(cfg)
     check_lengths(cfg)
     seed = options.seed
     if seed is None and checkpoint:

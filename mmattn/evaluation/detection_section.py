@@ -12,7 +12,6 @@ from mmattn.visualization.objects import Objects
 from mmattn.visualization.report_page import Legend, Picture, Pictures, Section, Table, Text
 from mmattn.visualization.report_plots import (
     line_colours,
-    plot_confusion,
     plot_f1,
     plot_precision_recall,
 )

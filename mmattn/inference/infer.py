@@ -13,6 +13,7 @@ from mmattn.files import check_writable
 from mmattn.log import warn
 from mmattn.progress import track
 from mmattn.text import some
+from mmattn.visualization.window import check_window, show_picture
 
 from .frames import Frame, load_frames, total_frames
 from .predictor import PredictionFailed, Predictor
@@ -47,6 +48,8 @@ def infer(
     options: dict | list[str] | None = None,
     score: float = 0.3,
     device: str | None = None,
+    show: bool = False,
+    wait_time: float = 2.0,
     amp: bool | str = False,
     channels_last: bool = False,
     compile: bool = False,
@@ -71,18 +74,22 @@ def infer(
         options: changes to the config, dotted keys; a dict or `key=value` strings.
         score: threshold for drawing; detections below it are in the JSON only.
         device: 'cpu', 'cuda:0', ...; None for the best available.
+        show: also show each picture or frame in a window.
+        wait_time: seconds that a picture of `show` stays; 0 until a key is pressed.
         amp, channels_last, compile, fuse_conv_bn: as in `TestOptions`.
 
     Raises:
         DataError: no image or video found.
         UsageError: `score` is not within 0 to 1; a file would be replaced that no run wrote; the
-            device lacks the dtype of `amp`.
+            device lacks the dtype of `amp`; there is no display to show pictures on.
         WriteError: a file cannot be written, or frames are missing in a video.
         MmattnError: config or checkpoint cannot be loaded.
     """
     if not 0 <= score <= 1:
         raise UsageError(f'--score {score}: allowed are 0 to 1.')
     out_dir = Path(out_dir)
+    if show:
+        check_window(wait_time, 'Leave --show out: the pictures are written to --out-dir, too.')
     try:
         paths = find_sources(str(source), out_dir)
         check_writable(out_dir, '--out-dir')
@@ -138,7 +145,9 @@ def infer(
                 continue
             network_seconds += time.perf_counter() - predict_start
             result.images += 1
-            writer.add(frame, sample)
+            written = writer.add(frame, sample)
+            if show:
+                show_picture(written.result(), frame.source, wait_time)
     if prediction_error and not result.images:
         raise prediction_error
     result.pictures = writer.pictures

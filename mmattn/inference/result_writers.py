@@ -55,8 +55,12 @@ class ResultWriter:
             files[f'overlay/{append_suffix(name, suffix)}'] = str(path)
         return files
 
-    def add(self, frame: Frame, sample) -> None:
-        """Queue the prediction of a frame for writing."""
+    def add(self, frame: Frame, sample) -> Future:
+        """Queue the prediction of a frame for writing.
+
+        Returns:
+            its picture once it is written, (H, W, 3) uint8 BGR.
+        """
         image = frame.image.image
         gray = image.dtype == np.uint8 and image.ndim == 2
         if not self.warned_of_display and not gray and not is_plain(image):
@@ -68,22 +72,25 @@ class ResultWriter:
                 f'{"the first three" if channels > 2 else "the first as gray"}'
                 f'{"" if image.dtype == np.uint8 else ", scaled to 8 bits"}.'
             )
-        self.queue.append(self.thread.submit(self.write, frame, sample))
+        written = self.thread.submit(self.write, frame, sample)
+        self.queue.append(written)
         if len(self.queue) > _MAX_QUEUED:
             self.queue.popleft().result()
+        return written
 
-    def write(self, frame: Frame, sample) -> None:
-        """Write all files for a frame."""
+    def write(self, frame: Frame, sample) -> np.ndarray:
+        """Write all files for a frame; returns its picture, (H, W, 3) uint8 BGR."""
         raise NotImplementedError
 
-    def show(self, frame: Frame, picture: np.ndarray, present: np.ndarray) -> None:
-        """Write a picture with its legend below, or append it to its video."""
+    def write_picture(self, frame: Frame, picture: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """Write a picture with its legend below, or append it to its video; returns it so."""
         classes, palette = self.predictor.classes, self.predictor.palette
         if frame.rate is None:
             path = self.out_dir / 'overlay' / append_suffix(frame.out, '.png')
-            save_picture(path, side_by_side({'': picture}, present, classes, palette))
+            picture = side_by_side({'': picture}, present, classes, palette)
+            save_picture(path, picture)
             self.pictures.append(path)
-            return
+            return picture
         if len(classes) <= _MAX_LEGEND:
             picture = side_by_side({'': picture}, range(len(classes)), classes, palette)
         path = self.out_dir / 'overlay' / append_suffix(frame.out.parent, '.mp4')
@@ -92,6 +99,7 @@ class ResultWriter:
             self.videos[path] = VideoWriter(path, frame.rate)
             self.pictures.append(path)
         self.videos[path].write(picture)
+        return picture
 
     def finish(self) -> None:
         """Close all videos: the next one starts when the last is complete."""
@@ -117,11 +125,11 @@ class LabelMapWriter(ResultWriter):
         if count > _MAX_8_BIT_CLASSES:
             warn(f'{count} classes: the label maps are 16-bit PNGs.')
 
-    def write(self, frame: Frame, sample) -> None:
+    def write(self, frame: Frame, sample) -> np.ndarray:
         labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(self.dtype)
         save_picture(self.out_dir / 'labels' / append_suffix(frame.out, '.png'), labels)
         picture = overlay(frame.shown, labels, self.predictor.palette)
-        self.show(frame, picture, np.unique(labels))
+        return self.write_picture(frame, picture, np.unique(labels))
 
 
 class DetectionWriter(ResultWriter):
@@ -136,7 +144,7 @@ class DetectionWriter(ResultWriter):
     def outputs(paths: dict[Path, Path]) -> dict[str, str]:
         return ResultWriter.outputs(paths) | {'images.json': '', 'results.json': ''}
 
-    def write(self, frame: Frame, sample) -> None:
+    def write(self, frame: Frame, sample) -> np.ndarray:
         instances = sample.pred_instances
         height, width = frame.shown.shape[:2]
         number = len(self.images) + 1
@@ -144,7 +152,7 @@ class DetectionWriter(ResultWriter):
         self.results += coco_results(Objects.from_instances(instances), number, self.category_ids)
         shown = Objects.from_instances(instances, self.score)
         picture = draw_objects(frame.shown, shown, self.predictor.palette)
-        self.show(frame, picture, np.unique(shown.labels))
+        return self.write_picture(frame, picture, np.unique(shown.labels))
 
     def __exit__(self, *raised) -> None:
         super().__exit__(*raised)

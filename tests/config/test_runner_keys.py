@@ -1,5 +1,8 @@
 """Keys that mmengine's runner and its parts use of a config, and unused ones."""
 
+import inspect
+import re
+
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -20,6 +23,44 @@ CONFIG = ROOT / 'configs/ccnet_r18_street.py'
 def test_the_keys_are_those_of_the_source():
     assert read_from_config(Runner) >= {'compile', 'sync_bn', 'activation_checkpointing', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg'}  # fmt: skip
     assert not {'get', 'filename', 'dump', 'pretty_text', 'cfg'} & RUNNER_KEYS
+
+
+def test_every_key_that_the_runner_reads_is_accepted():
+    """The source is searched by patterns here, where the package reads its syntax tree."""
+    source = inspect.getsource(inspect.getmodule(Runner))
+    keys = set(re.findall(r"\bcfg(?:\.(?:get|pop|setdefault)\(|\[)\s*'(\w+)'", source))
+    keys |= set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+    assert len(keys) > 30 and keys <= RUNNER_KEYS
+    assert RUNNER_KEYS - keys <= runner_keys._OTHER_KEYS  # and nothing is that nobody reads
+
+
+@pytest.mark.parametrize(
+    'name, where',
+    [
+        ('dataloader_cfg', 'train_dataloader'),
+        ('env_cfg', 'env_cfg'),
+        ('auto_scale_lr', 'auto_scale_lr'),
+    ],
+)
+def test_every_key_that_the_runner_reads_of_a_part_is_accepted(name, where):
+    source = inspect.getsource(inspect.getmodule(Runner))
+    keys = set(re.findall(rf"\b{name}(?:\.(?:get|pop)\(|\[)\s*'(\w+)'", source))
+    assert (
+        keys
+        >= dict(
+            train_dataloader={'disable_subprocess_warning', 'num_batch_per_epoch', 'collate_fn'},
+            env_cfg={'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+            auto_scale_lr={'enable', 'base_batch_size'},
+        )[where]
+    )
+    for key in keys:
+        cfg = load_config(CONFIG)
+        part = cfg[where]
+        part[key] = part.get(key, cfg.train_dataloader.get(key, False))
+        check_config(cfg)
+        part[f'{key}_'] = part.pop(key)
+        with pytest.raises(UsageError, match=f'{where}.{key}_: .* mean {key}|has no {key}_'):
+            check_config(cfg)
 
 
 def test_a_class_says_which_keys_it_takes(tmp_path, monkeypatch):

@@ -158,8 +158,9 @@ def test_a_run_by_gloo_ends_well_and_its_ranks_draw_apart(whole, capsys):
 def test_a_rank_that_raises_in_a_slurm_job(street, tmp_path):
     """Its own code and sentence count, not the closed connection that the other sees."""
     slurm = dict(
-        srun='#!/bin/sh\nshift 2\nfor a; do shift; [ "$a" != tools/train.py ] || '
-        'a=tests/engine/faulty.py; set -- "$@" "$a"; done\nexec "$@"\n',
+        srun='#!/bin/sh\nwhile [ "$1" != bash ]; do echo "$1" >> "$TRACE/srun"; shift; done\n'
+        'for a; do shift; [ "$a" != tools/train.py ] || a=tests/engine/faulty.py; '
+        'set -- "$@" "$a"; done\nexec "$@"\n',
         scontrol='#!/bin/sh\nprintf "127.0.0.1\nnode2\n"\n',
     )
     for name, text in slurm.items():
@@ -167,14 +168,18 @@ def test_a_rank_that_raises_in_a_slurm_job(street, tmp_path):
         (tmp_path / name).chmod(0o755)
     config, _, work_dir, *more = arguments(street, tmp_path / 'run')
     run = finished(
-        ['bash', 'tools/slurm_train.sh', config, work_dir, *more],
+        ['bash', 'tools/slurm_train.sh', 'gpus', 'cells', config, work_dir, *more],
         environment(tmp_path / 'trace', [(1, 3, 'fail')])
         | dict(
-            PATH=f'{tmp_path}:{os.environ["PATH"]}', PYTHON=sys.executable, PROCESSES='2',
-            PORT=str(free_port()), SLURM_JOB_ID='7', SLURM_JOB_NUM_NODES='1',
-            SLURM_JOB_NODELIST='node[1-2]',
+            PATH=f'{tmp_path}:{os.environ["PATH"]}', PYTHON=sys.executable, GPUS='2',
+            CPUS_PER_TASK='3', SRUN_ARGS='--qos high', PORT=str(free_port()), SLURM_JOB_ID='7',
+            SLURM_JOB_NUM_NODES='1', SLURM_JOB_NODELIST='node[1-2]',
         ),
     )  # fmt: skip
+    assert (tmp_path / 'trace' / 'srun').read_text().split() == [
+        '-p', 'gpus', '--job-name=cells', '--gres=gpu:2', '--nodes=1', '--ntasks-per-node=1',
+        '--cpus-per-task=6', '--kill-on-bad-exit=0', '--signal=TERM@120', '--qos', 'high',
+    ]  # fmt: skip
     assert run.code == 3 and not run.orphans
     assert run.said.endswith('\nerror: image x.png is damaged.\n')
     assert 'error: rank 1 failed: image x.png is damaged.' in run.said
@@ -236,8 +241,11 @@ def test_two_ranks_test_as_one_and_one_that_is_killed_is_named(whole, street, tm
     given = [CONFIG, checkpoint, '--launcher', 'pytorch', *changes(street), '--work-dir']
     runs = tmp_path / 'two', tmp_path / 'killed'
     reports = [tmp_path / f'report{count}' for count in (2, 1)]
-    reported = [*given, str(runs[0]), '--report', str(reports[0])]
-    done = launched(reported, tmp_path / 'trace', tool='test')
+    config, weights, _, _, *more = given
+    command = ['bash', 'tools/dist_test.sh', config, weights, '2', *more, str(runs[0])]
+    command += ['--report', str(reports[0])]
+    own = dict(PYTHON=sys.executable, PORT=str(free_port()))
+    done = finished(command, environment(tmp_path / 'trace', ()) | own)
     assert done.code == 0 and not done.orphans
     assert ended(runs[0] / 'test', capsys) == (0, '')
     options = dict(cfg_options=changes(street)[1:], report=reports[1])
@@ -264,6 +272,37 @@ def test_a_rank_without_an_object_or_a_label():
     )
     assert run.code == 0 and not run.orphans
     assert len(set(re.findall(r'learnt: (\w+)', run.said))) == 9
+
+
+@pytest.mark.parametrize(
+    'arguments, own, group',
+    [
+        (['train', 'a.py', '2', '--seed', '3'], {}, '1 0 2 127.0.0.1 29500'),
+        (
+            ['test', 'a.py', 'a b.pth', '8', '--tta'],
+            dict(NNODES='4', NODE_RANK='3', MASTER_ADDR='node1', PORT='7'),
+            '4 3 8 node1 7',
+        ),
+    ],
+)
+def test_the_scripts_start_what_mmdetections_start(arguments, own, group, tmp_path):
+    """With the same arguments and variables."""
+    stub = tmp_path / 'python'
+    stub.write_text('#!/bin/sh\nfor a; do echo "$a"; done\n')
+    stub.chmod(0o755)
+    name, *given = arguments
+    command = ['bash', f'tools/dist_{name}.sh']
+    env = {**os.environ, 'PYTHON': str(stub), **own}
+    done = subprocess.run([*command, *given], cwd=ROOT, env=env, capture_output=True, text=True)
+    count = 1 if name == 'train' else 2
+    keys = ['--nnodes', '--node-rank', '--nproc-per-node', '--master-addr', '--master-port']
+    settings = [text for pair in zip(keys, group.split(), strict=True) for text in pair]
+    assert done.stdout.splitlines() == [
+        '-m', 'torch.distributed.run', *settings, f'tools/{name}.py', *given[:count],
+        '--launcher', 'pytorch', *given[count + 1 :],
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and f'call it as: tools/dist_{name}.sh CONFIG ' in done.stderr
 
 
 def test_a_parameter_without_a_gradient_is_named(tmp_path):

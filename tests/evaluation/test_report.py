@@ -124,6 +124,6 @@ def test_what_cannot_be_reported_on_ends_before_the_test(sets, run, tmp_path):
     }
     for text, (folder, extra) in refused.items():
         with pytest.raises(UsageError, match=text) as info:
-            _, shown = run(folder, extra)
+            run(folder, extra)
         assert '--report' in str(info.value)
     assert run(None)[1] and [*full.iterdir()] == [full / 'index.html']

@@ -12,6 +12,7 @@ from mmattn.evaluation.output_names import check_outputs, png_names
 from mmattn.registry import HOOKS
 from mmattn.visualization.comparison import compare_labels, compare_objects, save_picture
 from mmattn.visualization.objects import Objects
+from mmattn.visualization.window import show_picture
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
@@ -20,25 +21,31 @@ if TYPE_CHECKING:
 
 @HOOKS.register_module()
 class ComparisonHook(Hook):
-    """Writes a picture of ground truth and prediction side by side for every test image.
+    """Writes or shows a picture of ground truth and prediction side by side for every test image.
 
     Args:
-        out_dir: folder for the pictures; `picture_names` gives their file names.
+        out_dir: folder for the pictures, named by `png_names`; None to write none.
         score: least score of the detections to draw.
+        show: show each picture in a window.
+        wait_time: seconds that it stays there; 0 until a key is pressed.
 
     Raises:
         UsageError: before the test, if a picture would be written into a folder of test images.
     """
 
-    def __init__(self, out_dir: str, score: float = 0.3) -> None:
-        self.out_dir, self.score = Path(out_dir), score
+    def __init__(
+        self, out_dir: str | None, score: float = 0.3, show: bool = False, wait_time: float = 2.0
+    ) -> None:
+        self.out_dir, self.score = Path(out_dir) if out_dir else None, score
+        self.show, self.wait_time = show, wait_time
         self.names: dict[str, Path] = {}
         self.source: ImageSource | None = None
 
     def prepare(self, dataset) -> None:
         """Name the pictures of a data set, and check that none overwrites a test image."""
         self.names = png_names(dataset)
-        check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
+        if self.out_dir:
+            check_outputs(dataset, self.out_dir, self.names.values(), '--show-dir')
 
     def before_test(self, runner: Runner) -> None:
         dataset = runner.test_dataloader.dataset
@@ -50,7 +57,11 @@ class ComparisonHook(Hook):
         for sample in outputs:
             path = str(sample.img_path)  # a transform of the pipeline may have changed it
             name = self.names.get(path) or Path(f'{Path(path).stem}.png')
-            save_picture(self.out_dir / name, self._picture(sample))
+            picture = self._picture(sample)
+            if self.out_dir:
+                save_picture(self.out_dir / name, picture)
+            if self.show:
+                show_picture(picture, str(name), self.wait_time)
 
     def _picture(self, sample: 'DetDataSample | SegDataSample') -> np.ndarray:
         path = str(sample.img_path)

@@ -134,6 +134,8 @@ class _ScratchRunner:
         for hook in self._hooks:
             if isinstance(hook, LoggerHook) or getattr(hook, 'draw', False):
                 hook.interval = 1
+            if getattr(hook, 'show', False):
+                hook.show = False
             for name in 'out_dir', 'test_out_dir':
                 if getattr(hook, name, None):
                     folder = Path(self.work_dir) / name
