@@ -31,7 +31,7 @@ from mmattn.progress import track
 
 from .generated_images import generated_loader
 from .machine import describe_in_words, describe_machine
-from .stock_config import stock_config
+from .stock_config import EVALUATION_KEYS, stock_config
 from .timing import CPU, peak_bytes
 
 PARTS = ('data', 'forward', 'backward', 'optimizer', 'hooks')
@@ -367,6 +367,7 @@ def _without_side_effects(cfg: Config) -> dict:
         'default_hooks.checkpoint.interval': _STEPS,
         'model.backbone.init_cfg': None,
     }
+    changes |= dict.fromkeys(EVALUATION_KEYS)
     if cfg.train_cfg.get('max_iters'):
         changes['train_cfg.max_iters'] = _STEPS
     else:
