@@ -343,6 +343,9 @@ def _train(task: dict, first: _First) -> None:
     elif task['device'] == 'cpu':  # workers would take the time of the other side
         changes |= {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
     if task['side'] == 'ours':
+        # MMDetection freezes plugins with their stage
+        plugins = enumerate(cfg.model.get('plugins') or ())
+        changes |= {f'model.plugins.{i}.learn': False for i, p in plugins if p.get('learn')}
         fields = dict(rehearsal=False, skip_data_check=True, validate=False, hooks=[first])
         fields |= dict(attention=attention, work_dir=task['work_dir'], **task['train'])
         train(task['config'], cfg_options=options | changes, **fields)
