@@ -217,6 +217,15 @@ def event_start(event: Any) -> int:
 _FINITE_CHECK = 'aten::_amp_foreach_non_finite_check_and_unscale_'
 
 
+def has_fused_form(optimizer: type[torch.optim.Optimizer], device: torch.device) -> bool:
+    """Whether an optimizer has one kernel for all weights on a device; on a CPU since 2.4."""
+    try:
+        optimizer([torch.zeros(1, device=device)], lr=0.1, fused=True)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
 def check_finite_(tensors: Iterable[torch.Tensor], found: torch.Tensor) -> None:
     """Set a flag where a value of some tensors is not finite, without reading it.
 

@@ -9,6 +9,14 @@ from mmseg.registry import MODELS as SEG_MODELS
 
 from mmattn.errors import UsageError
 
+EVALUATION_KEYS = (
+    'val_cfg',
+    'val_dataloader',
+    'val_evaluator',
+    'test_cfg',
+    'test_dataloader',
+    'test_evaluator',
+)
 _POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')  # of MMCV's grammar of plugins
 _LAST = {'before_add': 'after_conv3'}  # the same place in a bottleneck
 
@@ -33,10 +41,7 @@ def stock_config(cfg: Config) -> Config:
         model.backbone.plugins = [_stock_plugin(plugin) for plugin in plugins]
     registry = DET_MODELS if cfg.default_scope == 'mmdet' else SEG_MODELS
     _rename(model, registry, 'model')
-    for name in 'val_cfg', 'val_dataloader', 'val_evaluator':
-        stock[name] = None
-    for name in 'test_cfg', 'test_dataloader', 'test_evaluator':
-        stock[name] = None
+    stock.update(dict.fromkeys(EVALUATION_KEYS))
     stock.custom_hooks = []
     stock.resume, stock.load_from = False, None
     return stock

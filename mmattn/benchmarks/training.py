@@ -31,7 +31,7 @@ from mmattn.progress import track
 
 from .generated_images import generated_loader
 from .machine import describe_in_words, describe_machine
-from .stock_config import stock_config
+from .stock_config import EVALUATION_KEYS, stock_config
 from .timing import CPU, peak_bytes
 
 PARTS = ('data', 'forward', 'backward', 'optimizer', 'hooks')
@@ -343,6 +343,9 @@ def _train(task: dict, first: _First) -> None:
     elif task['device'] == 'cpu':  # workers would take the time of the other side
         changes |= {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
     if task['side'] == 'ours':
+        # MMDetection freezes plugins with their stage
+        plugins = enumerate(cfg.model.get('plugins') or ())
+        changes |= {f'model.plugins.{i}.learn': False for i, p in plugins if p.get('learn')}
         fields = dict(rehearsal=False, skip_data_check=True, validate=False, hooks=[first])
         fields |= dict(attention=attention, work_dir=task['work_dir'], **task['train'])
         train(task['config'], cfg_options=options | changes, **fields)
@@ -367,6 +370,7 @@ def _without_side_effects(cfg: Config) -> dict:
         'default_hooks.checkpoint.interval': _STEPS,
         'model.backbone.init_cfg': None,
     }
+    changes |= dict.fromkeys(EVALUATION_KEYS)
     if cfg.train_cfg.get('max_iters'):
         changes['train_cfg.max_iters'] = _STEPS
     else:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from mmattn.errors import UsageError
 from mmattn.plugins.find_block import find_block
+from mmattn.plugins.inserter import PLUGIN_KEYS
 from mmattn.text import nearest
 
 from .class_keys import arguments, keys_in_sources, module_keys
@@ -43,7 +44,7 @@ _PLAIN_DICTS = {
         'dcn_offset_lr_mult',
         'bypass_duplicate',
     },
-    'plugins[]': {'cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn'},
+    'plugins[]': set(PLUGIN_KEYS),
     'data_prefix': {'img', 'img_path', 'seg_map_path', 'depth_map_path', 'seg', 'sub_data_root'},
 }
 # Any class of a network may use the keys of these dicts, and functions of mmdet use those below.

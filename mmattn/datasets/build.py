@@ -1,5 +1,6 @@
 """A data set of a config, built without reading its files, and what its config makes of it."""
 
+import inspect
 import os
 
 import numpy as np
@@ -20,7 +21,7 @@ def build_dataset(leaf: dict):
     """
     _check_classes_key(leaf)
     try:
-        dataset = DATASETS.build(dict(leaf, lazy_init=True, pipeline=[]))
+        dataset = DATASETS.build(leaf | _accepted(leaf, dict(lazy_init=True, pipeline=[])))
         metainfo = getattr(dataset, '_metainfo', None)
         if isinstance(metainfo, dict):  # arrays have no truth value
             arrays = {k: v.tolist() for k, v in metainfo.items() if isinstance(v, np.ndarray)}
@@ -32,6 +33,23 @@ def build_dataset(leaf: dict):
             f'data set {leaf["type"]} with data_root={leaf.get("data_root")} cannot be made: '
             f'{reason}'
         ) from error
+
+
+def _accepted(leaf: dict, arguments: dict) -> dict:
+    """Those of some arguments that a data set takes: one that is none of mmengine's may not."""
+    kind = leaf['type']
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:  # which building it explains
+        return arguments
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def metainfo_of(dataset) -> dict:
+    """`metainfo` of a built data set; empty for one without."""
+    return getattr(dataset, 'metainfo', None) or {}
 
 
 def _check_classes_key(leaf: dict) -> None:

@@ -14,7 +14,7 @@ from mmattn.config.leaves import dataset_leaves
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.log import warn
 
-from .build import build_dataset, has_label_maps
+from .build import build_dataset, has_label_maps, metainfo_of
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _SHOWN = 12  # longest list that is shown whole
@@ -121,7 +121,7 @@ def _numbered_classes(
         return
     for name in reversed(_LOADERS):  # the data that are scored first
         for leaf in dataset_leaves(cfg[name]['dataset']) if cfg.get(name) else ():
-            classes = classes_of(build_dataset(leaf).metainfo)
+            classes = classes_of(metainfo_of(build_dataset(leaf)))
             if classes and len(classes) in heads.values():
                 yield name, leaf, classes
 

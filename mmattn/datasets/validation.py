@@ -14,7 +14,14 @@ from mmattn.log import warn
 
 from . import check_cache, coco, image_io, partial_checks
 from .annotation_filter import LoadedCounts, count_loaded, describe_nothing_to_learn
-from .build import build_dataset, has_label_maps, is_unscored, scores_masks, trains_masks
+from .build import (
+    build_dataset,
+    has_label_maps,
+    is_unscored,
+    metainfo_of,
+    scores_masks,
+    trains_masks,
+)
 from .label_maps import LabelMaps
 from .loading_steps import LoadingSteps
 from .panoptic import check_panoptic
@@ -128,7 +135,7 @@ def check_classes(cfg: dict, heads: dict[str, int], where: str) -> None:
     """
     for leaf in dataset_leaves(cfg):
         dataset = build_dataset(leaf)
-        meta = dataset.metainfo
+        meta = metainfo_of(dataset)
         classes = meta.get('classes')
         if classes is None:
             continue

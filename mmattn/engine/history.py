@@ -29,6 +29,7 @@ class GrowingHistory(HistoryBuffer):
         room[: len(values)] = values
         self.__dict__[name] = room
         self._start, self._end = 0, len(values)
+        self._has_integers = True  # until a number is added
 
     @property
     def _log_history(self) -> np.ndarray:
@@ -58,21 +59,29 @@ class GrowingHistory(HistoryBuffer):
         Raises:
             TypeError: they are no numbers.
         """
-        for value in log_val, count:
-            if not isinstance(value, int | float):
-                raise TypeError(f'history: {value!r} is a {type(value).__name__}, not a number')
-        self._read_later()
-        for name, value in ('_values', log_val), ('_counts', count):
-            room = self.__dict__[name]
-            wider = np.result_type(room.dtype, np.asarray(value).dtype)
-            if wider != room.dtype:  # whole numbers so far
-                self.__dict__[name] = room.astype(wider)
+        if not isinstance(log_val, int | float) or not isinstance(count, int | float):
+            value = count if isinstance(log_val, int | float) else log_val
+            raise TypeError(f'history: {value!r} is a {type(value).__name__}, not a number')
+        if self._later:
+            self._read_later()
+        if self._has_integers:
+            self._widen(log_val, count)
         if self._end == len(self._values):
             history = self._log_history, self._count_history
             self._log_history, self._count_history = history
         self._values[self._end], self._counts[self._end] = log_val, count
         self._end += 1
-        self._start = max(self._start, self._end - self.max_length)
+        if self._end - self._start > self.max_length:
+            self._start += 1
+
+    def _widen(self, log_val: int | float, count: int | float) -> None:
+        """Let arrays of whole numbers take these."""
+        for name, value in ('_values', log_val), ('_counts', count):
+            room = self.__dict__[name]
+            wider = np.result_type(room.dtype, np.asarray(value).dtype)
+            if wider != room.dtype:
+                self.__dict__[name] = room.astype(wider)
+        self._has_integers = self._values.dtype.kind != 'f' or self._counts.dtype.kind != 'f'
 
     def update_later(self, value: Tensor) -> None:
         """Append the only number of a tensor, which is read once the history is asked for."""

@@ -14,7 +14,7 @@ from mmattn.checkpoint.read import Checkpoint, open_checkpoint
 from mmattn.config.data_set import describe_data_set
 from mmattn.config.leaves import dataset_leaves
 from mmattn.config.load import change_config, load_config_file, parse_options
-from mmattn.datasets.build import build_dataset
+from mmattn.datasets.build import build_dataset, metainfo_of
 from mmattn.datasets.class_names import check_checkpoint_classes
 from mmattn.log import warn
 from mmattn.plugins import report
@@ -94,7 +94,7 @@ def build_network(
 
 def dataset_meta(cfg: Config) -> dict:
     """`metainfo` of the test data of a config (classes, palette, ...) as plain values."""
-    metainfo = build_dataset(next(dataset_leaves(cfg.test_dataloader['dataset']))).metainfo
+    metainfo = metainfo_of(build_dataset(next(dataset_leaves(cfg.test_dataloader['dataset']))))
     return tensors_to_lists(plain_items(metainfo, 'metainfo'))
 
 

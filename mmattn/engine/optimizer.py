@@ -13,6 +13,7 @@ from torch import nn
 from mmattn.log import warn
 from mmattn.registry import OPTIM_WRAPPERS
 from mmattn.text import nearest
+from mmattn.torch_compat import has_fused_form
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -43,17 +44,23 @@ def warn_unused_custom_keys(optim_wrapper: dict, network: nn.Module) -> None:
             )
 
 
-def with_fused_optimizer(optim_wrapper: dict) -> dict:
-    """The config of an optimizer wrapper whose optimizer can skip a step on the device itself.
+def with_fused_optimizer(optim_wrapper: dict, device: torch.device) -> dict:
+    """The config of an optimizer wrapper that changes all weights in one pass over them.
+
+    On a GPU it can also skip a step on the device itself. Adam and AdamW round the last bit
+    otherwise than torch's other forms; SGD does not.
 
     Args:
         optim_wrapper: config; returned as it is if its optimizer has no such form, or the config
             says how it is to run.
+        device: of the weights.
     """
     optimizer = optim_wrapper.get('optimizer')
     if not isinstance(optimizer, dict) or optimizer.get('type') not in _FUSED:
         return optim_wrapper
     if {'fused', 'foreach', 'differentiable', 'capturable'} & set(optimizer):
+        return optim_wrapper
+    if not has_fused_form(getattr(torch.optim, optimizer['type']), device):
         return optim_wrapper
     changed = copy.deepcopy(optim_wrapper)
     changed['optimizer']['fused'] = True

@@ -46,7 +46,6 @@ from .hooks.early_stopping import early_stopping_states, restore_early_stopping
 from .hooks.guard import GuardHook
 from .hooks.randomness import RandomnessHook
 from .hooks.runtime_info import adapt_runtime_info_hook
-from .late_values import is_late
 from .model_wrappers import unwrap_model
 from .nonfinite import NonFiniteDetector, raise_nonfinite
 from .optimizer import warn_unused_custom_keys, with_fused_optimizer
@@ -166,8 +165,7 @@ class Runner(NetworkOptions, EngineRunner):
         if isinstance(optim_wrapper, dict):
             network = unwrap_model(self.model)
             warn_unused_custom_keys(optim_wrapper, network)
-            if is_late(next(network.parameters()).device):
-                optim_wrapper = with_fused_optimizer(optim_wrapper)
+            optim_wrapper = with_fused_optimizer(optim_wrapper, next(network.parameters()).device)
         built = super().build_optim_wrapper(optim_wrapper)
         if isinstance(built, OptimWrapperDict):
             raise UsageError(

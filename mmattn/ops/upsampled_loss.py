@@ -9,6 +9,7 @@ Differs from it in: a pixel whose label shares the largest logit with another cl
 right, where `topk` takes either.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -146,7 +147,7 @@ class _Sum(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         grad = None
         if ctx.needs_input_grad[0]:  # products are written into it, which takes no other format
-            grad = torch.empty_like(upcast(logits), memory_format=torch.contiguous_format)
+            grad = torch.zeros_like(upcast(logits), memory_format=torch.contiguous_format)
         total, right = _sum(logits, labels, weights, class_weight, criterion, grad=grad)
         ctx.mark_non_differentiable(right)
         if grad is not None:
@@ -175,7 +176,7 @@ def _sum(
     Args:
         logits, labels, weights, class_weight, criterion: as in `upsampled_cross_entropy`.
         losses: (N, H, W), to which the loss of each pixel is written, with its class weight.
-        grad: (N, C, h, w), to which the gradient of the sum is written.
+        grad: (N, C, h, w) of zeros, to which the gradient of the sum is added.
     """
     with disable_autocast(logits):
         maps = upcast(logits)
@@ -204,7 +205,7 @@ def _parts(
 
     Args:
         maps: (N, C, h, w) logits.
-        labels, criterion, grad: as in `_sum`; to `grad`, (N, C, h, w), parts write their gradient.
+        labels, criterion, grad: as in `_sum`; to `grad`, (N, C, h, w), parts add their gradient.
     """
     align_corners = criterion.align_corners
     columns = interpolation_weights(maps.shape[3], labels.shape[2], maps, align_corners)
@@ -220,18 +221,29 @@ def _parts(
     limit = _BLOCK if maps.device.type == 'cpu' else _BLOCK_GPU
     count = max(limit // max(maps.shape[1] * labels.shape[2], 1), 1)
     first, last = above.tolist(), maps.shape[2] - 1
-    for image in range(len(maps)):
-        wide = maps[image] @ columns.mT  # (C, h, W)
+
+    def sources_of(rows: slice) -> slice:
+        return slice(first[rows.start], min(first[rows.stop - 1] + 1, last) + 1)
+
+    band = count * max(labels.shape[1] // maps.shape[2], 1)  # about `count` rows of the logits
+    for image, among in itertools.product(range(len(maps)), _slices(0, labels.shape[1], band)):
+        within = sources_of(among)
+        wide = maps[image, :, within] @ columns.mT  # (C, k, W)
         wide_grad = None if grad is None else torch.zeros_like(wide)
-        for start in range(0, labels.shape[1], count):
-            rows = slice(start, min(start + count, labels.shape[1]))
-            sources = slice(first[rows.start], min(first[rows.stop - 1] + 1, last) + 1)
+        for rows in _slices(among.start, among.stop, count):
+            sources = sources_of(rows)
+            local = slice(sources.start - within.start, sources.stop - within.start)
             yield _Rows(
-                (image, rows), wide[:, sources], weights[rows, sources], labels, criterion,
-                None if wide_grad is None else wide_grad[:, sources],
+                (image, rows), wide[:, local], weights[rows, sources], labels, criterion,
+                None if wide_grad is None else wide_grad[:, local],
             )  # fmt: skip
         if grad is not None:
-            torch.matmul(wide_grad, columns, out=grad[image])
+            grad[image, :, within] += wide_grad @ columns
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
 
 
 class _Targets:

@@ -27,7 +27,7 @@ from .recompute import recompute_forward, recompute_frozen
 from .stages import block_paths, find_stages, last_of_each_size
 from .weights import convert_plain_weights, copy_plain_weights
 
-_KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn', 'layout', 'memory')
+PLUGIN_KEYS = ('cfg', 'stages', 'blocks', 'position', 'at', 'replace', 'learn', 'layout', 'memory')
 _VALUE_TYPES = dict(position=str, at=str, replace=str, stages=(list, tuple), blocks=(list, tuple))
 _MEMORY = ('keep', 'recompute')
 _GEOMETRY = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
@@ -60,8 +60,8 @@ class PluginInserter:
         name = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
         self.label = f'plugins[{index}] ({name})'
         for key in plugin:
-            if key not in _KEYS:
-                self.fail(f'has no key {key}; allowed {", ".join(_KEYS)}')
+            if key not in PLUGIN_KEYS:
+                self.fail(f'has no key {key}; allowed {", ".join(PLUGIN_KEYS)}')
         places = [key for key in ('position', 'at', 'replace') if plugin.get(key) is not None]
         if len(places) != 1:
             self.fail(

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmattn.benchmarks import step_parts
 from mmattn.benchmarks.stock_config import stock_config
+from mmattn.benchmarks.training import report_training
 from mmattn.config.load import load_config
 from mmattn.engine.network import drop_pretrained
 from mmattn.engine.run_config import replace_sync_bn
@@ -31,6 +32,13 @@ def test_both_sides_train_and_are_timed(tiny, tmp_path, capsys):
     for name in 'data', 'forward', 'backward', 'optimizer', 'hooks', 'whole', 'images/s', 'peak MB':
         assert f'\n{name} ' in shown
     assert 'ours: middle half of the ratios' in shown
+
+
+def test_generated_images_and_blocks_of_a_frozen_stage(capsys):
+    options = dict(attention='se', size=(64, 96), batch=1)
+    stock, ours = report_training('configs/mask_rcnn_r18_street.py', 1, **options)
+    assert (stock.side, ours.side) == ('mmdet', 'ours') and len(ours.steps) == 2
+    assert ours.peak < stock.peak
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mmattn.engine.build import config_errors
 from mmattn.engine.network import build_network
 from mmattn.errors import UsageError
 from mmattn.plugins import insert, report
+from mmattn.plugins.inserter import PLUGIN_KEYS
 from tests.conftest import ROOT
 
 CONFIG = ROOT / 'configs' / 'ccnet_r18_street.py'
@@ -101,6 +102,21 @@ def test_groups_of_parameters_may_have_settings_of_their_own():
     checked([groups + 'norm_decay_mult=0', groups + 'custom_keys.decode_head.lr_mult=10'])
     layers = 'optim_wrapper.constructor=LearningRateDecayOptimizerConstructor'
     checked([layers, groups + 'num_layers=12', groups + 'decay_rate=0.9'])
+
+
+def test_every_key_of_a_plugin_is_known():
+    values = dict(stages=(True, False, True, True), blocks=[0], position='after_conv2')
+    values |= dict(learn=True, layout='NCHW', memory='keep')
+    places = dict(at='layer3.0', replace='layer4.0.conv2')
+    assert {'cfg', *values, *places} == set(PLUGIN_KEYS)
+    block = dict(type='mmattn.SE')
+    plugins = [dict(cfg=block, **values), *(dict(cfg=block, **{k: v}) for k, v in places.items())]
+    cfg = load_config(CONFIG)
+    cfg.model.backbone.plugins = plugins
+    check_config(cfg, set())
+    cfg.model.backbone.plugins[0]['memry'] = 'keep'
+    with pytest.raises(UsageError, match=r'plugins\[0\].memry: .* mean memory\?'):
+        check_config(cfg, set())
 
 
 @pytest.mark.parametrize(
