@@ -42,7 +42,7 @@ def made(kind='bbox', images=14):
             truth.append(entry(image, label, box, iscrowd=crowd))
             for _ in range(rng.integers(0, 3)):
                 near = np.maximum(np.array(box) + rng.normal(0, 0.05 * side, 4), 1)
-                other = label if rng.random() < 0.8 else int(rng.integers(4))
+                other = label if rng.random() < 0.5 else int(rng.integers(4))
                 found.append(entry(image, other, near, score=float(rng.random())))
         box = [*rng.integers(0, 250, 2), *rng.integers(9, 90, 2)]
         found.append(entry(image, int(rng.integers(4)), box, score=float(rng.random())))
