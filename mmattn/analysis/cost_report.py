@@ -114,11 +114,12 @@ def comparison_lines(costs: dict[str, Cost], kept: dict[str, Cost], machine: dic
     height, width = plain.size
     batch = plain.batch
     images = f'{batch} image' + 's' * (batch > 1)
+    times = '| ms ' if plain.rows[0].ms is not None else ''
     yield (
-        "| attention | parameters | GMACs | saved, MB | with `memory='keep'`, MB | ms "
-        f'| training with {images}, GB |'
+        "| attention | parameters | GMACs | saved, MB | with `memory='keep'`, MB "
+        f'{times}| training with {images}, GB |'
     )
-    yield '|---|---:|---:|---:|---:|---:|---:|'
+    yield '|---' + '|---:' * (6 if times else 5) + '|'
     for name, cost in costs.items():
         row, base, keeps = cost.rows[0], plain.rows[0], kept[name]
         pairs = [
@@ -133,8 +134,6 @@ def comparison_lines(costs: dict[str, Cost], kept: dict[str, Cost], machine: dic
             text if name == 'none' else f'{text} ({added / unit if unit > 1 else added:+{form}})'
             for text, added, form, unit in pairs
         ]
-        if row.ms is None:
-            cells.append('')
         yield f'| `{name}` | {" | ".join(cells)} | {cost.memory.total / 1e9:.2f} |'
     yield ''
     description = describe_in_words(machine)

@@ -17,19 +17,14 @@ _MAX_LATER = 1000  # values that stay on a device
 class GrowingHistory(HistoryBuffer):
     """As `HistoryBuffer`, whose arrays double when they are full; mmengine copies them each time.
 
+    Counts that are all 1, as those of losses, take no memory.
+
     Args: as `HistoryBuffer`.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         self._later: list[Tensor] = []
         super().__init__(*args, **kwargs)
-
-    def _set(self, name: str, values: np.ndarray) -> None:
-        room = np.empty(max(_ROOM, 2 * len(values)), values.dtype)
-        room[: len(values)] = values
-        self.__dict__[name] = room
-        self._start, self._end = 0, len(values)
-        self._has_integers = True  # until a number is added
 
     @property
     def _log_history(self) -> np.ndarray:
@@ -38,16 +33,22 @@ class GrowingHistory(HistoryBuffer):
 
     @_log_history.setter
     def _log_history(self, values: np.ndarray) -> None:
-        self._set('_values', values)
+        self._values = _with_room(values)
+        self._start, self._end = 0, len(values)
+        self._has_integers = True  # until a number is added
 
     @property
     def _count_history(self) -> np.ndarray:
         self._read_later()
+        if self._counts.ndim == 0:
+            return np.broadcast_to(self._counts, self._end - self._start)
         return self._counts[self._start : self._end]
 
     @_count_history.setter
     def _count_history(self, values: np.ndarray) -> None:
-        self._set('_counts', values)
+        is_one = bool(np.all(values == 1))
+        self._counts = np.ones((), values.dtype) if is_one else _with_room(values)
+        self._has_integers = True
 
     def update(self, log_val: int | float, count: int | float = 1) -> None:
         """Append a number.
@@ -69,7 +70,11 @@ class GrowingHistory(HistoryBuffer):
         if self._end == len(self._values):
             history = self._log_history, self._count_history
             self._log_history, self._count_history = history
-        self._values[self._end], self._counts[self._end] = log_val, count
+        if count != 1 and self._counts.ndim == 0:
+            self._counts = np.full(len(self._values), self._counts)
+        self._values[self._end] = log_val
+        if self._counts.ndim:
+            self._counts[self._end] = count
         self._end += 1
         if self._end - self._start > self.max_length:
             self._start += 1
@@ -94,6 +99,13 @@ class GrowingHistory(HistoryBuffer):
             later, self._later = self._later, []
             for value in torch.stack([t.to(later[0]) for t in later]).tolist():
                 self.update(value)
+
+
+def _with_room(values: np.ndarray) -> np.ndarray:
+    """An array that begins with these values."""
+    room = np.empty(max(_ROOM, 2 * len(values)), values.dtype)
+    room[: len(values)] = values
+    return room
 
 
 class Histories(OrderedDict):

@@ -47,8 +47,8 @@ def run_without_memory(
     """
     hooks = contextlib.nullcontext()
     if source is not None:
-        place = x.data_ptr(), x.shape, x.stride()  # x itself would be kept by the hooks
-        hooks = saved_tensors_hooks(functools.partial(_pack, place, source), _unpack)
+        # x itself would be kept by the hooks
+        hooks = saved_tensors_hooks(functools.partial(_pack, _place(x), source), _unpack)
     # blocks of mmattn draw no random numbers
     draws = not all(isinstance(block, AttentionBlock) for block in blocks)
     with hooks:
@@ -191,7 +191,12 @@ def _frozen_statistics(blocks: list[nn.Module]) -> Iterator[None]:
 
 
 def _pack(place: tuple, source: Source, saved: Tensor) -> Any:
-    return source if (saved.data_ptr(), saved.shape, saved.stride()) == place else saved
+    return source if _place(saved) == place else saved
+
+
+def _place(x: Tensor) -> tuple:
+    """What tensors of the same values in the same memory share; fake tensors have it, too."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
 
 
 def _unpack(packed: Any) -> Tensor:

@@ -36,6 +36,19 @@ def test_equal_to_mmengine(start, limit, monkeypatch):
         assert len(twin.data[0]) == min(len(ours.data[0]) + 1, limit)
 
 
+@pytest.mark.parametrize('start', [(), (1,), (1.5, 2)])
+def test_counts_of_1_take_no_memory_until_there_is_another(start, monkeypatch):
+    monkeypatch.setattr(history, '_ROOM', 4)
+    ours, theirs = (cls(list(start), [1] * len(start)) for cls in (GrowingHistory, HistoryBuffer))
+    for step in range(30):
+        for buffer in ours, theirs:
+            buffer.update(step / 3, 1 if step < 20 else 0.5)
+        assert ours._counts.size == (1 if step < 20 else len(ours._values))
+        for found, wanted in zip(ours.data, theirs.data, strict=True):
+            assert found.dtype == wanted.dtype and np.array_equal(found, wanted)
+        assert ours.mean() == theirs.mean() and ours.mean(4) == theirs.mean(4)
+
+
 def test_arrays_are_copied_ever_more_seldom(monkeypatch):
     copies, allocate = [], np.empty
 

@@ -12,6 +12,7 @@ from mmattn import insert
 from mmattn.benchmarks.timing import kept_bytes
 from mmattn.blocks import AttentionBlock
 from mmattn.plugins import named_plugins
+from mmattn.torch_compat import fake_tensor_mode
 from mmattn.visualization import record
 from tests.blocks.contract import randomise, registered
 
@@ -280,3 +281,12 @@ class Own(nn.Module):
 
     def forward(self, x):
         return 2 * x
+
+
+@pytest.mark.filterwarnings('error')
+def test_with_fake_tensors():
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+    insert(network, [dict(cfg=dict(type='SE'), at='1')])
+    with fake_tensor_mode(None):
+        y = network(torch.randn(2, 3, 8, 8))
+    assert tuple(y.shape) == (2, 16, 6, 6)
