@@ -17,7 +17,7 @@ from .coco_metric import CocoMetric
 from .detection_section import DetectionSection
 from .image_source import ImageSource
 from .iou_metric import IoUMetric
-from .output_names import check_outputs, leaf_datasets
+from .output_names import leaf_datasets
 from .scored_images import metric_datasets
 from .segmentation_section import SegmentationSection
 
@@ -35,7 +35,7 @@ def prepare_report(dataset, evaluator: Evaluator, folder: str | Path) -> None:
         folder: folder of the report.
 
     Raises:
-        UsageError: no metric of the evaluator can be reported on, or the folder is one of sources.
+        UsageError: no metric of the evaluator can be reported on.
     """
     metrics = []
     if isinstance(evaluator, Evaluator):
@@ -52,7 +52,6 @@ def prepare_report(dataset, evaluator: Evaluator, folder: str | Path) -> None:
             metric.keeps_detections = True
         elif isinstance(metric, IoUMetric):
             metric.kept_maps = _WORST
-    check_outputs(dataset, folder, map(Path, (PAGE, _NUMBERS, 'pictures/worst.jpg')), '--report')
 
 
 def write_report(

@@ -201,7 +201,7 @@ FAULTS = {
     ),
     'no such backend': (
         {'visualizer.vis_backends': [dict(type='WandbVisBackend')]},
-        'cannot be built: .*pip install wandb',
+        'vis_backends.0.: WandbVisBackend needs wandb: .*pip install wandb',
         {'visualizer.vis_backends': [dict(type='LocalVisBackend')]},
     ),
     'no such module': (

@@ -1,4 +1,4 @@
-"""The commands of docs/training_options.md, as they are written there: two steps each, and resumed."""
+"""The commands of docs/training_options.md, as they are written there: four steps each, and resumed after two."""
 
 import re
 import shlex
@@ -19,11 +19,8 @@ PAGE = (ROOT / 'docs' / 'training_options.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'^```\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [shlex.split(block.replace('\\\n', ' ')) for block in BLOCKS]
 TRAININGS = [command for command in COMMANDS if command[:2] == ['mmattn', 'train']]
-STEPS = {
-    'train_cfg.max_iters': 2,
-    'default_hooks.checkpoint.interval': 1,
-    'default_hooks.checkpoint.max_keep_ckpts': -1,
-}
+# saved after two steps and after four: not between two that accumulate a gradient
+STEPS = {'default_hooks.checkpoint.max_keep_ckpts': -1}
 RECORDER = """
 from unittest.mock import MagicMock
 calls = MagicMock()
@@ -64,11 +61,11 @@ def test_the_command_trains_and_resumes(command, street, tmp_path, trackers, mon
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
     run(command, whole, street)
     resumed.mkdir()
-    for name in 'iter_1.pth', 'iter_1.pth.json':
+    for name in 'iter_2.pth', 'iter_2.pth.json':
         shutil.copy(whole / name, resumed / name)
     run(command, resumed, street, '--resume')
-    ends = [torch.load(x / 'iter_2.pth', weights_only=True) for x in (whole, resumed)]
-    assert ends[0]['meta']['iter'] == 2
+    ends = [torch.load(x / 'iter_4.pth', weights_only=True) for x in (whole, resumed)]
+    assert ends[0]['meta']['iter'] == 4
     for key in (
         'state_dict',
         'optimizer',
@@ -111,7 +108,7 @@ def test_a_resumed_run_stops_early_where_an_uninterrupted_one_does(tiny, tmp_pat
     """Validations 2 and 3 bring nothing: the third step is the last of six."""
     hook = dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=1000, patience=2)
     options = tiny | STEPS | {'train_cfg.max_iters': 6, 'train_cfg.val_interval': 1}
-    options |= {'default_hooks.early_stopping': hook}
+    options |= {'default_hooks.early_stopping': hook, 'default_hooks.checkpoint.interval': 1}
     assert once(tmp_path / 'whole', options)
     assert sorted(record(tmp_path / 'whole')) == ['1', '2', '3', 'end']
     for stage, step in ('before_val_iter', 2), ('before_train_iter', 3):

@@ -84,7 +84,8 @@ def test_a_detector_with_masks_chooses_its_best_checkpoint_by_the_loss(street, t
     options |= {
         'model.roi_head.mask_roi_extractor.out_channels': 16,
         'model.roi_head.mask_head.in_channels': 16,
-        'model.roi_head.mask_head.conv_out_channels': 16,
+        'model.roi_head.mask_head.conv_out_channels': 32,
+        'model.neck.norm_cfg': None,
         'default_hooks.checkpoint.save_best': 'val/loss',
     }
     work = train(DETECTOR, work_dir=tmp_path, cfg_options=options, seed=1, val_loss=True)

@@ -18,7 +18,7 @@ from tests.squares import config, squares
 
 PLAIN = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 72), keep_ratio=True),
+    dict(type='Resize', scale=(192, 144), keep_ratio=True),
     dict(type='Pad', size_divisor=32),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
