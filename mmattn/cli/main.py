@@ -25,6 +25,7 @@ COMMANDS = (  # modules of this package, in the order of use
     'list_blocks',
     'cost',
     'ablate',
+    'probe',
     'benchmark',
     'gpu_report',
     'plot_classes',
