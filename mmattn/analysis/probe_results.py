@@ -175,7 +175,7 @@ def conclusions(results: ProbeResults) -> Iterator[str]:
 
 
 def remarks(results: ProbeResults) -> Iterator[str]:
-    """What the table does not say: blocks left out, trainings that diverged, tasks that are local."""
+    """What the table does not say: blocks left out, diverged trainings, tasks that are local."""
     for block, reason in results.left_out.items():
         yield f'left out: {block}: {reason}'
     for cell in results.cells.values():
