@@ -19,7 +19,7 @@ from mmattn.analysis.probe_network import (
     refusal,
     rows,
 )
-from mmattn.analysis.probe_results import CellsDiffer, ProbeResults, conclusions, table
+from mmattn.analysis.probe_results import ProbeResults, conclusions, table
 from mmattn.analysis.probe_tasks import COLOURS, IGNORED, REACH, SIZE, TASKS
 from mmattn.blocks.base import AttentionBlock, registered_blocks
 from mmattn.cli.main import main
@@ -188,7 +188,9 @@ def test_a_run_goes_on_with_what_is_missing(measured, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert '| block | marker | count |' in printed and '| *chance* | *25* | *25* |' in printed
     run_probe(['none', 'se', 'eca'], seeds=range(2), resume=True, **options)
-    assert measured[8:] == [('ECA', task, seed) for seed in range(2) for task in ('marker', 'count')]
+    assert measured[8:] == [
+        ('ECA', task, seed) for seed in range(2) for task in ('marker', 'count')
+    ]
     capsys.readouterr()
     run_probe(['se'], seeds=[1], resume=True, **options)  # prints all that the file has
     assert len(measured) == 12 and '| ECA | ' in capsys.readouterr().out
