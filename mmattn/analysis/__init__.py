@@ -1,1 +1,1 @@
-"""Cost of networks and ablations of blocks, with their plots and schedulers."""
+"""Cost of networks, ablations of blocks and the context probe, with plots and schedulers."""

@@ -27,6 +27,7 @@ COMMANDS = (  # modules of this package, in the order of use
     'cost',
     'ablate',
     'tune',
+    'probe',
     'benchmark',
     'gpu_report',
     'plot_classes',

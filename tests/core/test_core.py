@@ -172,3 +172,11 @@ def test_a_network_whose_blocks_follow_other_modules_is_compiled_as_one_graph():
     torch.compiler.reset()
     compiled = torch.compile(network, backend='aot_eager', fullgraph=True)
     torch.testing.assert_close(compiled(x), network(x))
+
+
+def test_the_probe(capsys):
+    from mmattn.cli.main import main
+
+    arguments = ['--blocks', 'none', 'se', '--tasks', 'marker', '--steps', '2', '--jobs', '1']
+    assert main(['probe', *arguments, '--seeds', '1']) == 0
+    assert '| SE | ' in capsys.readouterr().out
