@@ -62,7 +62,8 @@ def run_command(config: str | Path, options: list[str], run: Run) -> str:
     checkpoint = f'{folder}/"$(basename "$(cat {folder}/last_checkpoint)")"'
     # the checkpoint is the argument after the config
     test_command = f'{shlex.join(test[:3])} {checkpoint} {shlex.join(test[3:])}'
-    return f'{shlex.join(train)} && {test_command}'
+    # with the trap the shell, which gets the signal too, ends only once the training has saved
+    return f'trap : TERM; {shlex.join(train)} && {test_command}'
 
 
 def failure_reason(run: Run, code: int) -> str:
