@@ -111,7 +111,7 @@ def test_a_loaded_network_predicts(saved):
 
     photo = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     network = mmattn.from_pretrained(saved, device='cpu')
-    result = mmattn.Predictor(network)(photo)
+    result = mmattn.Predictor(network, network.cfg)(photo)
     assert result.pred_sem_seg.data.shape[-2:] == (48, 64)
 
 
