@@ -15,7 +15,6 @@ from mmengine.config import Config
 
 from mmattn.config.index import find_config
 from mmattn.config.load import load_config, parse_options
-from mmattn.engine.hardware import hardware
 from mmattn.engine.signals import handle_signals
 from mmattn.errors import MmattnError, UsageError, cannot_write
 from mmattn.files import check_writable, write_text_atomic
@@ -101,7 +100,7 @@ def ablate(
     if results:
         ablation = Ablation(
             find_config(config).name, metric or default_metric(runs), results, options or [],
-            hardware(), {str(run): reason for run, reason in failed.items()},
+            _hardware(runs), {str(run): reason for run, reason in failed.items()},
         )  # fmt: skip
         write_text_atomic(out_dir / 'results.json', ablation.to_json() + '\n')
         write_report([ablation], out_dir)
@@ -278,6 +277,12 @@ def _limits(jobs: int, threads: int, cores: int, costs: dict[str, dict]) -> str:
     if needed > free:
         text += '. They may be killed: lower --jobs, or the batch size with --cfg-options'
     return text
+
+
+def _hardware(runs: list[Run]) -> str:
+    """The machines of the runs, as their tests recorded them."""
+    records = [record for run in runs if (record := run.record()) is not None]
+    return '; '.join(dict.fromkeys(r['hardware'] for r in records if 'hardware' in r))
 
 
 def write_report(ablations: list[Ablation], out_dir: Path) -> str:

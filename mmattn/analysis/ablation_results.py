@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from mmattn.errors import UsageError
@@ -72,7 +73,7 @@ class Ablation:
         metric: name of the metric; AP is in percent.
         results: a result for each block, 'none' first.
         options: changes to the config, `key=value`.
-        hardware: description of the machine.
+        hardware: description of the machines; '' if the tests recorded none.
         failed: run -> reason, of runs that failed.
     """
 
@@ -142,16 +143,15 @@ def compare_blocks(
     """
     plain, results = values.get(PLAIN, {}), []
     for name, by_seed in values.items():
-        mean = sum(by_seed.values()) / len(by_seed)
-        std = None
-        if len(by_seed) > 1:
-            std = (sum((v - mean) ** 2 for v in by_seed.values()) / (len(by_seed) - 1)) ** 0.5
-        result = BlockResult(name, by_seed, mean, std, mean_interval([*by_seed.values()]))
+        row = [*by_seed.values()]
+        std = stdev(row) if len(row) > 1 else None
+        result = BlockResult(name, by_seed, mean(row), std, mean_interval(row))
         result.test, result.cost = test, (costs or {}).get(name, {})
         pairs = [(by_seed[seed], plain[seed]) for seed in by_seed if seed in plain]
         if name != PLAIN and pairs:
             result.paired = TESTS['paired'](*zip(*pairs, strict=True))
-            result.welch = TESTS['welch']([*by_seed.values()], [*plain.values()])
+        if name != PLAIN and plain:
+            result.welch = TESTS['welch'](row, [*plain.values()])
         results.append(result)
     correct(results)
     return sorted(results, key=lambda r: (r.attention != PLAIN, -r.mean))
@@ -256,7 +256,8 @@ def report(ablations: list[Ablation]) -> str:
     if len(ablations) > 1:
         return '\n'.join([*combined_table(ablations), ''])
     (ablation,) = ablations
-    setting = f'{ablation.title}, the last checkpoint of each run, on {ablation.hardware}.'
+    machine = f', on {ablation.hardware}' if ablation.hardware else ''
+    setting = f'{ablation.title}, the last checkpoint of each run{machine}.'
     if ablation.options:
         setting += f' With `--cfg-options {" ".join(ablation.options)}`.'
     failures = [f'Failed: {run}: {reason}' for run, reason in ablation.failed.items()]
@@ -278,7 +279,7 @@ def results_table(results: list[BlockResult], metric: str) -> Iterator[str]:
             cells += [''] * 6
         else:
             cells += [f'{r.difference.value:+.2f}', _range(r.difference.interval, '+')]
-            p_values = (r.paired.p, r.welch.p, r.corrected)
+            p_values = (r.paired and r.paired.p, r.welch.p, r.corrected)
             cells += ['' if p is None else f'{p:.3f}' for p in p_values]
             cells.append('' if r.detectable is None else f'{r.detectable:.2f}')
         if r.cost:
@@ -294,8 +295,13 @@ def combined_table(ablations: list[Ablation]) -> Iterator[str]:
 
     A cell is the difference to the plain network of the same config, with its 95 % interval; in
     bold where it is more than chance.
+
+    Raises:
+        UsageError: another test decides in one than in another.
     """
     everything = [r for ablation in ablations for r in ablation.results]
+    if len({r.test for r in everything}) > 1:
+        raise UsageError('--table: different tests decide in these files. Choose one with --test.')
     correct(everything)
     columns = [{r.attention: r for r in ablation.results} for ablation in ablations]
     blocks = list(dict.fromkeys(r.attention for r in everything if r.attention != PLAIN))

@@ -202,8 +202,10 @@ def test_the_test_that_decides_is_chosen_and_pairs_need_a_common_seed():
     found = {r.attention: r for r in compare_blocks(values, test='welch')}
     assert found['se'].paired.value == pytest.approx(1.05)
     assert found['se'].difference == welch_difference([4.1, 6.0], [1.0, 3.0, 5.0])
+    assert found['gc'].paired is None and found['gc'].difference.value == pytest.approx(6.25)
+    assert found['se'].corrected >= found['se'].welch.p
+    found = {r.attention: r for r in compare_blocks(values)}
     assert found['gc'].difference is None and found['gc'].corrected is None
-    assert found['se'].corrected == found['se'].welch.p
 
 
 def test_values_without_spread_have_no_test():
@@ -273,6 +275,9 @@ def test_a_table_over_configs_is_corrected_for_all_its_comparisons(tmp_path):
     low = next(r for a in ablations for r in a.results if r.difference and r.difference.p == p[0])
     assert low.corrected == pytest.approx(5 * p[0])
     assert all(r.corrected >= alone[r.attention] for r in ablations[0].results if r.difference)
+    ablations = [read_ablation(path, test) for path, test in zip(paths, ('paired', 'welch'))]
+    with pytest.raises(UsageError, match='different tests decide'):
+        report(ablations)
 
 
 @pytest.mark.parametrize(
