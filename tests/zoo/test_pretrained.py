@@ -101,9 +101,11 @@ def test_a_network_is_the_same_after_it_was_saved(network, saved, tmp_path):
     text = (saved / 'config.json').read_text()
     assert 'of_this_machine' not in text and str(ROOT) not in text
     assert '| mIoU | 12.5 |' in (saved / 'README.md').read_text()
-    again.save_pretrained(tmp_path)  # it knows its config
+    again.save_pretrained(tmp_path / 'a')  # it knows its config
+    mmattn.from_pretrained(tmp_path / 'a', device='cpu').save_pretrained(tmp_path / 'b')
     for name in 'config.json', 'model.safetensors':
-        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+    assert sha256(tmp_path / 'a' / 'model.safetensors') == sha256(saved / 'model.safetensors')
 
 
 def test_a_loaded_network_predicts(saved):
