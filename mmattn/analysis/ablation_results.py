@@ -207,7 +207,7 @@ def read_ablation(path: str | Path, test: str | None = None) -> Ablation:
         ) from error
 
 
-# ---- texts -----------------------------------------------------------------------------------------
+# ---- texts -------------------------------------------------------------------------------------
 def conclusion(ablation: Ablation) -> str:
     """Which blocks differ from the plain network by more than chance, and what could be seen."""
     compared = [r for r in ablation.results if r.difference is not None]

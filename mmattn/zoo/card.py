@@ -20,7 +20,9 @@ _INDEXED = {
     'mIoU': 'mean_iou', 'mAcc': 'mean_accuracy', 'aAcc': 'accuracy', 'coco/bbox_mAP': 'mAP',
     'coco/bbox_mAP_50': 'mAP', 'coco/segm_mAP': 'mAP', 'coco/segm_mAP_50': 'mAP',
 }  # fmt: skip
-_LICENCES = {'CC BY-NC 4.0': 'cc-by-nc-4.0', 'CC BY 4.0': 'cc-by-4.0', 'CC0': 'cc0-1.0', 'MIT': 'mit'}
+_LICENCES = {
+    'CC BY-NC 4.0': 'cc-by-nc-4.0', 'CC BY 4.0': 'cc-by-4.0', 'CC0': 'cc0-1.0', 'MIT': 'mit',
+}  # fmt: skip
 # keys that describe one run, not the model
 _RUN_KEYS = ('work_dir', 'experiment_name', 'load_from', 'resume', 'launcher')
 

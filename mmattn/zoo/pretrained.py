@@ -188,7 +188,7 @@ def _hub_model(mixin: type) -> type:
     return HubModel
 
 
-# ---- reading ---------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------
 def _read_config(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
@@ -255,7 +255,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-# ---- writing ---------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------
 def finite_weights(module: nn.Module, where: str) -> dict[str, torch.Tensor]:
     """The state dict on the CPU, in the order of names.
 
