@@ -72,7 +72,7 @@ setup(
     extras_require={
         'det': [*pins('onedl'), *pins('mmcv'), *names('runtime')],
         'export': ['onnx', 'onnxscript', 'onnxruntime'],
-        'hub': ['huggingface_hub'],
+        'hub': ['huggingface_hub', 'safetensors'],
         'view': ['grad-cam'],
         'data': ['tifffile', 'faster-coco-eval'],
         'tune': ['optuna'],

@@ -2,7 +2,8 @@
 
 The public names are those of `__all__`; everything else may move. Importing this package loads
 neither torch nor any mm* package; each name loads its module on first use. Blocks, `insert`,
-`report`, `record`, `from_author` and `list_blocks` need torch and numpy alone.
+`report`, `record`, `from_author` and `list_blocks` need torch and numpy alone; `save_pretrained`,
+`from_pretrained` and `push_to_hub` also safetensors, with blocks.
 """
 
 import ast
@@ -35,12 +36,15 @@ _MODULES = {  # public name -> module that defines or exports it
     'PairwiseBlock': 'mmattn.blocks.base',
     'Predictor': 'mmattn.inference.predictor',
     'from_author': 'mmattn.zoo.authors',
+    'from_pretrained': 'mmattn.zoo.pretrained',
     'insert': 'mmattn.plugins',
     'list_blocks': 'mmattn.zoo.catalogue',
     'list_models': 'mmattn.config.index',
     'load_model': 'mmattn.zoo.load',
+    'push_to_hub': 'mmattn.zoo.pretrained',
     'record': 'mmattn.visualization.recording',
     'report': 'mmattn.plugins',
+    'save_pretrained': 'mmattn.zoo.pretrained',
     'test': 'mmattn.engine.test',
     'train': 'mmattn.engine.train',
 }
@@ -61,6 +65,7 @@ _ON_TORCH_ALONE = (
     'mmattn.visualization.recording',
     'mmattn.zoo.authors',
     'mmattn.zoo.catalogue',
+    'mmattn.zoo.pretrained',
 )
 try:
     _complete = all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'))

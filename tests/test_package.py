@@ -150,8 +150,8 @@ BLOCKS = """AFNB APNB BAM CAM CBAM CMPESE ContextBlock CrissCrossAttention DualA
 NETWORKS = """ANNHead AttentionUNet CCHead CMPESEResNet CMPESEResNetV1c DAHead EncoderDecoder FasterRCNN GCHead
     GatedResNet GatedResNetV1c
     MaskRCNN NLHead ResidualAttentionNet RetinaNet SKNet SegTTAModel"""
-FUNCTIONS = """AttentionBlock PairwiseBlock Predictor from_author insert list_blocks list_models
-    load_model record report test train"""
+FUNCTIONS = """AttentionBlock PairwiseBlock Predictor from_author from_pretrained insert
+    list_blocks list_models load_model push_to_hub record report save_pretrained test train"""
 
 
 def test_the_public_names_are_these():

@@ -12,7 +12,7 @@ MODULES = sorted((ROOT / 'mmattn').rglob('*.py'))
 MAY_BE_MISSING = {
     'cityscapesscripts', 'faster_coco_eval', 'huggingface_hub', 'matplotlib', 'mmcv', 'mmdet',
     'mmengine', 'mmseg', 'onnxruntime', 'optuna', 'pycocotools', 'pytorch_grad_cam', 'ray', 'rich',
-    'tifffile', 'timm',
+    'safetensors', 'tifffile', 'timm',
 }  # fmt: skip
 KERNELS = {  # Triton compiles where it is imported
     ('ops/criss_cross.py', 'criss_cross_triton'),

@@ -407,6 +407,6 @@ def test_the_whole_demo(tmp_path, capsys):
     for name, score in scores.items():
         assert f'{score:.2f}' in shown, name
     assert cv2.imread(str(tmp_path / 'out' / 'overview.jpg')) is not None
-    assert len(list((tmp_path / 'out' / 'published').iterdir())) == 3
+    assert len(list((tmp_path / 'out' / 'published').iterdir())) == 4
     for name in 'ccnet', 'fcn':
         assert (tmp_path / 'out' / f'{name}_r18_street' / 'curves.png').is_file()

@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PLAIN = 'none'
 
@@ -32,12 +33,19 @@ class Run:
     def log(self) -> Path:
         return self.folder / 'run.log'
 
+    def record(self) -> dict[str, Any] | None:
+        """The record of the test: `metrics`, `hardware`, ...; None if the run has not finished."""
+        for path in (self.folder / 'metrics').glob('*.json'):
+            with contextlib.suppress(ValueError):
+                record = json.loads(path.read_text(encoding='utf-8'))
+                if 'metrics' in record:
+                    return record
+        return None
+
     def metrics(self) -> dict[str, float] | None:
         """Metrics of the test; None if the run has not finished."""
-        for path in (self.folder / 'metrics').glob('*.json'):
-            with contextlib.suppress(ValueError, KeyError):
-                return json.loads(path.read_text(encoding='utf-8'))['metrics']
-        return None
+        record = self.record()
+        return None if record is None else record['metrics']
 
     def iteration(self) -> int:
         """Last iteration in the training log; 0 if there is none."""
@@ -62,7 +70,8 @@ def run_command(config: str | Path, options: list[str], run: Run) -> str:
     checkpoint = f'{folder}/"$(basename "$(cat {folder}/last_checkpoint)")"'
     # the checkpoint is the argument after the config
     test_command = f'{shlex.join(test[:3])} {checkpoint} {shlex.join(test[3:])}'
-    return f'{shlex.join(train)} && {test_command}'
+    # with the trap the shell, which gets the signal too, ends only once the training has saved
+    return f'trap : TERM; {shlex.join(train)} && {test_command}'
 
 
 def failure_reason(run: Run, code: int) -> str:

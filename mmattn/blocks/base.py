@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmattn.hub import HubMixin
 from mmattn.ops import Pairs
 from mmattn.registry import MODELS
 from mmattn.torch_compat import can_compile
@@ -52,7 +53,7 @@ def recorded(name: str, by: str | None = None, view: str | None = None) -> Calla
     return decorate
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(HubMixin, nn.Module):
     """Base of all blocks.
 
     A block checks its arguments, builds its layers, and ends `__init__` with `self.start()`, which

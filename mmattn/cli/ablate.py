@@ -1,10 +1,12 @@
 """Train and test with several attention blocks and seeds, and compare.
 
-Runs one recipe with each block and seed, and reports mean and standard deviation, a paired test
-against the plain network, the cost of each block, and a plot. Call it again to continue after an
-interruption, or with more blocks or seeds: finished runs are kept.
+Runs one recipe, or several, with each block and seed, and reports mean, standard deviation and 95 %
+interval, paired and unpaired tests against the plain network, the smallest effect that would have
+been seen, the cost of each block, and plots. Call it again to continue after an interruption, or
+with more blocks or seeds: finished runs are kept. --table makes the tables again from results.
 
 Example: python tools/ablate.py configs/retinanet_r18_bccd.py --attention none,se,cbam,se+gc
+         python tools/ablate.py --table work_dirs/ablation/*/results.json
 """
 
 from .common import CONFIG_HELP, make_parser, run
@@ -12,9 +14,11 @@ from .common import CONFIG_HELP, make_parser, run
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser = make_parser(__doc__, prog)
-    parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
-        '--attention', required=True, metavar='NAME,NAME,...',
+        'config', nargs='*', help=f'{CONFIG_HELP}; several are run one after another'
+    )
+    parser.add_argument(
+        '--attention', metavar='NAME,NAME,...',
         help="names to compare, files of configs/_base_/attention; 'a+b' for both at once, 'none' "
         'for the plain network',
     )  # fmt: skip
@@ -29,8 +33,20 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )
     parser.add_argument('--metric', help='test metric to compare; default: mask AP, box AP or mIoU')
     parser.add_argument(
-        '--out-dir', help='folder for results; default: work_dirs/ablation/<config name>'
+        '--test', choices=['paired', 'welch'],
+        help='t-test that decides: paired by seed, or of the means of all seeds with unequal '
+        'variances; default: paired. Choose it before the runs',
+    )  # fmt: skip
+    parser.add_argument(
+        '--out-dir',
+        help='folder for results, with a folder for each of several configs; default: '
+        'work_dirs/ablation/<config name>',
     )
+    parser.add_argument(
+        '--table', nargs='+', metavar='RESULTS.json',
+        help='run nothing: print the table of these results, of several blocks over configs; with '
+        '--out-dir write it and the plots',
+    )  # fmt: skip
     parser.add_argument(
         '--scheduler', choices=['local', 'slurm', 'ray'], default='local',
         help='where the runs are started; default: %(default)s, on this machine',
@@ -44,28 +60,52 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--cfg-options', nargs='+', metavar='KEY=VALUE', help='override config values of all runs'
     )
     args = parser.parse_args(argv)
+    if bool(args.config) == bool(args.table):
+        parser.error('name configs with --attention, or results with --table')
+    if args.config and not args.attention:
+        parser.error('the following arguments are required: --attention')
+
+    def table() -> None:
+        from pathlib import Path
+
+        from mmattn.analysis.ablation import write_report
+        from mmattn.analysis.ablation_results import read_ablation, report
+
+        ablations = [read_ablation(path, args.test) for path in args.table]
+        if args.out_dir:
+            print(write_report(ablations, Path(args.out_dir)))
+        else:
+            print(report(ablations))
 
     def task() -> None:
         from pathlib import Path
 
-        from mmattn.analysis.ablation import ablate
+        from mmattn.analysis.ablation import ablate_configs, write_report
+        from mmattn.analysis.ablation_results import read_ablation
 
-        out_dir = Path(args.out_dir or Path('work_dirs/ablation') / Path(args.config).stem)
+        root = Path(args.out_dir or Path('work_dirs/ablation'))
+        out_dirs = {config: root / Path(config).stem for config in args.config}
+        if args.out_dir and len(args.config) == 1:
+            out_dirs = dict.fromkeys(args.config, root)
         try:
-            ablate(
-                args.config,
+            ablate_configs(
+                out_dirs,
                 args.attention.split(','),
                 args.seeds,
-                out_dir=out_dir,
                 jobs=args.jobs,
                 threads=args.threads,
                 metric=args.metric,
+                test=args.test or 'paired',
                 scheduler=args.scheduler,
                 scheduler_options=args.scheduler_options,
                 options=args.cfg_options,
             )
         finally:
-            if (out_dir / 'results.md').is_file():
-                print((out_dir / 'results.md').read_text(encoding='utf-8'))
+            results = [folder / 'results.json' for folder in out_dirs.values()]
+            results = [path for path in results if path.is_file()]
+            for path in results:
+                print(path.with_name('results.md').read_text(encoding='utf-8'))
+            if len(results) > 1:
+                print(write_report([read_ablation(path) for path in results], root))
 
-    return run(task, args)
+    return run(table if args.table else task, args)

@@ -1,7 +1,8 @@
 """Turn a training checkpoint into weights to publish, with a model card.
 
-Writes .safetensors and .pth named by their sha256, and a card with config, metric, data and
-command.
+Writes .safetensors and .pth named by their sha256, a card with config, metric, data and command,
+and the config as data. With --hub they are uploaded in one commit, and
+mmattn.from_pretrained('OWNER/NAME') loads them.
 
 Example: python tools/publish.py configs/ccnet_r18_street.py work_dirs/ccnet_r18_street/best.pth
 """
@@ -24,12 +25,17 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         '--private', action='store_true', help='create the Hub repository as a private one'
     )
+    parser.add_argument(
+        '--license', metavar='ID',
+        help="the hub's name of the licence, such as apache-2.0, for the card; default: that of "
+        'the data, if known',
+    )  # fmt: skip
     args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.zoo.publish import publish, upload
 
-        paths = publish(args.config, args.checkpoint, args.out_dir)
+        paths = publish(args.config, args.checkpoint, args.out_dir, license=args.license)
         for path in paths.values():
             print(path)
         if args.hub:

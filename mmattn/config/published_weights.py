@@ -7,6 +7,7 @@ from mmattn.checkpoint.download import fetch
 from mmattn.checkpoint.read import Checkpoint, read_checkpoint
 from mmattn.errors import CheckpointError, UsageError
 from mmattn.files import sha256
+from mmattn.hub import hub_access
 
 from .index import Model, find_model, model_index
 
@@ -69,19 +70,12 @@ def _file(name: str, source: str | Path, attention: str | None = None) -> Path:
 
 def _from_hub(name: str, address: str, attention: str | None = None) -> Path:
     """Download the weights of a model from a repository of the Hugging Face Hub."""
-    try:
-        from huggingface_hub import hf_hub_download, list_repo_files
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise UsageError(
-            f'weights hf://{address}: huggingface_hub is not installed. Run: '
-            'pip install huggingface_hub'
-        ) from error
     owner, _, rest = address.partition('/')
     repository, _, file = rest.partition('/')
-    try:
+    failure = f'cannot download weights hf://{address}'
+    with hub_access(f'weights hf://{address}', failure, CheckpointError) as hub:
         if not file:
-            names = list_repo_files(f'{owner}/{repository}')
+            names = hub.list_repo_files(f'{owner}/{repository}')
             files = _files_by_attention(name, names, attention)
             if not files:
                 raise CheckpointError(f'hf://{address} has no weights of {name}.')
@@ -92,10 +86,7 @@ def _from_hub(name: str, address: str, attention: str | None = None) -> Path:
                     f'hf://{address} has {", ".join([file, *others])}: name one, '
                     f'hf://{address}/FILE.'
                 )
-        return Path(hf_hub_download(f'{owner}/{repository}', file))
-    except (OSError, HfHubHTTPError, ValueError) as error:  # no network, no such repository or file
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f'cannot download weights hf://{address}: {reason}') from error
+        return Path(hub.hf_hub_download(f'{owner}/{repository}', file))
 
 
 def _files_by_attention(

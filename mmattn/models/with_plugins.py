@@ -14,6 +14,7 @@ from mmseg.models import EncoderDecoder as StockEncoderDecoder
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS as SEG_MODELS
 
+from mmattn.hub import HubMixin
 from mmattn.plugins import insert, keep_trainable, named_plugins
 from mmattn.registry import MODELS
 
@@ -24,7 +25,7 @@ from .slide_inference import SegmentorInference
 _STOCK = ((DET_MODELS, BaseDetector), (SEG_MODELS, BaseSegmentor))
 
 
-class PluginsMixin:
+class PluginsMixin(HubMixin):
     """Mixin: a network that inserts plugins into itself, and keeps those with `learn` trainable.
 
     `backbone.plugins` of ResNets, MMCV's grammar, follow the same rules, under the same state-dict

@@ -5,8 +5,11 @@ from typing import Any
 
 _HOME = dict(
     from_author='mmattn.zoo.authors',
+    from_pretrained='mmattn.zoo.pretrained',
     list_models='mmattn.config.index',
     load_model='mmattn.zoo.load',
+    push_to_hub='mmattn.zoo.pretrained',
+    save_pretrained='mmattn.zoo.pretrained',
 )
 
 

@@ -3,20 +3,38 @@
 import json
 import os
 import shlex
+import signal
 import stat
+import threading
 from statistics import stdev
+from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import t, ttest_1samp, ttest_ind, ttest_rel
 
 from mmattn.analysis import ablation as module
-from mmattn.analysis import schedulers
-from mmattn.analysis.ablation import RunsFailed, ablate
+from mmattn.analysis import ablation_run, schedulers
+from mmattn.analysis.ablation import RunsFailed, ablate, ablate_configs
 from mmattn.analysis.ablation_plot import pareto
-from mmattn.analysis.ablation_results import conclusion, results_table, summarise
+from mmattn.analysis.ablation_results import (
+    Ablation,
+    compare_blocks,
+    conclusion,
+    read_ablation,
+    report,
+    results_table,
+    summarise,
+)
 from mmattn.analysis.ablation_run import Run
-from mmattn.errors import UsageError
+from mmattn.analysis.ablation_statistics import (
+    detectable_difference,
+    paired_difference,
+    welch_difference,
+)
+from mmattn.cli.ablate import main
+from mmattn.errors import Terminated, UsageError
 from tests.conftest import ROOT, tiny_options
 
 CONFIG = ROOT / 'configs' / 'fcn_r18_street.py'
@@ -70,11 +88,13 @@ def test_runs_once_each_and_goes_on_with_what_is_missing(quick, tmp_path):
     names = {f'{name}/seed{seed}': 1 for name in ('none', 'se', 'gc') for seed in range(3)}
     assert counts(tmp_path) == names
     text = (tmp_path / 'results.md').read_text()
-    assert '| se | 51.23 ± 0.97 | 3 | +1.07 |' in text and '| 10 | 2.00 | 3.0 |' in text
+    assert '| se | 51.23 ± 0.97 | 48.82 to 53.65 | 3 | +1.07 | +0.55 to +1.58 |' in text
+    assert '| 10 | 2.00 | 3.0 |' in text
     content = json.loads((tmp_path / 'results.json').read_text())
     assert content['metric'] == 'mIoU' and content['sentence'] in text
     assert content['results'][1]['values'] == {'0': 51.0, '1': 52.3, '2': 50.4}
-    assert cv2.imread(str(tmp_path / 'pareto.png')).std() > 5
+    for name in 'pareto.png', 'differences.png':
+        assert cv2.imread(str(tmp_path / name)).std() > 5
 
 
 def test_ap_is_in_percent(tmp_path):
@@ -120,32 +140,193 @@ def test_statistics_are_those_of_scipy(tmp_path):
     for run in runs:
         write(run, VALUES[run.attention][run.seed])
     found = {r.attention: r for r in summarise(runs, 'mIoU')}
-    p = {n: ttest_rel(VALUES[n], VALUES['none']).pvalue for n in VALUES if n != 'none'}
-    for name, value in p.items():
-        assert found[name].p == pytest.approx(value)
-        assert found[name].difference == pytest.approx(
-            sum(VALUES[name]) / 4 - sum(VALUES['none']) / 4
+    blocks = [n for n in VALUES if n != 'none']
+    for name in blocks:
+        r, values = found[name], VALUES[name]
+        paired, welch = (
+            ttest_rel(values, VALUES['none']),
+            ttest_ind(values, VALUES['none'], equal_var=False),
         )
+        for ours, theirs in (r.paired, paired), (r.welch, welch):
+            interval = theirs.confidence_interval(0.95)
+            assert ours.p == pytest.approx(theirs.pvalue)
+            assert ours.interval == pytest.approx((interval.low, interval.high))
+            assert ours.value == pytest.approx(sum(values) / 4 - sum(VALUES['none']) / 4)
+        interval = ttest_1samp(values, 0).confidence_interval(0.95)
+        assert r.interval == pytest.approx((interval.low, interval.high))
+        assert r.difference is r.paired and r.detectable == r.paired.detectable(3)
+    p = {n: found[n].paired.p for n in blocks}
     low, middle, high = sorted(p, key=p.get)  # Holm
     assert found[low].corrected == pytest.approx(min(1, 3 * p[low]))
     assert found[middle].corrected == pytest.approx(min(1, max(3 * p[low], 2 * p[middle])))
     assert found[high].corrected == pytest.approx(min(1, max(2 * p[middle], p[high])))
-    assert found['none'].p is None and found['none'].std == pytest.approx(stdev(VALUES['none']))
-    said = conclusion(list(found.values()), 'mIoU')
-    assert 'se (+1.02) gives more mIoU' in said and 'cbam (-1.95) gives less mIoU' in said
-    assert 'gc' not in said and '4 seeds, Holm-corrected for 3 blocks' in said
+    assert found['none'].difference is None
+    assert found['none'].std == pytest.approx(stdev(VALUES['none']))
+    said = conclusion(Ablation('fcn.py', 'mIoU', list(found.values())))
+    assert 'se gives 1.02 points more mIoU than the plain network (95 % interval +0.80 to' in said
+    assert 'cbam gives 1.95 points less mIoU' in said
+    effect = found['gc'].detectable
+    assert f'gc: no difference seen; an effect of {effect:.2f} points or more would have' in said
+    assert "(Paired t-test over 4 seeds, p < 0.05 after Holm's correction for 3 comparisons" in said
+
+
+@pytest.mark.parametrize('comparisons', [1, 28])
+def test_the_detectable_effect_is_seen_in_four_of_five_simulated_runs(comparisons):
+    """The least effect is compared with trainings whose true difference is that effect."""
+    seeds, spread, rng = 5, 0.7, np.random.default_rng(0)
+    level = 0.05 / comparisons
+    effect = detectable_difference(spread / seeds**0.5, seeds - 1, level)
+    differences = rng.normal(effect, spread, (40_000, seeds))
+    seen = ttest_1samp(differences, 0, axis=1).pvalue < level
+    assert abs(seen.mean() - 0.8) < 0.01  # five standard errors
+    # of two groups of 50, where Welch's degrees of freedom hardly vary
+    error, df = (0.5**2 / 50 + 1.5**2 / 50) ** 0.5, 59.8
+    effect = detectable_difference(error, df, level)
+    a, b = rng.normal(effect, 0.5, (4000, 50)), rng.normal(0, 1.5, (4000, 50))
+    seen = ttest_ind(a, b, axis=1, equal_var=False).pvalue < level
+    assert abs(seen.mean() - 0.8) < 0.03
+
+
+def test_with_two_seeds_and_many_blocks_the_effect_is_large_and_finite():
+    """One degree of freedom: t is Cauchy's, whose tail the noncentral distribution must reach."""
+    level = 0.05 / 28
+    effect = detectable_difference(1.0, 1, level)
+    critical = t.isf(level / 2, 1)
+    # a Cauchy ratio (z + effect) / |w| beyond the critical value, where z hardly matters
+    draws = np.abs(np.random.default_rng(0).normal(size=100_000))
+    assert abs((draws < effect / critical).mean() - 0.8) < 0.01
+
+
+def test_the_test_that_decides_is_chosen_and_pairs_need_a_common_seed():
+    values = dict(none={0: 1.0, 1: 3.0, 2: 5.0}, se={1: 4.1, 2: 6.0}, gc={7: 9.0, 8: 9.5})
+    found = {r.attention: r for r in compare_blocks(values, test='welch')}
+    assert found['se'].paired.value == pytest.approx(1.05)
+    assert found['se'].difference == welch_difference([4.1, 6.0], [1.0, 3.0, 5.0])
+    assert found['gc'].paired is None and found['gc'].difference.value == pytest.approx(6.25)
+    assert found['se'].corrected >= found['se'].welch.p
+    found = {r.attention: r for r in compare_blocks(values)}
+    assert found['gc'].difference is None and found['gc'].corrected is None
+
+
+def test_values_without_spread_have_no_test():
+    for difference in (
+        paired_difference([1.1, 2.1], [0.1, 1.1]),
+        welch_difference([1.0, 1.0], [0.0, 0.0]),
+        paired_difference([1.0], [0.0]),
+    ):
+        assert difference.value == pytest.approx(1) and difference.p is difference.interval is None
+        assert difference.detectable() is None
+    values = dict(none={0: 0.1, 1: 1.1}, se={0: 1.1, 1: 2.1})
+    said = conclusion(Ablation('a.py', 'mIoU', compare_blocks(values)))
+    assert said == 'The values have no spread, so nothing can be said about chance.'
 
 
 def test_no_difference_and_no_spread_are_said(tmp_path):
     runs = [Run(n, s, tmp_path / n / f'seed{s}') for n in ('none', 'gc') for s in range(4)]
     for run in runs:
         write(run, VALUES[run.attention][run.seed])
-    assert 'No block differs' in conclusion(summarise(runs), 'mIoU')
+    said = conclusion(Ablation('fcn.py', 'mIoU', summarise(runs)))
+    assert said.startswith('gc: no difference seen; an effect of 0.') and 'points' in said
     one = summarise([run for run in runs if run.seed == 0])
-    assert conclusion(one, 'mIoU') == 'With 1 seed nothing can be said about chance.'
-    assert '| gc | 50.10 | 1 | +0.10 |  |  |' in list(results_table(one, 'mIoU'))[3]
+    said = conclusion(Ablation('fcn.py', 'mIoU', one))
+    assert said == 'With 1 seed nothing can be said about chance.'
+    assert '| gc | 50.10 |  | 1 | +0.10 |  |  |' in list(results_table(one, 'mIoU'))[3]
     with pytest.raises(UsageError, match='--metric PQ was not measured; there are: aAcc, mIoU'):
         summarise(runs, 'PQ')
+
+
+# ---- tables from files ---------------------------------------------------------------------------
+def test_the_table_is_made_again_from_the_file_bit_for_bit(quick, tmp_path, capsys):
+    ablate(CONFIG, ['se', 'gc'], 4, out_dir=tmp_path, options=['train_cfg.max_iters=7'])
+    text = (tmp_path / 'results.md').read_text()
+    capsys.readouterr()
+    assert main(['--table', str(tmp_path / 'results.json')]) == 0
+    assert capsys.readouterr().out == text + '\n'
+    assert 'With `--cfg-options train_cfg.max_iters=7`.' in text
+    out = tmp_path / 'again'
+    assert main(['--table', str(tmp_path / 'results.json'), '--out-dir', str(out)]) == 0
+    for name in 'results.md', 'differences.png', 'pareto.png':
+        assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
+    capsys.readouterr()
+    assert main(['--table', str(tmp_path / 'results.json'), '--test', 'welch']) == 0
+    assert "(Welch's t-test over 4 seeds" in capsys.readouterr().out
+
+
+def test_a_table_over_configs_is_corrected_for_all_its_comparisons(tmp_path):
+    other = {name: [value / 2 + 10 * (name == 'gc') for value in VALUES[name]] for name in VALUES}
+    paths = []
+    for name, values in ('a', VALUES), ('b', other):
+        seeds = {block: dict(enumerate(row)) for block, row in values.items()}
+        if name == 'b':
+            del seeds['cbam']
+        paths.append(tmp_path / f'{name}.json')
+        results = compare_blocks(seeds)
+        paths[-1].write_text(Ablation(f'{name}.py', 'mIoU', results).to_json())
+    ablations = [read_ablation(path) for path in paths]
+    alone = {r.attention: r.corrected for r in ablations[0].results}
+    lines = report(ablations).splitlines()
+    assert lines[0] == '| attention | a, mIoU | b, mIoU |'
+    assert lines[2] == '| none | 50.17 ± 0.62 | 25.09 ± 0.31 |'
+    rows = [line.split(' | ') for line in lines[3:6]]
+    assert [row[0] for row in rows] == ['| gc', '| se', '| cbam']  # by the mean of the differences
+    assert (
+        rows[0][2].startswith('**+10.') and rows[2][2] == '|' and rows[0][1].startswith('+0.02 (')
+    )
+    assert 'correction for 5 comparisons' in lines[-1] and lines[6].startswith('| would be seen |')
+    p = sorted(r.difference.p for a in ablations for r in a.results if r.difference)
+    low = next(r for a in ablations for r in a.results if r.difference and r.difference.p == p[0])
+    assert low.corrected == pytest.approx(5 * p[0])
+    assert all(r.corrected >= alone[r.attention] for r in ablations[0].results if r.difference)
+    ablations = [read_ablation(path, test) for path, test in zip(paths, ('paired', 'welch'))]
+    with pytest.raises(UsageError, match='different tests decide'):
+        report(ablations)
+
+
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        (None, 'no such file'),
+        ('[1', 'does not hold the results'),
+        ('[]', 'does not hold'),
+        ('{"results": []}', "'config' is missing"),
+        ('{"results": [{"attention": "se", "values": {"a": 1}}]}', 'invalid literal'),
+        ('{"results": [{"attention": "se", "values": {}}]}', 'a block has no values'),
+    ],
+)
+def test_files_that_hold_no_results(tmp_path, capsys, content, reason):
+    path = tmp_path / 'results.json'
+    if content is not None:
+        path.write_text(content)
+    assert main(['--table', str(path)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [[], ['a.py', '--table', 'b.json'], ['a.py']])
+def test_configs_or_results_are_named(arguments, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(arguments)
+    assert '--attention' in capsys.readouterr().err
+
+
+def test_several_configs_have_a_folder_each_and_all_run(quick, tmp_path, monkeypatch, capsys):
+    fine = module.run_command
+
+    def command(config, options, run):
+        broken = 'ccnet' in str(config) and run.attention == 'se'
+        return 'echo "error: no." >&2; exit 3' if broken else fine(config, options, run)
+
+    monkeypatch.setattr(module, 'run_command', command)
+    second = CONFIG.with_name('ccnet_r18_street.py')
+    arguments = [str(second), str(CONFIG), '--attention', 'se', '--seeds', '2']
+    assert main([*arguments, '--out-dir', str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert '2 of 4 runs failed' in said.err and 'ccnet_r18_street, mIoU | fcn_r18_' in said.out
+    assert (tmp_path / CONFIG.stem / 'results.md').is_file()
+    assert '| attention | ccnet_r18_street, mIoU |' in (tmp_path / 'results.md').read_text()
+    with pytest.raises(UsageError, match='another recipe'):  # before anything runs
+        folders = {CONFIG: tmp_path / 'new', second: tmp_path / CONFIG.stem}
+        ablate_configs(folders, ['se'], 1, log=lambda text: None)
+    assert not (tmp_path / 'new' / 'none').exists()
 
 
 def test_a_run_that_fails_does_not_stop_the_others(quick, tmp_path, monkeypatch):
@@ -182,6 +363,32 @@ def test_an_interruption_ends_the_runs(quick, tmp_path, monkeypatch):
         ablate(CONFIG, ['se'], 1, out_dir=tmp_path / 'out', jobs=2, log=lambda text: None)
     monkeypatch.undo()
     assert len(started) == 2 and all(process.wait(5) == -15 for process in started)
+
+
+def test_sigterm_waits_until_trainings_have_saved(quick, tmp_path, monkeypatch):
+    """The command is the real one; python is a script that saves and ends as a training does."""
+    python = tmp_path / 'python'
+    python.write_text(
+        f'#!/bin/sh\ntrap "sleep 0.3; echo saved >> {tmp_path}/log; exit 75" TERM\n'
+        f'echo "$1" >> {tmp_path}/log\nwhile :; do sleep 0.05; done\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(ablation_run, 'sys', SimpleNamespace(executable=str(python)))
+    monkeypatch.setattr(module, 'run_command', ablation_run.run_command)
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(Terminated, match='stopped by SIGTERM'):
+        ablate(CONFIG, [], 2, out_dir=tmp_path / 'out', jobs=2, log=lambda text: None)
+    lines = (tmp_path / 'log').read_text().splitlines()
+    assert lines[2:] == ['saved', 'saved'] and all(line.endswith('train.py') for line in lines[:2])
+
+
+def test_limits_are_said():
+    costs = dict(se=dict(memory=3e9))
+    text = module._limits(2, 1, 2, costs)
+    assert text.startswith('2 at a time, threads of each: 1, cores: 2; memory for networks: 6.0 GB')
+    assert '--jobs times --threads is above 2' in module._limits(2, 2, 2, {})
+    assert 'lower --jobs' in module._limits(10**6, 1, 2, costs)
 
 
 def test_progress_names_what_runs_and_what_is_left(quick, tmp_path, monkeypatch):

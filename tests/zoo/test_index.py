@@ -241,7 +241,7 @@ def test_a_repository_with_attention(tmp_path, monkeypatch):
 def test_a_card_names_every_data_set_and_no_path_of_this_machine(tmp_path, monkeypatch):
     from mmengine.config import Config
 
-    from mmattn.zoo.publish import _card
+    from mmattn.zoo.card import Metrics, network_card
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'a.pth').write_bytes(b'')
@@ -254,7 +254,8 @@ def test_a_card_names_every_data_set_and_no_path_of_this_machine(tmp_path, monke
     ))  # fmt: skip
     meta = dict(command='python tools/train.py own.py --cfg-options a.b=[/srv/data/x.json,1]')
     names = dict(classes=['a'])
-    card = _card('own', 'own', cfg, meta, names, tmp_path / 'a.pth', dict(a=tmp_path / 'a.pth'))
+    files = [tmp_path / 'a.pth']
+    card = network_card('own', 'configs/own.py', cfg, meta, names, Metrics(), files)
     assert '`X` at `set/one`, `train.txt`; `Y` at `two/`; 1 classes:' in card
     assert 'a.b=[x.json,1]' in card and "checkpoint='https://x.org/a/b.pth'" in card
     assert str(tmp_path) not in card and '/srv' not in card and '/x/y' not in card
