@@ -36,11 +36,12 @@ def title(command) -> str:
 def run(command, folder, street, *more) -> None:
     """The command, made small."""
     _, name, config, *options = command
-    assert options[0] == '--cfg-options' and config.startswith('configs/')
+    assert config.startswith('configs/')
+    end = options.index('--cfg-options') if '--cfg-options' in options else len(options)
     small = {k: v for k, v in SMALL.items() if k != 'visualizer.vis_backends'}
     changes = [f'{key}={value}' for key, value in (small | tiny_options(street) | STEPS).items()]
-    flags = ['--work-dir', str(folder), '--no-rehearsal', *more]
-    assert main([name, config, *flags, '--cfg-options', *changes, *options[1:]]) == 0
+    flags = ['--work-dir', str(folder), '--no-rehearsal', *more, *options[:end]]
+    assert main([name, config, *flags, '--cfg-options', *changes, *options[end + 1 :]]) == 0
 
 
 @pytest.fixture
