@@ -25,6 +25,7 @@ from mmattn.datasets.validation import check_loaders
 from mmattn.engine.build import config_errors, run_loop
 from mmattn.engine.resume.data import ResumableDataset, ResumableLoader
 from mmattn.engine.resume.rng import seeded
+from mmattn.engine.run_config import run_name
 from mmattn.engine.runner import Runner
 from mmattn.errors import UsageError, printable
 from mmattn.evaluation.output_names import leaf_datasets
@@ -64,6 +65,7 @@ def browse(
     split: str = 'train',
     samples: int = 24,
     seed: int = 0,
+    data: str | None = None,
     options: dict | list[str] | None = None,
     skip_data_check: bool = False,
 ) -> Path:
@@ -79,6 +81,7 @@ def browse(
         split: 'train', 'val' or 'test'.
         samples: number of samples; fewer if the data set has fewer.
         seed: seed of the training.
+        data: name of a data set instead of the config's, see `add_data_set`.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
         skip_data_check: do not check the data files first.
 
@@ -93,7 +96,7 @@ def browse(
     if samples < 1:
         raise UsageError(f'--samples {samples}: allowed are numbers from 1.')
     options, loader = parse_options(options), f'{split}_dataloader'
-    cfg = load_config(config, options)
+    cfg = load_config(config, options, data=data)
     check_config(cfg, {key.split('.')[0] for key in options})
     if not cfg.get(loader):
         raise UsageError(f'--split {split}: config {config} has no {loader}.')
@@ -115,7 +118,7 @@ def browse(
     about = [f'{count} samples, {trained}; {counts.summary() if counts else len(dataset)}', *notes]
     write_page(
         page,
-        title=f'{Path(config).stem}: {split}',
+        title=f'{run_name(config, None, data)}: {split}',
         about=about,
         classes=[(name, css_colour(colour)) for name, colour in zip(classes, palette)],
         charts=counts.charts(classes, palette) if counts else [],

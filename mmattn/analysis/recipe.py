@@ -7,7 +7,9 @@ from mmattn.config.index import find_config
 from mmattn.config.load import load_config, parse_options
 
 
-def recipe_of(config: str | Path, options: list[str] | None) -> dict[str, str]:
-    """File name of a config, and sha256 of all its values with `--cfg-options` merged in."""
-    text = load_config(config, parse_options(options)).pretty_text
+def recipe_of(
+    config: str | Path, options: list[str] | None, data: str | None = None
+) -> dict[str, str]:
+    """File name of a config, and sha256 of all values with `--data` and `--cfg-options` merged."""
+    text = load_config(config, parse_options(options), data=data).pretty_text
     return dict(config=find_config(config).name, sha256=hashlib.sha256(text.encode()).hexdigest())

@@ -49,6 +49,7 @@ class TuneOptions:
         seed: seed for the settings that are drawn.
         startup_trials: number of trials before others are stopped early.
         attention: blocks that all trials have.
+        data: name of the data set of all trials instead of the config's, see `add_data_set`.
         cfg_options: changes to the config of all trials, `key=value`.
         rehearsal, skip_data_check: as in `TrainOptions`.
     """
@@ -60,6 +61,7 @@ class TuneOptions:
     seed: int = 0
     startup_trials: int = 5
     attention: str | None = None
+    data: str | None = None
     cfg_options: list[str] = field(default_factory=list)
     rehearsal: bool = True
     skip_data_check: bool = False
@@ -98,13 +100,13 @@ def tune(
             'numbers from 1, and from 0.'
         )
     work_dir, ranges = Path(options.work_dir), parse_space(space)
-    check_space(config, ranges, options.attention, options.cfg_options)
-    cfg = load_config(config, parse_options(options.cfg_options))
+    check_space(config, ranges, options.attention, options.cfg_options, options.data)
+    cfg = load_config(config, parse_options(options.cfg_options), data=options.data)
     if not cfg.get('val_cfg'):
         raise UsageError(f'config {cfg.filename} has no val_cfg: trials are judged by validation.')
     metric, maximise = _objective(cfg, options.metric)
     check_writable(work_dir)
-    recipe = recipe_of(config, options.cfg_options)
+    recipe = recipe_of(config, options.cfg_options, options.data)
     recipe |= dict(space=sorted(space), metric=metric, attention=options.attention)
     with _lock(work_dir / _LOCK, wait=True):
         study = _open_study(Path(config).stem, recipe, options, maximise)
@@ -292,6 +294,7 @@ class _Tuning:
             work_dir=self.folder(number),
             resume='auto',
             attention=attention,
+            data=self.options.data,
             cfg_options=[*self.options.cfg_options, *changes],
             hooks=[hook],
             rehearsal=self.options.rehearsal,
@@ -305,7 +308,9 @@ class _Tuning:
             return
         command = ''
         if results[0].state == 'complete':
-            command = best_command(results[0], self.config, options.attention, options.cfg_options)
+            command = best_command(
+                results[0], self.config, options.attention, options.cfg_options, options.data
+            )
         metric = self.metric or self.study.user_attrs.get('metric') or 'metric'
         title, folder = f'{Path(self.config).stem}, {len(results)} trials', Path(options.work_dir)
         with _lock(folder / _LOCK, wait=True):

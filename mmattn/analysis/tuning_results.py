@@ -95,11 +95,16 @@ def _short(text: str) -> str:
 
 
 def best_command(
-    result: TrialResult, config: str | Path, attention: str | None, options: list[str]
+    result: TrialResult,
+    config: str | Path,
+    attention: str | None,
+    options: list[str],
+    data: str | None = None,
 ) -> str:
     """The command that trains with the values of a trial, with paths as they were given."""
     changes, blocks = split_values(result.values, attention)
-    words = ['mmattn', 'train', str(config), *(['--attention', blocks] if blocks else [])]
+    words = ['mmattn', 'train', str(config), *(['--data', data] if data else [])]
+    words += ['--attention', blocks] if blocks else []
     changed = parse_options([*options, *changes])
     return f'{shlex.join(words)}{" --cfg-options " if changed else ""}{command_line(changed)}'
 

@@ -117,6 +117,7 @@ def check_space(
     ranges: list[Range],
     attention: str | None = None,
     options: list[str] | None = None,
+    data: str | None = None,
 ) -> None:
     """Refuse keys that nothing uses and choices that the config cannot have, before any trial.
 
@@ -127,6 +128,7 @@ def check_space(
         ranges: the space.
         attention: blocks that all trials have.
         options: `--cfg-options` of all trials.
+        data: `--data` of all trials.
 
     Raises:
         UsageError: names the key and the nearest one that is used; or it is set twice.
@@ -143,5 +145,5 @@ def check_space(
     for values in tried:
         changes, blocks = split_values(values, attention)
         parsed = parse_options([*(options or ()), *changes])
-        cfg = change_config(copy.deepcopy(file), parsed, blocks)
+        cfg = change_config(copy.deepcopy(file), parsed, blocks, data)
         check_config(cfg, {key.split('.')[0] for key in parsed})

@@ -18,6 +18,7 @@ EVALUATION_KEYS = (
     'test_evaluator',
 )
 _POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')  # of MMCV's grammar of plugins
+_BASIC_DEPTHS = (18, 34)
 _LAST = {'before_add': 'after_conv3'}  # the same place in a bottleneck
 
 
@@ -37,6 +38,11 @@ def stock_config(cfg: Config) -> Config:
     stock.pop('attention', None)
     model = stock.model
     plugins = model.pop('plugins', None)
+    if plugins and model.backbone.get('depth') in _BASIC_DEPTHS:
+        raise UsageError(
+            f'ResNet-{model.backbone.depth} has blocks of two convolutions, which take no plugins '
+            'in MMDetection and MMSegmentation, so there is nothing to compare with.'
+        )
     if plugins:
         model.backbone.plugins = [_stock_plugin(plugin) for plugin in plugins]
     registry = DET_MODELS if cfg.default_scope == 'mmdet' else SEG_MODELS

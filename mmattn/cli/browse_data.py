@@ -7,7 +7,14 @@ training draws for them. Charts show classes, sizes of objects and of images.
 Example: python tools/browse_data.py configs/mask_rcnn_r18_street.py --out work_dirs/browse
 """
 
-from .common import CONFIG_HELP, add_data_check_option, add_image_options, make_parser, run
+from .common import (
+    CONFIG_HELP,
+    add_data_check_option,
+    add_data_option,
+    add_image_options,
+    make_parser,
+    run,
+)
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
@@ -32,6 +39,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--cfg-options', nargs='+', metavar='KEY=VALUE',
         help='override config values, e.g. train_dataloader.dataset.data_root=DIR',
     )  # fmt: skip
+    add_data_option(parser)
     add_image_options(parser)
     add_data_check_option(parser)
     args = parser.parse_args(argv)
@@ -45,6 +53,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             split=args.split,
             samples=args.samples,
             seed=args.seed,
+            data=args.data,
             options=args.cfg_options,
             skip_data_check=args.skip_data_check,
         )

@@ -8,7 +8,7 @@ problem.
 Example: python tools/check_data.py configs/ccnet_r50_cityscapes.py --json data.json
 """
 
-from .common import CONFIG_HELP, add_image_options, make_parser, run
+from .common import CONFIG_HELP, add_data_option, add_image_options, make_parser, run
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
@@ -22,12 +22,13 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--json', metavar='OUT',
         help='also write all problems, and the figures in full precision, to this JSON file',
     )  # fmt: skip
+    add_data_option(parser)
     add_image_options(parser)
     args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.datasets.audit import audit
 
-        audit(args.config, options=args.cfg_options, json_path=args.json)
+        audit(args.config, options=args.cfg_options, data=args.data, json_path=args.json)
 
     return run(task, args)

@@ -11,6 +11,7 @@ from .common import (
     CONFIG_HELP,
     add_config_options,
     add_data_check_option,
+    add_data_option,
     add_rehearsal_option,
     make_parser,
     run,
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     )
     add_data_check_option(parser)
     add_rehearsal_option(parser)
+    add_data_option(parser)
     add_config_options(parser, launcher=False)
     args = parser.parse_args(argv)
 
@@ -78,6 +80,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
                 seed=args.seed,
                 startup_trials=args.startup_trials,
                 attention=args.attention,
+                data=args.data,
                 cfg_options=args.cfg_options or [],
                 rehearsal=not args.no_rehearsal,
                 skip_data_check=args.skip_data_check,

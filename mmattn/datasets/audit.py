@@ -40,6 +40,7 @@ def audit(
     config: str | Path,
     *,
     options: dict | list[str] | None = None,
+    data: str | None = None,
     json_path: str | Path | None = None,
 ) -> dict:
     """Read all data of a config once and print what is in them and what is wrong.
@@ -47,6 +48,7 @@ def audit(
     Args:
         config: path of the config.
         options: changes to the config, dotted keys; a dict or `key=value` strings.
+        data: name of a data set instead of the config's, see `add_data_set`.
         json_path: where to write the returned dict.
 
     Returns:
@@ -58,7 +60,7 @@ def audit(
         WriteError: the JSON file cannot be written.
     """
     options = parse_options(options)
-    cfg = load_config(config, options)
+    cfg = load_config(config, options, data=data)
     check_config(cfg, {key.split('.')[0] for key in options})
     uses: dict[str, list[tuple[str, dict]]] = {}
     for loader in _LOADERS:

@@ -35,8 +35,12 @@ def test_both_sides_train_and_are_timed(tiny, tmp_path, capsys):
 
 
 def test_generated_images_and_blocks_of_a_frozen_stage(capsys):
-    options = dict(attention='se', size=(64, 96), batch=1)
-    stock, ours = report_training('configs/mask_rcnn_r18_street.py', 1, **options)
+    options = {
+        'model.train_cfg.rpn_proposal.max_per_img': 20,
+        'model.train_cfg.rcnn.sampler.num': 16,
+    }
+    arguments = dict(attention='se', options=options, size=(64, 96), batch=1)
+    stock, ours = report_training('configs/mask_rcnn_r50_coco.py', 1, **arguments)
     assert (stock.side, ours.side) == ('mmdet', 'ours') and len(ours.steps) == 2
     assert ours.peak < stock.peak
 
@@ -64,7 +68,12 @@ def test_the_stock_network_is_the_same(name, attention):
     'name, attention, message',
     [
         ('attention_unet_street', None, 'mmattn.AttentionUNet has no counterpart'),
-        ('fcn_r18_street', 'nl', 'MMCV puts plugins after convolutions of residual blocks alone'),
+        (
+            'ann_r50_512x1024_40k_cityscapes',
+            'nl',
+            'MMCV puts plugins after convolutions of residual',
+        ),
+        ('fcn_r18_street', 'se', 'ResNet-18 has blocks of two convolutions, which take no plugins'),
     ],
 )
 def test_what_cannot_be_compared(name, attention, message):

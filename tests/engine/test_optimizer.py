@@ -21,7 +21,7 @@ def test_one_pass_where_there_is_one(name):
     kind, networks = getattr(torch.optim, name), []
     for options in {}, dict(fused=True):
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 3))
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 1, 3))
         optimizer = kind(network.parameters(), **settings, **options)
         for _ in range(3):
             network(torch.randn(2, 3, 9, 9)).square().sum().backward()
@@ -46,7 +46,6 @@ def test_what_the_config_says_holds(optimizer):
     assert with_fused_optimizer(wrapper, CPU) is wrapper
 
 
-def test_a_device_without_such_a_kernel():
+def test_an_optimizer_without_such_a_kernel():
     assert has_fused_form(torch.optim.SGD, CPU)
-    assert not has_fused_form(torch.optim.SGD, torch.device('meta'))
     assert not has_fused_form(torch.optim.Adadelta, CPU)

@@ -1,11 +1,15 @@
 """An imported set is trained for two steps and tested with `--data`, no file edited."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
+from mmattn.analysis.browse_data import browse
+from mmattn.analysis.tuning import TuneOptions, tune
 from mmattn.checkpoint.read import open_checkpoint
+from mmattn.datasets.audit import audit
 from mmattn.datasets.importing.importer import import_data
 from mmattn.engine.network import build_network
 from mmattn.engine.test import test as evaluate
@@ -58,8 +62,24 @@ def test_an_imported_set_trains_and_tests(task, tmp_path, monkeypatch):
     assert checkpoint.meta['command'].startswith(f'python tools/train.py {name}.py --data shapes')
     metrics = evaluate(config, work_dir / 'iter_2.pth', cfg_options=STEPS, rehearsal=False)
     assert metric in metrics and not np.isnan(metrics[metric])
-    given = evaluate(config, checkpoint, data='shapes', cfg_options=STEPS, rehearsal=False)
+    more = dict(data='shapes', report='report', cfg_options=STEPS, rehearsal=False)
+    given = evaluate(config, checkpoint, **more)
     np.testing.assert_equal(given, metrics)  # nan for a class that is absent
+    assert (tmp_path / 'report' / 'index.html').is_file()
+    page = browse(config, 'look', data='shapes', samples=2, options=STEPS).read_text()
+    assert f'{name}_shapes: train' in page and all(
+        c in page for c in checkpoint.meta['dataset_meta']['classes']
+    )
+    audited = audit(config, data='shapes')['data_sets']
+    assert sum(part['images'] for part in audited) == 6  # val stands in for test
+    assert not any(part['problems'] for part in audited)
+    if task == 'segmentation':
+        flags = [f'{key}={value}' for key, value in STEPS.items()]
+        options = TuneOptions(work_dir='tuned', trials=1, data='shapes', cfg_options=flags)
+        (best,) = tune(config, ['optim_wrapper.optimizer.lr=log:1e-4:1e-3'], options)
+        assert best.state == 'complete'
+        command = json.loads((tmp_path / 'tuned' / 'results.json').read_text())['command']
+        assert ' --data shapes --cfg-options ' in command
     if task == 'detection':
         longer = STEPS | {'train_cfg.max_iters': 3, 'default_hooks.checkpoint.interval': 1}
         train(
