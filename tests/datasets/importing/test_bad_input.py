@@ -104,7 +104,7 @@ CASES = [
     ('coco', 'boxes', link, 'link', 'scene_0.png', 6, 10),
     ('coco', 'boxes', in_coco(set_value('images', 0, 'file_name', value='images\\scene_0.png')), 'backslash', 'images[0] (id 7)', 6, 10),
     ('labelme', 'boxes', lambda root: None, 'backslash', 'json/scene_0.json: imagePath: ..\\images\\scene_0.png', 6, 10),
-    ('coco', 'boxes', in_coco(set_value('images', 0, 'file_name', value='/home/me/scene_0.png')), 'elsewhere', 'images/scene_0.png', 6, 10),
+    ('coco', 'boxes', in_coco(set_value('images', 0, 'file_name', value='/elsewhere/scene_0.png')), 'elsewhere', 'images/scene_0.png', 6, 10),
     ('coco', 'boxes', in_coco(set_value('annotations', 1, 'id', value=1)), 'duplicate', 'annotations[1] (id 1), id', 6, 10),
     ('coco', 'boxes', in_coco(set_value('images', 1, 'id', value=7)), 'id', 'images[1] (id 7), id', 0, 0),
     ('coco', 'boxes', in_coco(set_value('categories', 1, 'id', value=0)), 'id', "is 'disc', too", 0, 0),
