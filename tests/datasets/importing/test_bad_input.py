@@ -236,7 +236,7 @@ def test_an_empty_set_is_refused(name, here):
         import_data('shapes', [here / 'raw'], ImportOptions(format=name), [].append)
     assert not (here / 'data/shapes').exists()
     (here / 'empty').mkdir()
-    with pytest.raises(DataError, match='is in no format that is known, with 0 files'):
+    with pytest.raises(DataError, match='empty holds no file. Name another folder'):
         import_data('shapes', [here / 'empty'], ImportOptions(), [].append)
 
 
