@@ -214,16 +214,16 @@ def event_start(event: Any) -> int:
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
 
 
-_FINITE_CHECK = 'aten::_amp_foreach_non_finite_check_and_unscale_'
-
-
-def has_fused_form(optimizer: type[torch.optim.Optimizer], device: torch.device) -> bool:
-    """Whether an optimizer has one kernel for all weights on a device; on a CPU since 2.4."""
+def supports_fused(optimizer: type[torch.optim.Optimizer], device: torch.device) -> bool:
+    """Whether an optimizer takes `fused=True` on a device; on a CPU since 2.4."""
     try:
         optimizer([torch.zeros(1, device=device)], lr=0.1, fused=True)
     except (TypeError, RuntimeError):
         return False
     return True
+
+
+_FINITE_CHECK = 'aten::_amp_foreach_non_finite_check_and_unscale_'
 
 
 def check_finite_(tensors: Iterable[torch.Tensor], found: torch.Tensor) -> None:

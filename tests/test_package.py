@@ -45,13 +45,13 @@ def mmattn_command(*arguments):
 
 
 def test_every_tool_is_a_command_and_listed():
-    from mmattn.cli.data import SUB_COMMANDS
+    from mmattn.cli.common import SUB_COMMANDS
     from mmattn.cli.main import COMMANDS
 
     tools = {p.stem for p in (ROOT / 'tools').glob('*.py')} - {'setup_env'}
     modules = {p.stem for p in (ROOT / 'mmattn' / 'cli').glob('*.py')}
-    parts = set(SUB_COMMANDS.values())
-    assert tools == set(COMMANDS) - {'data'} | parts
+    parts = {module for names in SUB_COMMANDS.values() for module in names.values()}
+    assert tools == set(COMMANDS) - set(SUB_COMMANDS) | parts
     assert set(COMMANDS) | parts == modules - {'__init__', 'common', 'main'}
     process = mmattn_command('--help')
     assert process.returncode == 0

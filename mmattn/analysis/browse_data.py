@@ -33,7 +33,7 @@ from mmattn.files import check_writable
 from mmattn.log import warn
 from mmattn.progress import track
 from mmattn.visualization.comparison import overlay, save_picture, side_by_side
-from mmattn.visualization.data_page import Sample, Stage, write_page
+from mmattn.visualization.data_page import Sample, Stage, write_data_page
 from mmattn.visualization.html_charts import css_colour
 from mmattn.visualization.objects import Objects, draw_objects
 from mmattn.visualization.palette import palette_of
@@ -116,7 +116,7 @@ def browse(
     page = out_dir / 'browse.html'
     trained = f'the first of a training with --seed {seed}' if split == 'train' else 'the first'
     about = [f'{count} samples, {trained}; {counts.summary() if counts else len(dataset)}', *notes]
-    write_page(
+    write_data_page(
         page,
         title=f'{run_name(config, None, data)}: {split}',
         about=about,

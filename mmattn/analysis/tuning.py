@@ -18,6 +18,7 @@ import torch
 from mmattn.compat import is_installed, missing_module_error
 from mmattn.config.load import load_config, parse_options
 from mmattn.engine.hooks.checkpoint import CheckpointHook
+from mmattn.engine.run_config import run_name
 from mmattn.engine.train import TrainOptions, train
 from mmattn.errors import Exit, Stopped, Terminated, UsageError, explain
 from mmattn.files import check_writable
@@ -109,7 +110,8 @@ def tune(
     recipe = recipe_of(config, options.cfg_options, options.data)
     recipe |= dict(space=sorted(space), metric=metric, attention=options.attention)
     with _lock(work_dir / _LOCK, wait=True):
-        study = _open_study(Path(config).stem, recipe, options, maximise)
+        name = run_name(config, options.attention, options.data)
+        study = _open_study(name, recipe, options, maximise)
     goal = 'more' if maximise else 'less'
     log(f'{metric or "the first metric of the validation"}: {goal} is better; {len(ranges)} keys')
     tuning = _Tuning(study, config, ranges, metric, maximise, options, log)

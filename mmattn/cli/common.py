@@ -12,8 +12,8 @@ from mmattn.errors import run_tool
 
 CONFIG_HELP = 'config file, or a model name of mmattn.list_models()'
 AMP_DTYPES = ('float16', 'bfloat16')
-# module -> command and sub-command
-_SUB_COMMANDS = {'browse_data': 'data browse', 'import_data': 'data import'}
+# command -> sub-command -> module of this package
+SUB_COMMANDS = {'data': {'import': 'import_data', 'browse': 'browse_data'}}
 _MEGAPIXELS = 'MMATTN_MAX_MEGAPIXELS'  # read by mmattn.datasets.image_limits, which loads Pillow
 
 
@@ -50,7 +50,11 @@ class _Parser(argparse.ArgumentParser):
 
 def command_name(module: str) -> str:
     """Name of a command from that of its module: `check_data` is `check-data`."""
-    return _SUB_COMMANDS.get(module) or module.replace('_', '-')
+    for command, parts in SUB_COMMANDS.items():
+        for name, part in parts.items():
+            if part == module:
+                return f'{command} {name}'
+    return module.replace('_', '-')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

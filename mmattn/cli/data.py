@@ -10,14 +10,14 @@ from importlib import import_module
 from mmattn.errors import Exit
 from mmattn.text import nearest
 
-# name -> module of this package
-SUB_COMMANDS = {'import': 'import_data', 'browse': 'browse_data'}
+from .common import SUB_COMMANDS
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     prog = prog or 'mmattn data'
-    names = ', '.join(SUB_COMMANDS)
+    modules = SUB_COMMANDS['data']
+    names = ', '.join(modules)
     parser = argparse.ArgumentParser(
         prog=prog,
         usage='%(prog)s SUB_COMMAND [ARGUMENTS]',
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             parser.parse_args(argv)  # prints help and exits
         parser.print_help(sys.stderr)
         return Exit.USAGE
-    module = SUB_COMMANDS.get(argv[0])
+    module = modules.get(argv[0])
     if module is None:
-        hint = nearest(argv[0], SUB_COMMANDS)
+        hint = nearest(argv[0], modules)
         print(f'error: {prog} has no {argv[0]!r}; there is {names}.{hint}', file=sys.stderr)
         return Exit.USAGE
     return import_module(f'mmattn.cli.{module}').main(argv[1:], prog=f'{prog} {argv[0]}')

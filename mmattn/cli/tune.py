@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--metric', help='validation metric; default: save_best of the config, or else the first'
     )
     parser.add_argument(
-        '--work-dir', help='folder for all results; default: work_dirs/tuning/<config name>'
+        '--work-dir',
+        help='folder for all results; default: work_dirs/tuning/<name>, with the '
+        'names of config, data set and blocks',
     )
     parser.add_argument(
         '--storage',
@@ -67,8 +69,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         from pathlib import Path
 
         from mmattn.analysis.tuning import TuneOptions, tune
+        from mmattn.engine.run_config import run_name
 
-        work_dir = Path(args.work_dir or Path('work_dirs/tuning') / Path(args.config).stem)
+        name = run_name(args.config, args.attention, args.data)
+        work_dir = Path(args.work_dir or Path('work_dirs/tuning') / name)
         tune(
             args.config,
             args.space,

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmattn.errors import UsageError
+from mmattn.models.det_tta import mask_head_keys
 from mmattn.text import nearest, some
 
 from .leaves import class_heads, dataset_leaves
@@ -127,7 +128,7 @@ def _check_task(cfg: Config, name: str, leaf: dict, is_labels: bool) -> bool:
             f'--data {name}: config {cfg.filename} trains label maps next to objects, and the data '
             'set has none.'
         )
-    masks = any(step.get('with_mask') for step in steps) or 'mask_head' in str(cfg.model)
+    masks = any(step.get('with_mask') for step in steps) or any(mask_head_keys(cfg.model, ''))
     if masks and not any(step.get('with_mask') for step in leaf.get('pipeline', [])):
         raise UsageError(
             f'--data {name}: config {cfg.filename} trains masks, and the data set has boxes alone. '

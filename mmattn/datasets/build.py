@@ -21,7 +21,7 @@ def build_dataset(leaf: dict):
     """
     _check_classes_key(leaf)
     try:
-        dataset = DATASETS.build(leaf | _accepted(leaf, dict(lazy_init=True, pipeline=[])))
+        dataset = DATASETS.build(dict(leaf, **_accepted(leaf, dict(lazy_init=True, pipeline=[]))))
         metainfo = getattr(dataset, '_metainfo', None)
         if isinstance(metainfo, dict):  # arrays have no truth value
             arrays = {k: v.tolist() for k, v in metainfo.items() if isinstance(v, np.ndarray)}

@@ -35,7 +35,7 @@ class GrowingHistory(HistoryBuffer):
     def _log_history(self, values: np.ndarray) -> None:
         self._values = _with_room(values)
         self._start, self._end = 0, len(values)
-        self._has_integers = True  # until a number is added
+        self._may_widen = True
 
     @property
     def _count_history(self) -> np.ndarray:
@@ -48,7 +48,7 @@ class GrowingHistory(HistoryBuffer):
     def _count_history(self, values: np.ndarray) -> None:
         is_one = bool(np.all(values == 1))
         self._counts = np.ones((), values.dtype) if is_one else _with_room(values)
-        self._has_integers = True
+        self._may_widen = True
 
     def update(self, log_val: int | float, count: int | float = 1) -> None:
         """Append a number.
@@ -65,7 +65,7 @@ class GrowingHistory(HistoryBuffer):
             raise TypeError(f'history: {value!r} is a {type(value).__name__}, not a number')
         if self._later:
             self._read_later()
-        if self._has_integers:
+        if self._may_widen:
             self._widen(log_val, count)
         if self._end == len(self._values):
             history = self._log_history, self._count_history
@@ -86,7 +86,7 @@ class GrowingHistory(HistoryBuffer):
             wider = np.result_type(room.dtype, np.asarray(value).dtype)
             if wider != room.dtype:
                 self.__dict__[name] = room.astype(wider)
-        self._has_integers = self._values.dtype.kind != 'f' or self._counts.dtype.kind != 'f'
+        self._may_widen = self._values.dtype.kind != 'f' or self._counts.dtype.kind != 'f'
 
     def update_later(self, value: Tensor) -> None:
         """Append the only number of a tensor, which is read once the history is asked for."""

@@ -13,7 +13,7 @@ from torch import nn
 from mmattn.log import warn
 from mmattn.registry import OPTIM_WRAPPERS
 from mmattn.text import nearest
-from mmattn.torch_compat import has_fused_form
+from mmattn.torch_compat import supports_fused
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -45,14 +45,14 @@ def warn_unused_custom_keys(optim_wrapper: dict, network: nn.Module) -> None:
 
 
 def with_fused_optimizer(optim_wrapper: dict, device: torch.device) -> dict:
-    """The config of an optimizer wrapper that changes all weights in one pass over them.
+    """The config of an optimizer wrapper with torch's fused optimizer, one kernel for all weights.
 
-    On a GPU it can also skip a step on the device itself. Adam and AdamW round the last bit
-    otherwise than torch's other forms; SGD does not.
+    On a GPU it can also skip a step on the device itself. The last bits of fused Adam and AdamW
+    differ from those of torch's other implementations; fused SGD is bit-equal.
 
     Args:
-        optim_wrapper: config; returned as it is if its optimizer has no such form, or the config
-            says how it is to run.
+        optim_wrapper: config; returned as it is if its optimizer cannot be fused, or the config
+            chooses an implementation.
         device: of the weights.
     """
     optimizer = optim_wrapper.get('optimizer')
@@ -60,7 +60,7 @@ def with_fused_optimizer(optim_wrapper: dict, device: torch.device) -> dict:
         return optim_wrapper
     if {'fused', 'foreach', 'differentiable', 'capturable'} & set(optimizer):
         return optim_wrapper
-    if not has_fused_form(getattr(torch.optim, optimizer['type']), device):
+    if not supports_fused(getattr(torch.optim, optimizer['type']), device):
         return optim_wrapper
     changed = copy.deepcopy(optim_wrapper)
     changed['optimizer']['fused'] = True

@@ -164,7 +164,7 @@ def count_detections(scored: ScoredDetections, backend: str = 'auto') -> Detecti
         run.accumulate()
     order = [sorted(scored.categories).index(ident) for ident in scored.categories]
     precision, scores = (run.eval[key][:, :, order] for key in ('precision', 'scores'))
-    recall = run.eval['recall'][..., -1][:, order]  # (T, K, A)
+    recall = run.eval['recall'][..., -1]  # (T, K, A)
     averaged = np.isclose(thresholds[:, None], scored.iou_thrs).any(1)
     at = {f'AP{value}': np.isclose(thresholds, value / 100) for value in (50, 75)}
     all_sizes = precision[..., 0, -1]  # (T, R, K)

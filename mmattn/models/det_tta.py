@@ -22,7 +22,7 @@ def det_tta_model(model: dict) -> dict:
     Raises:
         ValueError: the detector predicts masks, which `DetTTAModel` does not merge.
     """
-    key = next(_mask_keys(model, 'model'), None)
+    key = next(mask_head_keys(model, 'model'), None)
     if key:
         raise ValueError(
             f'DetTTAModel of mmdet merges boxes alone, and {key} predicts masks. Leave --tta out, '
@@ -40,12 +40,13 @@ def det_tta_model(model: dict) -> dict:
     )
 
 
-def _mask_keys(value: Any, where: str) -> Iterator[str]:
+def mask_head_keys(value: Any, where: str) -> Iterator[str]:
+    """Config keys of the heads that predict masks, in a config below the key `where`."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key in _MASK_KEYS and item:
                 yield f'{where}.{key}'
-            yield from _mask_keys(item, f'{where}.{key}')
+            yield from mask_head_keys(item, f'{where}.{key}')
 
 
 def det_tta_pipeline(test_pipeline: Sequence[dict]) -> list[dict]:

@@ -225,20 +225,22 @@ def _parts(
     def sources_of(rows: slice) -> slice:
         return slice(first[rows.start], min(first[rows.stop - 1] + 1, last) + 1)
 
-    band = count * max(labels.shape[1] // maps.shape[2], 1)  # about `count` rows of the logits
-    for image, among in itertools.product(range(len(maps)), _slices(0, labels.shape[1], band)):
-        within = sources_of(among)
-        wide = maps[image, :, within] @ columns.mT  # (C, k, W)
+    # bands of labels, each made of about `count` rows of the logits
+    height = count * max(labels.shape[1] // maps.shape[2], 1)
+    for image, band in itertools.product(range(len(maps)), _slices(0, labels.shape[1], height)):
+        band_sources = sources_of(band)
+        wide = maps[image, :, band_sources] @ columns.mT  # (C, k, W)
         wide_grad = None if grad is None else torch.zeros_like(wide)
-        for rows in _slices(among.start, among.stop, count):
+        for rows in _slices(band.start, band.stop, count):
             sources = sources_of(rows)
-            local = slice(sources.start - within.start, sources.stop - within.start)
+            offset = band_sources.start
+            local = slice(sources.start - offset, sources.stop - offset)
             yield _Rows(
                 (image, rows), wide[:, local], weights[rows, sources], labels, criterion,
                 None if wide_grad is None else wide_grad[:, local],
             )  # fmt: skip
         if grad is not None:
-            grad[image, :, within] += wide_grad @ columns
+            grad[image, :, band_sources] += wide_grad @ columns
 
 
 def _slices(start: int, stop: int, size: int) -> Iterator[slice]:

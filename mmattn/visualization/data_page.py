@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from mmattn.errors import cannot_write
-
 from .html_charts import legend
-
-_TEMPLATE = Path(__file__).with_name('data_page.html')
+from .html_template import fill_template
 
 
 class Stage(NamedTuple):
@@ -40,7 +37,7 @@ class Sample(NamedTuple):
     stages: Sequence[Stage]
 
 
-def write_page(
+def write_data_page(
     path: Path,
     *,
     title: str,
@@ -61,22 +58,15 @@ def write_page(
     Raises:
         WriteError: the file cannot be written.
     """
-    content = {
-        '__TITLE__': escape(title),
-        '__ABOUT__': ''.join(f'<p>{escape(text)}</p>' for text in about),
-        '__LEGEND__': legend(classes),
-        '__CHARTS__': ''.join(charts),
-        '__SAMPLES__': ''.join(map(_sample, samples)),
-    }
-    page = _TEMPLATE.read_text(encoding='utf-8')
-    parts = []  # names in the data may look like places of the template
-    while place := min((p for p in content if p in page), key=page.index, default=None):
-        before, _, page = page.partition(place)
-        parts += [before, content[place]]
-    try:
-        path.write_text(''.join([*parts, page]), encoding='utf-8')
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    fill_template(
+        path,
+        'data_page.html',
+        title,
+        ABOUT=''.join(f'<p>{escape(text)}</p>' for text in about),
+        LEGEND=legend(classes),
+        CHARTS=''.join(charts),
+        SAMPLES=''.join(map(_sample, samples)),
+    )
 
 
 def _sample(sample: Sample) -> str:

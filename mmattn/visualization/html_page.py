@@ -6,11 +6,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 
-from mmattn.errors import cannot_write
-
+from .html_template import fill_template
 from .panels import HEAT_COLOURS, SIGNED_COLOURS, BlockViews, jpeg
-
-_TEMPLATE = Path(__file__).with_name('html_page.html')
 
 
 def write_page(
@@ -55,11 +52,7 @@ def write_page(
         blocks=block_data,
     )
     text = json.dumps(content, separators=(',', ':')).replace('<', '\\u003c')  # no </script>
-    page = _TEMPLATE.read_text(encoding='utf-8').replace('__DATA__', text)
-    try:
-        Path(path).write_text(page, encoding='utf-8')
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    fill_template(path, 'html_page.html', 'Attention', DATA=text)
 
 
 def _table(name: str) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """A page of tables and pictures, as HTML without scripts, which needs no server and no network."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,11 +7,9 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
-from mmattn.errors import cannot_write, printable
-from mmattn.files import write_text_atomic
+from mmattn.errors import printable
 
-_MARK = re.compile('__([A-Z]+)__')
-_TEMPLATE = Path(__file__).with_name('report_page.html')
+from .html_template import fill_template
 
 
 @dataclass(frozen=True)
@@ -144,18 +141,14 @@ def write_report_page(
     pairs = ''.join(
         f'<dt>{_shown(name)}</dt><dd>{_shown(text)}</dd>' for name, text in facts.items()
     )
-    content = dict(
-        TITLE=_shown(title),
+    fill_template(
+        path,
+        'report_page.html',
+        printable(title),
         FACTS=f'<dl>{pairs}</dl>',
         LINKS='\n'.join(links),
         SECTIONS='\n'.join(bodies),
     )
-    template = _TEMPLATE.read_text(encoding='utf-8')
-    page = _MARK.sub(lambda mark: content[mark[1]], template)
-    try:
-        write_text_atomic(Path(path), page)
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 def _shown(text: str) -> str:

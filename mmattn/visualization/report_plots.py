@@ -15,7 +15,7 @@ from .text import font_families, legible
 
 _MEAN = '#000000'
 _GREY = '0.75'
-_MAX_COLOURS = 20  # classes of one plot that can be told apart
+_MAX_COLOURS = 20  # distinguishable colours in one plot
 _MAX_CELLS = 16  # classes whose cells are wide enough for numbers
 _MAX_NAMES = 200  # classes whose names can be read next to a matrix
 
@@ -23,7 +23,7 @@ Line = tuple[np.ndarray, np.ndarray]  # x and y of its points
 
 
 def line_colours(count: int) -> list[str]:
-    """A colour for each of `count` lines, as #rrggbb; empty for more than can be told apart."""
+    """A colour for each of `count` lines, as #rrggbb; empty for too many."""
     if count > _MAX_COLOURS:
         return []
     name = 'tab10' if count <= 10 else 'tab20'

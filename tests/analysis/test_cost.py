@@ -153,6 +153,8 @@ def test_blocks_are_compared_with_the_plain_network(tmp_path, capsys):
     assert list(content) == ['none', 'se', 'se+gc']
     plain, se, both = (content[name]['rows'][0]['parameters'] for name in content)
     assert f'| `se` | {se:,} ({se - plain:+,}) |' in shown
+    table = [line for line in shown.splitlines() if line.startswith('|')]
+    assert ' ms |' not in table[0] and all(line.count('|') == 7 for line in table)
     assert f'| `se+gc` | {both:,} ({both - plain:+,}) |' in shown and plain < se < both
     assert f'| `none` | {plain:,} |' in shown and 'training with 4 images, GB' in shown
     saved = {name: cost['rows'][0]['saved_bytes'] for name, cost in content.items()}

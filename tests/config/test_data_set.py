@@ -112,6 +112,12 @@ def test_what_does_not_suit_is_refused(config, data, text):
     assert text in str(raised.value)
 
 
+def test_a_mask_head_that_is_switched_off_needs_no_masks(sets):
+    path, base = sets / 'own.py', ROOT / 'configs' / 'faster_rcnn_r50_coco.py'
+    path.write_text(f'_base_ = {str(base)!r}\nmodel = dict(roi_head=dict(mask_head=None))\n')
+    assert load_config(path, data='boxes').model.roi_head.bbox_head.num_classes == 2
+
+
 def test_a_config_that_a_run_dumped_has_its_set(tmp_path):
     changed('retinanet_r50_coco', 'boxes').dump(tmp_path / 'run.py')
     assert load_config(tmp_path / 'run.py', data='boxes').model.bbox_head.num_classes == 2

@@ -14,7 +14,10 @@ import torch
 from mmengine.hooks import CheckpointHook as EngineHook
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
+from mmengine.structures import PixelData
 from mmseg.datasets import CityscapesDataset
+from mmseg.structures import SegDataSample
+from torch.utils.data import Dataset
 
 from mmattn.checkpoint import write as saving
 from mmattn.checkpoint.find import find_checkpoint
@@ -25,6 +28,7 @@ from mmattn.checkpoint.write import link_best, write_checkpoint
 from mmattn.engine.hooks.checkpoint import CheckpointHook, adapt_checkpoint_hook
 from mmattn.engine.network import build_model
 from mmattn.engine.test import test as evaluate
+from mmattn.engine.train import train
 from mmattn.errors import CheckpointError, Stopped, UsageError, WriteError
 from mmattn.inference.infer import infer
 from mmattn.testing.kill import compare_records
@@ -117,6 +121,32 @@ def test_colours_as_an_array(tiny, street, arrays, tmp_path, monkeypatch):
 
 def _log(folder):
     return '\n'.join(p.read_text() for p in folder.glob('*/*.log')).splitlines()
+
+
+class NoiseDataset(Dataset):
+    """A data set of torch's kind alone: no `metainfo`, no `pipeline`, no `lazy_init`."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+        sample.gt_sem_seg = PixelData(data=torch.full((1, 64, 64), index % 19))
+        return dict(inputs=torch.full((3, 64, 64), index, dtype=torch.uint8), data_samples=sample)
+
+
+def test_a_data_set_that_is_none_of_mmengines_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS.module_dict, 'NoiseDataset', NoiseDataset)
+    config = tmp_path / 'noise.py'
+    loader = "dict(dataset=dict(_delete_=True, type='NoiseDataset', length=6))"
+    config.write_text(f'_base_ = {str(CONFIG)!r}\ntrain_dataloader = {loader}\n')
+    options = {key: value for key, value in tiny_options('').items() if 'data_root' not in key}
+    options |= SHORT | {'train_cfg.max_iters': 2}
+    work_dir = train(config, work_dir=tmp_path / 'run', validate=False, cfg_options=options)
+    assert (work_dir / 'iter_2.pth').is_file()
 
 
 def test_a_hook_that_saves_an_object_is_refused_before_the_first_step(tiny, tmp_path):

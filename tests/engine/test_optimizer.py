@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmattn.engine.optimizer import with_fused_optimizer
-from mmattn.torch_compat import has_fused_form
+from mmattn.torch_compat import supports_fused
 
 CPU = torch.device('cpu')
 
@@ -47,5 +47,5 @@ def test_what_the_config_says_holds(optimizer):
 
 
 def test_an_optimizer_without_such_a_kernel():
-    assert has_fused_form(torch.optim.SGD, CPU)
-    assert not has_fused_form(torch.optim.Adadelta, CPU)
+    assert supports_fused(torch.optim.SGD, CPU)
+    assert not supports_fused(torch.optim.Adadelta, CPU)

@@ -16,8 +16,8 @@ TITLE = 'COCO JSON'
 
 def guess(source: Source) -> str | None:
     """Why the source looks like this format; None if it does not."""
-    files = [path for path, content in source.first_json() if _is_coco(content)]
-    return f"{files[0].name} has 'images', 'annotations' and 'categories'" if files else None
+    file = source.first_json_like(_is_coco)
+    return f"{file.name} has 'images', 'annotations' and 'categories'" if file else None
 
 
 def _is_coco(content: Any) -> bool:

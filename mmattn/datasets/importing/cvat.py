@@ -16,11 +16,8 @@ _OTHERS = ('points', 'polyline', 'cuboid', 'skeleton', 'tag')  # shapes that are
 
 def guess(source: Source) -> str | None:
     """Why the source looks like this format; None if it does not."""
-    for path in source.with_suffix('.xml')[:4]:
-        start = path.read_bytes()[:4000]
-        if b'<annotations>' in start and b'<version>' in start:
-            return f'{path.name} has <annotations> with a <version>'
-    return None
+    file = source.first_xml_like(b'<annotations>.*<version>')
+    return f'{file.name} has <annotations> with a <version>' if file else None
 
 
 def read(source: Source, options: ReadOptions) -> SourceSet:

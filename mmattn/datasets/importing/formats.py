@@ -45,6 +45,8 @@ def guess_format(source: Source) -> tuple[str, str]:
     if len(found) > 1:
         reasons = '; '.join(f'{name}, as {reason}' for name, reason in found.items())
         raise UsageError(f'{source.root} may be in several formats: {reasons}. Choose: --format.')
+    if not source.files:
+        raise DataError(f'{source.root} holds no file. Name another folder with --from.')
     if not found:
         for path in source.files:
             refuse_archive(path)

@@ -12,6 +12,7 @@ from ..coco_boxes import MAX_COORDINATE
 from ..image_limits import check_megapixels
 
 _CORNERS = 64  # of the polygon of an ellipse
+_DIGITS = 3  # decimals of a coordinate or an area, in pixels
 
 
 def numbers(values: Iterable[Any]) -> list[float]:
@@ -30,6 +31,12 @@ def numbers(values: Iterable[Any]) -> list[float]:
             raise ValueError(f'{show(value)} is no coordinate')
         found.append(number)
     return found
+
+
+def rounded(value: float) -> float:
+    """A coordinate or an area with few decimals; an integer if it is whole."""
+    value = round(value, _DIGITS)
+    return int(value) if value == int(value) else value
 
 
 def points(pairs: Any) -> list[float]:

@@ -20,8 +20,8 @@ _CHANNELS = 4  # of the image of a brush stroke; the last one, alpha, is the mas
 
 def guess(source: Source) -> str | None:
     """Why the source looks like this format; None if it does not."""
-    files = [path for path, content in source.first_json() if _is_export(content)]
-    return f"{files[0].name} is a list of tasks with 'data' and 'annotations'" if files else None
+    file = source.first_json_like(_is_export)
+    return f"{file.name} is a list of tasks with 'data' and 'annotations'" if file else None
 
 
 def _is_export(content: Any) -> bool:

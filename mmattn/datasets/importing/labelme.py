@@ -21,8 +21,8 @@ TITLE = 'LabelMe'
 
 def guess(source: Source) -> str | None:
     """Why the source looks like this format; None if it does not."""
-    files = [path for path, content in source.first_json() if _is_labelme(content)]
-    return f"{files[0].name} has 'shapes' and 'imagePath'" if files else None
+    file = source.first_json_like(_is_labelme)
+    return f"{file.name} has 'shapes' and 'imagePath'" if file else None
 
 
 def _is_labelme(content: Any) -> bool:

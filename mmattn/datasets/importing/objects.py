@@ -15,8 +15,7 @@ from . import geometry
 from .problems import Problems
 from .records import SourceImage, SourceObject
 
-_DIGITS = 3  # decimals of a coordinate, in pixels
-_TOLERANCE = 0.01  # px by which coordinates may leave the image without a word
+_TOLERANCE = 0.01  # px by which coordinates may leave the image without being reported
 
 
 def check_images(
@@ -116,7 +115,7 @@ def _finish(
     for outline in [item.box, *item.polygons]:
         inside = geometry.clip([outline], size)[0]
         leaving = max(leaving, *(abs(a - b) for a, b in zip(outline, inside)))
-        outline[:] = [_number(value) for value in inside]
+        outline[:] = [geometry.rounded(value) for value in inside]
     if item.polygons and not geometry.area(item.polygons):
         return 'empty box', 'its polygons have no area'
     if leaving > _TOLERANCE:
@@ -132,9 +131,3 @@ def _is_polygon(
     if len(polygon) < 6:
         problems.add('short polygon', image.file, item.where, f'{len(polygon) // 2} points')
     return len(polygon) >= 6
-
-
-def _number(value: float) -> float:
-    """A coordinate with few decimals; an integer if it is whole."""
-    rounded = round(value, _DIGITS)
-    return int(rounded) if rounded == int(rounded) else rounded

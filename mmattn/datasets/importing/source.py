@@ -2,6 +2,8 @@
 
 import os
 import posixpath
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +23,7 @@ _ARCHIVES = {  # suffix -> command that unpacks it
     '.7z': '7z x {} -o{}',
     '.rar': 'unrar x {} {}/',
 }
+_START = 4000  # bytes of a file by which its format is guessed
 _SPLIT_WORDS = dict(
     train='train', training='train', val='val', valid='val', validation='val', test='test',
     testing='test',
@@ -123,6 +126,18 @@ class Source:
             except DataError:
                 found.append((path, None))
         return found
+
+    def first_json_like(self, matches: Callable[[Any], Any]) -> Path | None:
+        """The first of these JSON files whose content matches."""
+        return next((path for path, content in self.first_json() if matches(content)), None)
+
+    def first_xml_like(self, pattern: bytes, count: int = 4) -> Path | None:
+        """The first of the first XML files in whose beginning a regular expression is found."""
+        for path in self.with_suffix('.xml')[:count]:
+            with open(path, 'rb') as file:
+                if re.search(pattern, file.read(_START), re.DOTALL):
+                    return path
+        return None
 
     def read(self, path: Path) -> Any:
         """The content of a JSON or XML file; a damaged one is a problem, and None."""

@@ -13,8 +13,8 @@ _CLASS_KEYS = ('label', 'class', 'name', 'type', 'category')  # of the attribute
 
 def guess(source: Source) -> str | None:
     """Why the source looks like this format; None if it does not."""
-    files = [path for path, content in source.first_json() if _entries(content)]
-    return f"{files[0].name} has 'filename' and 'regions'" if files else None
+    file = source.first_json_like(_entries)
+    return f"{file.name} has 'filename' and 'regions'" if file else None
 
 
 def _entries(content: Any) -> dict[str, dict]:

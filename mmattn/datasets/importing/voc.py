@@ -4,7 +4,6 @@ Pixels are counted from 1, so 1 is subtracted from all corners, as mmdet's `XMLD
 where a corner is 0, which a set that counts from 1 does not have.
 """
 
-import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -18,11 +17,8 @@ _CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 def guess(source: Source) -> str | None:
     """Why the source looks like this format; None if it does not."""
-    for path in source.with_suffix('.xml')[:4]:
-        start = path.read_bytes()[:4000]
-        if re.search(rb'<annotation[\s>]', start):
-            return f'{path.name} is an <annotation> of one image'
-    return None
+    file = source.first_xml_like(rb'<annotation[\s>]')
+    return f'{file.name} is an <annotation> of one image' if file else None
 
 
 def read(source: Source, options: ReadOptions) -> SourceSet:

@@ -101,15 +101,15 @@ def write_coco(
                 count += 1
                 counts[split][item.name] += 1
                 x1, y1, x2, y2 = item.box
-                box = [x1, y1, *(round(v, 3) for v in (x2 - x1, y2 - y1))]
+                box = [x1, y1, geometry.rounded(x2 - x1), geometry.rounded(y2 - y1)]
                 entry = dict(id=count, image_id=number, category_id=numbers[item.name], bbox=box)
-                entry['area'] = round(box[2] * box[3], 3)
+                entry['area'] = geometry.rounded(box[2] * box[3])
                 if masks:
                     entry['segmentation'] = item.mask or item.polygons
                     area = geometry.mask_bounds(item.mask)[1] if item.mask else (
                         geometry.area(item.polygons)
                     )  # fmt: skip
-                    entry['area'] = round(area, 3)
+                    entry['area'] = geometry.rounded(area)
                 coco['annotations'].append(entry | dict(iscrowd=int(item.is_crowd)))
         (out / f'{split}.json').write_text(json.dumps(coco), encoding='utf-8')
     return counts

@@ -104,7 +104,7 @@ CASES = [
     ('coco', 'boxes', link, 'link', 'scene_0.png', 6, 10),
     ('coco', 'boxes', in_coco(set_value('images', 0, 'file_name', value='images\\scene_0.png')), 'backslash', 'images[0] (id 7)', 6, 10),
     ('labelme', 'boxes', lambda root: None, 'backslash', 'json/scene_0.json: imagePath: ..\\images\\scene_0.png', 6, 10),
-    ('coco', 'boxes', in_coco(set_value('images', 0, 'file_name', value='/home/me/scene_0.png')), 'elsewhere', 'images/scene_0.png', 6, 10),
+    ('coco', 'boxes', in_coco(set_value('images', 0, 'file_name', value='/elsewhere/scene_0.png')), 'elsewhere', 'images/scene_0.png', 6, 10),
     ('coco', 'boxes', in_coco(set_value('annotations', 1, 'id', value=1)), 'duplicate', 'annotations[1] (id 1), id', 6, 10),
     ('coco', 'boxes', in_coco(set_value('images', 1, 'id', value=7)), 'id', 'images[1] (id 7), id', 0, 0),
     ('coco', 'boxes', in_coco(set_value('categories', 1, 'id', value=0)), 'id', "is 'disc', too", 0, 0),
@@ -236,7 +236,7 @@ def test_an_empty_set_is_refused(name, here):
         import_data('shapes', [here / 'raw'], ImportOptions(format=name), [].append)
     assert not (here / 'data/shapes').exists()
     (here / 'empty').mkdir()
-    with pytest.raises(DataError, match='is in no format that is known, with 0 files'):
+    with pytest.raises(DataError, match='empty holds no file. Name another folder'):
         import_data('shapes', [here / 'empty'], ImportOptions(), [].append)
 
 

@@ -61,18 +61,24 @@ def test_nothing_is_lost(imported):
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_results_score_as_published(kind, imported, tmp_path):
     content, _ = imported
-    images = {entry['file_name']: entry['id'] for entry in content['images']}
-    categories = {entry['name']: entry['id'] for entry in content['categories']}
-    paths = {entry['id']: entry['file_name'] for entry in TRUTH['images']}
-    names = {entry['id']: entry['name'] for entry in TRUTH['categories']}
-    results = json.loads(
-        (FOLDER / 'cocoapi' / f'instances_val2014_fake{kind}100_results.json').read_text()
+    # by COCO's ids again: of detections with equal scores the order of the images decides
+    images = {entry['file_name']: entry['id'] for entry in TRUTH['images']}
+    categories = {entry['name']: entry['id'] for entry in TRUTH['categories']}
+    image_ids = {entry['id']: images[entry['file_name']] for entry in content['images']}
+    category_ids = {entry['id']: categories[entry['name']] for entry in content['categories']}
+    truth = dict(
+        images=[entry | dict(id=image_ids[entry['id']]) for entry in content['images']],
+        categories=TRUTH['categories'],
+        annotations=[
+            entry
+            | dict(
+                image_id=image_ids[entry['image_id']],
+                category_id=category_ids[entry['category_id']],
+            )
+            for entry in content['annotations']
+        ],
     )
-    for result in results:
-        result['image_id'] = images[paths[result['image_id']]]
-        result['category_id'] = categories[names[result['category_id']]]
-    for name, value in ('truth', content), ('results', results):
-        (tmp_path / f'{name}.json').write_text(json.dumps(value))
-    scores = evaluate_coco(tmp_path / 'truth.json', tmp_path / 'results.json', iou_type=kind)
-    # detections of equal score are taken in the order of their images, which is another one
-    assert scores.numbers == pytest.approx(EXPECTED[f'cocoapi_{kind}'], rel=0, abs=1e-7)
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    results = FOLDER / 'cocoapi' / f'instances_val2014_fake{kind}100_results.json'
+    scores = evaluate_coco(tmp_path / 'truth.json', results, iou_type=kind)
+    assert scores.numbers == pytest.approx(EXPECTED[f'cocoapi_{kind}'], rel=0, abs=1e-12)

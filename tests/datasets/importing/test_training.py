@@ -94,3 +94,24 @@ def test_an_imported_set_trains_and_tests(task, tmp_path, monkeypatch):
         network, cfg = build_network(config, checkpoint=work_dir / 'iter_3.pth')
         assert network.bbox_head.num_classes == 2
         assert tuple(cfg.test_dataloader.dataset.metainfo.classes) == fixtures.CLASSES
+
+
+DETECTION = [name for name in fixtures.FORMATS if name not in ('masks', 'instance_masks')]
+EVERY = [  # format, kind of its objects, config, metric
+    *((name, 'boxes', 'retinanet_r18_bccd', 'coco/bbox_mAP') for name in DETECTION),
+    ('instance_masks', 'masks', 'mask_rcnn_r18_dsb2018', 'coco/segm_mAP'),
+    *(('masks', kind, 'fcn_r18_camvid', 'mIoU') for kind in ('ids', 'palette', 'colours')),
+]
+
+
+@pytest.mark.parametrize('name, kind, config, metric', EVERY)
+def test_every_format_trains_and_tests(name, kind, config, metric, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write = fixtures.masks if name == 'masks' else fixtures.FORMATS[name]
+    write(tmp_path / 'raw', SPLITS, kind)
+    import_data('shapes', ['raw'], log=[].append)
+    config = ROOT / 'configs' / f'{config}.py'
+    options = dict(cfg_options=STEPS, rehearsal=False)
+    work_dir = train(config, data='shapes', validate=False, **options)
+    metrics = evaluate(config, work_dir / 'iter_2.pth', **options)
+    assert not np.isnan(metrics[metric])
