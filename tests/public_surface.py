@@ -107,6 +107,7 @@ BLOCKS = {
 BACKBONES = {
     'CMPESEResNet': [dict(depth=18), dict(depth=50, cmpese=dict(view='double_fc'))],
     'CMPESEResNetV1c': [dict(depth=18), dict(depth=50, cmpese=dict(view='double_fc'))],
+    'EfficientNetLite': [dict(), dict(arch='lite1', output_stride=16)],
     'GatedResNet': [dict(depth=18), dict(depth=50, gated_stages=(3,))],
     'GatedResNetV1c': [dict(depth=18), dict(depth=50, gated_stages=(3,))],
     'ResidualAttentionNet': [dict(depth=56), dict(depth=92)],

@@ -147,7 +147,8 @@ def test_maths_and_blocks_need_no_mmcv():
 
 BLOCKS = """AFNB APNB BAM CAM CBAM CMPESE ContextBlock CrissCrossAttention DualAttention NonLocal2d PAM
     ResidualAttention SCSE SE SGE SKConv2d ShuffleAttention SimplifiedNonLocal SpatialTransformer"""
-NETWORKS = """ANNHead AttentionUNet CCHead CMPESEResNet CMPESEResNetV1c DAHead EncoderDecoder FasterRCNN GCHead
+NETWORKS = """ANNHead AttentionUNet CCHead CMPESEResNet CMPESEResNetV1c DAHead EfficientNetLite EncoderDecoder
+    FasterRCNN GCHead
     GatedResNet GatedResNetV1c
     MaskRCNN NLHead ResidualAttentionNet RetinaNet SKNet SegTTAModel"""
 FUNCTIONS = """AttentionBlock PairwiseBlock Predictor from_author from_pretrained insert

@@ -44,7 +44,7 @@ def load_weights(
         CheckpointError: a key is missing or left over, or a shape or a block's form differs; the
             model is unchanged.
     """
-    weights = strip_module_prefix(weights)
+    weights = rename_weights(model, strip_module_prefix(weights))
     match = StateDictMatch(model, weights)
     if not match.matched or match.problems:
         raise CheckpointError(
@@ -96,7 +96,8 @@ def load_and_compare(
 
     New parameters and the classifier, which are expected, are not in the comparison.
     """
-    weights, target = _match_backbone(model, strip_module_prefix(weights))
+    weights = rename_weights(model, strip_module_prefix(weights))
+    weights, target = _match_backbone(model, weights)
     weights = adapt_state_dict(model, weights)
     match = StateDictMatch(model, weights)
     prefixes = _outermost({*_blocks(model), *dict(named_plugins(model))})
@@ -133,6 +134,26 @@ def load_and_compare(
     if heads:
         parts.append(f'left: the classifier ({some(heads)})')
     return '; '.join(parts + match.problems), match
+
+
+def rename_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of today, those of the model.
+
+    Renamed are the files of a backbone's authors, where its class has `rename_weights`, and the
+    offsets of deformable convolutions in MMDetection's checkpoints of 2020, `conv2_offset`.
+    """
+    backbone = getattr(model, 'backbone', model)
+    if hasattr(backbone, 'rename_weights'):
+        weights = backbone.rename_weights(weights)
+    names = {}
+    for path, module in model.named_modules():
+        if hasattr(module, 'conv_offset'):
+            for place in path, path.removeprefix(_BACKBONE):
+                for kind in 'weight', 'bias':
+                    names[f'{place}_offset.{kind}'] = f'{place}.conv_offset.{kind}'
+    if names.keys().isdisjoint(weights):
+        return weights
+    return {names.get(key, key): value for key, value in weights.items()}
 
 
 def _match_backbone(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from mmattn.errors import CheckpointError
 from mmattn.plugins import adapt_state_dict, named_plugins
 
-from .load import StateDictMatch, converts_itself, load_and_compare, strip_module_prefix
+from .load import (
+    StateDictMatch,
+    converts_itself,
+    load_and_compare,
+    rename_weights,
+    strip_module_prefix,
+)
 
 _PRETRAINED_TYPES = ('Pretrained', 'Pretrained_Part', PretrainedInit)
 _MAX_MISSING = 0.5  # fraction of a module's values that a file may lack
@@ -52,6 +58,7 @@ def report_pretrained(
                 weights = {
                     k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
                 }
+            weights = rename_weights(module, weights)
             _check_similar(module, weights, init.checkpoint)
             text, match = load_and_compare(module, weights, init.checkpoint, partial=True)
             level = logging.WARNING if match.missing or match.shapes else logging.INFO

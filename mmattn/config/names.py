@@ -14,7 +14,7 @@ CONFIG_FOLDERS = (  # of mmattn's own configs: in a checkout, and where it is in
     Path(__file__).resolve().parents[2] / 'configs',
     Path(__file__).resolve().parents[1] / '.mim' / 'configs',
 )
-_NAME = re.compile(r'(?P<network>\w+?)_(?P<depth>r\d+)(?:_(?P<rest>\w+))?')
+_NAME = re.compile(r'(?P<network>\w+?)_(?P<depth>(?:r|lite)\d+)(?:_(?P<rest>\w+))?')
 _ROW = re.compile(r'^ +Config: \S*?(\w+)\.py$', re.MULTILINE)
 
 

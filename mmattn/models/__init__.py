@@ -9,6 +9,7 @@ from mmattn.registry import MODELS as _MODELS
 from .backbones.attention_unet import AttentionUNet as AttentionUNet
 from .backbones.cmpese_resnet import CMPESEResNet as CMPESEResNet
 from .backbones.cmpese_resnet import CMPESEResNetV1c as CMPESEResNetV1c
+from .backbones.efficientnet_lite import EfficientNetLite as EfficientNetLite
 from .backbones.gated_resnet import GatedResNet as GatedResNet
 from .backbones.gated_resnet import GatedResNetV1c as GatedResNetV1c
 from .backbones.residual_attention_net import ResidualAttentionNet as ResidualAttentionNet

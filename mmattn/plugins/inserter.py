@@ -191,8 +191,11 @@ class PluginInserter:
         if position == 'after_add':
             return self._insert_after(path)
         number = last if position == 'before_add' else int(position.removeprefix('after_conv'))
-        if number < last:  # one activation often serves all: hook the next convolution instead
-            return self._add_hooked(path, f'{path}.conv{number + 1}', before=True)
+        if number < last:
+            reader = f'{path}.conv{number + 1}'
+            own_act = isinstance(getattr(block, f'act{number}', None), nn.Module)
+            # one activation often serves all: hook the next convolution instead
+            return self._add_hooked(path, f'{path}.act{number}' if own_act else reader, reader)
         norm = getattr(block, f'norm{number}', None) or getattr(block, f'bn{number}', None)
         name = next((n for n, m in block.named_children() if m is norm), f'conv{number}')
         return self._add_hooked(path, f'{path}.{name}')
@@ -240,12 +243,20 @@ class PluginInserter:
             )
         return observed.channels(layout), layout
 
-    def _add_hooked(self, host: str, path: str, before: bool = False) -> str:
-        """Add a block to a host, to run after the module at `path`, or before it."""
+    def _add_hooked(self, host: str, path: str, reader: str = '') -> str:
+        """Add a block to a host, to run after the module at `path`.
+
+        `reader` is the convolution that reads the map and tells its channels; if it is the module
+        at `path`, the block runs before it.
+        """
         module, owner = self.model.get_submodule(path), self.model.get_submodule(host)
+        before = path == reader
         place = f'{"before" if before else "after"} {path}'
-        known = (getattr(module, 'in_channels', None), 'NCHW') if before else self._map_after(path)
-        channels, layout = known
+        if reader:
+            channels = getattr(self.model.get_submodule(reader), 'in_channels', None)
+            layout = 'NCHW'
+        else:
+            channels, layout = self._map_after(path)
         block_path = self._add(host, self._build(path, channels), place, layout)
         hooks = module._forward_pre_hooks if before else module._forward_hooks
         hook = next(reversed(hooks.values()), None)

