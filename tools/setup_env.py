@@ -335,7 +335,7 @@ def main() -> int:
     pinned = [a for f in sorted(REQUIREMENTS.glob('*.txt')) for a in ('-c', f) if f.stem != 'mmcv']
     build = ['-r', REQUIREMENTS / 'build.txt']
     run('  torch and build tools', '1 to 3 minutes', pip('install', *build, *torch_index()))
-    names = ['onedl', 'runtime', 'dev']
+    names = ['onedl', 'runtime', 'dev', 'docs']
     rest = [a for name in names for a in ('-r', REQUIREMENTS / f'{name}.txt')]
     run('  OpenMMLab packages, test tools', '1 to 2 minutes', pip('install', *pinned, *rest))
     alone = pip('install', '--no-deps', '-r', REQUIREMENTS / 'nodeps.txt')

@@ -22,7 +22,7 @@ _KERNELS = {'pair1x1': (1, 1), 'pair2x1': (1, 2), 'fold3x3': (3, 3)}  # height, 
 
 @MODELS.register_module()
 class CMPESE(AttentionBlock):
-    """y = u * s + x of a residual branch u and its identity x; s comes from the means of both.
+    """y = u * s + x, u a residual branch and x its identity; s comes from the means of both.
 
     'double_fc': s = sigmoid(W [relu(W_u mean(u)) ; relu(W_x mean(x))]). The other views arrange the
     two rows of means as an image, convolve it to C // reduction maps, normalise them, and average

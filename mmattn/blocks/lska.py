@@ -19,7 +19,7 @@ _FROM_DILATION_3 = 23  # the authors' kernels from here on have dilation 3, smal
 
 @MODELS.register_module()
 class LSKA(LargeKernelAttention):
-    """y = x * A, A = W D x + b with four depthwise convolutions D in a row, each with a bias.
+    """y = x * A, A = W D x + b; D is four depthwise convolutions in a row, each with a bias.
 
     They are 1 x a and a x 1 with a = 2 d - 1, then 1 x b and b x 1 with dilation d, and see
     a + d (b - 1) = kernel_size columns and rows. No sigmoid on A, so y is quadratic in x.
