@@ -6,8 +6,9 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / '_ext')]
 
-import mmattn  # noqa: E402
 import site_pages  # noqa: E402
+
+import mmattn  # noqa: E402
 
 project = 'mmattn'
 author = 'The mmattn authors'

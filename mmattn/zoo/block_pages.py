@@ -124,7 +124,9 @@ def _maps(cls: type) -> tuple[str, ...]:
 def _placements(name: str) -> dict[str, str]:
     """Files of `_base_/attention` that put a block somewhere: name -> the docstring."""
     folder = next(f for f in CONFIG_FOLDERS if f.is_dir()) / '_base_' / 'attention'
-    return {path.stem: _docstring(path) for path in sorted(folder.glob('*.py')) if _uses(path, name)}
+    return {
+        path.stem: _docstring(path) for path in sorted(folder.glob('*.py')) if _uses(path, name)
+    }
 
 
 def _uses(path: Path, name: str) -> bool:

@@ -35,7 +35,8 @@ def setup(app: Sphinx) -> dict:
 def repository_address() -> str:
     """Address of the repository at GitHub, from the file that torch.hub reads."""
     text = (ROOT / 'hubconf.py').read_text(encoding='utf-8')
-    return f'https://github.com/{re.search(r"load[(].([\w-]+/[\w-]+)", text)[1]}'
+    name = re.search(r'load\(.([\w-]+/[\w-]+)', text)[1]
+    return f'https://github.com/{name}'
 
 
 def all_pages(docs: Path, repository: str) -> dict[str, str]:

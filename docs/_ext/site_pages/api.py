@@ -43,7 +43,7 @@ def page() -> str:
     lines = [
         *_title('API', '='),
         'The public names are those of ``mmattn.__all__``; everything else may move. Importing',
-        'mmattn loads neither torch nor any other package: each name loads its module on first use.',
+        'mmattn loads neither torch nor any other package: a name loads its module on first use.',
         '',
         '.. py:module:: mmattn',
         '',

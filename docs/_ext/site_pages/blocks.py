@@ -1,4 +1,4 @@
-"""A page for each block: figure, equation, arguments, differences, places, cost, how to look at it."""
+"""A page for each block: figure, equation, arguments, differences, places, cost, viewing."""
 
 import re
 from functools import cache
@@ -60,7 +60,7 @@ def page(info: BlockInfo, repository: str) -> str:
         f'```{{eval-rst}}\n.. autoclass:: mmattn.{name}\n```',
         '## Paper and code',
         f'- Paper: {source}',
-        f'- The authors\' code: {_with_links(escape(code))}',
+        f"- The authors' code: {_with_links(escape(code))}",
         f'- Ours: [{file}]({repository}/blob/main/{file})',
         "## What differs from the authors' code",
         escape(differences) or 'Nothing.',
@@ -86,7 +86,7 @@ def _index(blocks: list[BlockInfo]) -> str:
     toctree = '\n'.join(info.name for info in blocks)
     return (
         '# The blocks, one by one\n\n'
-        'Each page has the figure, the equation, the arguments, what differs from the authors\' '
+        "Each page has the figure, the equation, the arguments, what differs from the authors' "
         'code, the cost, and the command that shows the attention. '
         '[All blocks on one page](../../blocks.md) has the same as text.\n\n'
         f'{table(["block", "weights over", "what it does"], cells)}\n\n'
@@ -166,10 +166,14 @@ def _measured(text: BlockText) -> str:
     return f'{table(["model", "data", "result"], cells)}\n\n{note}'
 
 
+@cache
+def _attention_names() -> set[str]:
+    return {name for block in names() for name in block_text(block).placements}
+
+
 def _attention_of(row: Row) -> str:
     """The part of a name that is one of `--attention`; the longest, as gc_r4 has gc in it."""
-    names = {name for info in list_blocks() for name in block_text(info.name).placements}
-    parts = [name for name in names if f'_{name}_' in f'{row.name}_']
+    parts = [name for name in _attention_names() if f'_{name}_' in f'{row.name}_']
     return max(parts, key=len, default='')
 
 

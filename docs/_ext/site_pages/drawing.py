@@ -134,13 +134,10 @@ def _spread(layer: list[_Node], wanted: list[float]) -> None:
     """Put nodes in their order near the wanted places, without overlaps."""
     if not layer:
         return
-    places: list[float] = []
-    for node, x in zip(layer, wanted, strict=True):
-        if places:
-            least = places[-1] + (before.width + node.width) / 2 + _GAP
-            x = max(x, least)
-        places.append(x)
-        before = node
+    places = wanted[:1]
+    for before, node, x in zip(layer, layer[1:], wanted[1:], strict=False):
+        least = places[-1] + (before.width + node.width) / 2 + _GAP
+        places.append(max(x, least))
     offset = sum(w - p for w, p in zip(wanted, places, strict=True)) / len(layer)
     for node, x in zip(layer, places, strict=True):
         node.x = x + offset
@@ -151,7 +148,7 @@ def _texts(step: Step) -> tuple[str, str]:
     if step.layers:
         shown = ', '.join(step.layers[:2]) + (', …' if len(step.layers) > 2 else '')
         name = f'{name} · {shown}'
-    return name, f'({", ".join(step.shape)})'
+    return name, ' '.join(f'({", ".join(shape)})' for shape in step.shapes)
 
 
 def _box(node: _Node, top: float, is_input: bool) -> str:

@@ -1,15 +1,17 @@
 """The notation of our docstrings as LaTeX: `y = x * sigmoid(W2 s)` is y = x ⊙ sigmoid(W₂ s).
 
 A formula is a sentence of clauses, with commas and semicolons between them. A clause with `=` or
-`<-` is an equation, any other is a remark. In an equation `*` is the element-wise product, ` . ` the
-dot product, `a_b` and `a[b]` have an index, `[a ; b]` is a concatenation; a word of several letters
-is a name, as of a function, and a Greek letter is written as its name.
+`<-` is an equation, any other is a remark. In an equation `*` is the element-wise product, ` . `
+the dot product, `a_b` and `a[b]` have an index, `[a ; b]` is a concatenation; a word of several
+letters is a name, as of a function, and a Greek letter is written as its name.
 """
 
 import re
 from dataclasses import dataclass
 
-_TOKEN = re.compile(r"(\s*)(\d+(?:\.\d+)?|[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*'?|<-|[-=+*/^.,;()\[\]])")
+_TOKEN = re.compile(
+    r"(\s*)(\d+(?:\.\d+)?|[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*'?|<-|[-=+*/^.,;()\[\]])"
+)
 _EQUALS = re.compile(r' (?:=|<-) ')
 _GREEK = {'alpha', 'gamma', 'theta', 'psi', 'phi', 'lambda', 'rho', 'sigma'}
 _SCALARS = {'gamma', 'rho', 'lambda'}  # which scale a map without a sign for it
@@ -97,8 +99,8 @@ class _Reader:
             token, blank = self.tokens.pop(0)
             is_operand = token[0].isalnum() or token in _PAIRS
             if is_operand and after_operand and blank:
-                is_word = self._is_plain(token) or parts[-1].startswith(r"\text")
-                parts.append(r"\;" if is_word else r"\,")
+                is_word = self._is_plain(token) or parts[-1].startswith(r'\text')
+                parts.append(r'\;' if is_word else r'\,')
             if token == '[' and after_operand and not blank:
                 parts.append(f'_{{{self._inside(token)}}}')
             elif token in _PAIRS:
@@ -117,7 +119,7 @@ class _Reader:
                 words = [token]
                 while self.tokens and self._is_plain(self.tokens[0][0], ahead=1):
                     words.append(self.tokens.pop(0)[0])
-                parts.append(rf"\text{{{' '.join(words)}}}")
+                parts.append(rf'\text{{{" ".join(words)}}}')
             else:
                 parts.append(_symbol(token))
             after_operand = is_operand

@@ -1,4 +1,4 @@
-"""The page of all models in `configs/metafile.yml`: what was measured here, and what others published."""
+"""The page of all models in `configs/metafile.yml`: results of ours, and figures of others."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -56,10 +56,11 @@ def page(repository: str) -> str:
     """
     parts = [
         '# Model zoo',
-        f'All models of [configs/metafile.yml]({repository}/blob/main/configs/metafile.yml), which has '
-        'also the hardware and the commands of each result. *Measured here* is what those commands '
-        'printed, with the number of seeds; *published* is what others report, with their source, '
-        'and no result of ours. `mmattn test NAME` downloads the weights of a row that has them.',
+        f'All models of [configs/metafile.yml]({repository}/blob/main/configs/metafile.yml), '
+        'which also has the hardware and the commands of each result. *Measured here* is what '
+        'those commands printed, with the number of seeds; *published* is what others report, '
+        'with their source, and no result of ours. `mmattn test NAME` downloads the weights of a '
+        'row that has them; they are those of the published figures, unless marked as ours.',
     ]
     papers = {c['Name']: c['Paper'] for c in _index()['Collections']}
     tasks = {name: _task_of(name) for name in papers}
@@ -109,7 +110,9 @@ def _metrics(metrics: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     values = value if isinstance(value, list) else [value]
-    return ' / '.join(f'{v:.2f}'.rstrip('0').rstrip('.') if isinstance(v, float) else str(v) for v in values)
+    return ' / '.join(
+        f'{v:.2f}'.rstrip('0').rstrip('.') if isinstance(v, float) else str(v) for v in values
+    )
 
 
 def _published(figure: dict[str, Any]) -> str:
@@ -126,7 +129,7 @@ def _task_of(collection: str) -> str:
 def _cells(row: Row, task: str) -> list[str]:
     weights = '-'
     if row.weights:
-        weights = f'[{"ours" if row.ours else "of others"}]({row.weights})'
+        weights = f'[download]({row.weights}){", ours" if row.ours else ""}'
     return [
         f'`{row.name}`',
         row.task or task or '-',

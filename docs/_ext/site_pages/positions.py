@@ -4,14 +4,16 @@ PYTHONPATH=docs/_ext python -m site_pages.positions docs/positions.svg
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from .drawing import INPUT, LAYER, OPERATION, box, svg
 
-# what runs one after another in a bottleneck, and the positions between; tests/test_site.py runs it
+# what runs one after another in a bottleneck, and the positions in between, which a test runs
 SEQUENCE = (
-    'x', 'conv1', 'norm, act', '@after_conv1', 'conv2', 'norm, act', '@after_conv2', 'conv3', 'norm',
-    '@after_conv3 @before_add', '+', 'act', '@after_add', 'more blocks', '@after_stage',
+    'x', 'conv1', 'norm, act', '@after_conv1', 'conv2', 'norm, act', '@after_conv2',
+    'conv3', 'norm', '@after_conv3 @before_add', '+', 'act', '@after_add',
+    'more blocks', '@after_stage',
 )  # fmt: skip
 _Y, _GAP, _HEIGHT = 120, 14, 40
 _WIDTHS = {'x': 34, '+': 30, 'act': 48, 'norm': 56, 'norm, act': 78, 'more blocks': 96}
@@ -25,7 +27,7 @@ def draw() -> str:
         centres.append(x + width / 2)
         x += width + _GAP
     total = x + 30
-    for start, end in zip(centres, centres[1:]):
+    for start, end in pairwise(centres):
         parts.append(_arrow(f'M{start:.1f} {_Y}H{end - 8:.1f}'))
     first, add = centres[0], centres[SEQUENCE.index('+')]
     parts.append(_arrow(f'M{first:.1f} {_Y - 20}V{_Y - 58}H{add:.1f}V{_Y - 17}'))
@@ -57,7 +59,8 @@ def _position(x: float, names: list[str]) -> list[str]:
 
 
 def _arrow(path: str) -> str:
-    return f'<path d="{path}" fill="none" stroke="#6b7280" stroke-width="1.3" marker-end="url(#arrow)"/>'
+    line = 'fill="none" stroke="#6b7280" stroke-width="1.3" marker-end="url(#arrow)"'
+    return f'<path d="{path}" {line}/>'
 
 
 def _code(x: float, y: float, text: str) -> str:

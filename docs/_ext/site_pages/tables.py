@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def table(heads: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown; signs that would end a cell are escaped."""
     lines = [heads, ['---'] * len(heads), *rows]
-    return '\n'.join(f'| {" | ".join(cell.replace("|", r"\|") for cell in row)} |' for row in lines)
+    escaped = ([cell.replace('|', r'\|') for cell in row] for row in lines)
+    return '\n'.join(f'| {" | ".join(row)} |' for row in escaped)
 
 
 def escape(text: str) -> str:
