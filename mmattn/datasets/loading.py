@@ -96,7 +96,8 @@ class Loaded(NamedTuple):
 class ImageReader:
     """Reads images as a test pipeline does, and prepares them for its network.
 
-    Example:
+    Example::
+
         reader = ImageReader(cfg.test_dataloader.dataset.pipeline)
         loaded = reader.load('photo.tif')  # loaded.image is what the config's loader gives
         prepared = reader.prepare(loaded)

@@ -32,7 +32,8 @@ class PredictionFailed(UsageError):
 class Predictor:
     """A detector or segmentor with the loader and the test pipeline of its config.
 
-    Example:
+    Example::
+
         predictor = Predictor.of('configs/ccnet_r18_street.py', 'best.pth')
         labels = predictor('photo.jpg').pred_sem_seg.data[0]
 

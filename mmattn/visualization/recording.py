@@ -19,7 +19,8 @@ def record(
 ) -> Iterator[dict[str, dict[str, list[Tensor]]]]:
     """Record the attention maps of every block in a model.
 
-    Example:
+    Example::
+
         with record(model, queries=[(0.5, 0.5)]) as maps:
             model(images)
         maps['backbone.layer1.0.cbam']['channel'][0]  # (N, C)

@@ -24,11 +24,13 @@ class BlockInfo:
 
     Attributes:
         name: class name.
-        paper, year, arxiv: source named in the header of its file; None if there is none.
+        paper: title of the source that the header of its file names; None if there is none.
+        year: year of the source.
+        arxiv: number of the source at arXiv.
         kind: what the attention weights run over.
-        parameters, macs: cost with the authors' arguments at `SIZE`, one image. MACs count
-            convolutions and matrix products, those between positions included, but not the
-            element-wise passes of gates, whose cost is memory traffic.
+        parameters: number of its weights with the authors' arguments at `SIZE`.
+        macs: the same for one image: convolutions and matrix products, those between positions
+            included, but not the element-wise passes of gates, whose cost is memory traffic.
         identity: whether it starts as the identity with init='paper'; with 'identity' all do.
         limits: promise of the blocks -> why this one cannot keep it, over all arguments tested.
     """

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 from . import api, blocks, mathml, model_zoo
-from .links import DeadLink, rewrite_links
+from .links import DeadLink, drop_empty_patterns, rewrite_links
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ DOCUMENTS = {  # document of the repository -> its page, both as they are
 def setup(app: Sphinx) -> dict:
     app.add_config_value('repository', '', 'env')
     app.connect('builder-inited', _generate)
-    app.connect('source-read', _rewrite_links)
+    app.connect('source-read', _change_source)
     mathml.setup(app)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
@@ -74,12 +74,13 @@ def _generate(app: Sphinx) -> None:
             path.unlink()
 
 
-def _rewrite_links(app: Sphinx, docname: str, source: list[str]) -> None:
-    page = Path(app.env.doc2path(docname))
+def _change_source(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname.startswith(f'{GENERATED}/'):
         return
+    docs, page = Path(app.srcdir), Path(app.env.doc2path(docname))
+    if docname == 'index':
+        source[0] = drop_empty_patterns(source[0], docs)
     try:
-        made = made_pages()
-        source[0] = rewrite_links(source[0], page, Path(app.srcdir), app.config.repository, made)
+        source[0] = rewrite_links(source[0], page, docs, app.config.repository, made_pages())
     except DeadLink as error:
         logger.warning('%s', error, location=docname)

@@ -10,13 +10,15 @@ _PARTS = {  # title -> modules whose public names it has, and other names that t
     'Put blocks into a network': (
         ['mmattn.plugins'],
         ['mmattn.plugins.keep_trainable', 'mmattn.plugins.named_plugins', 'mmattn.plugins.Plugin',
-         'mmattn.plugins.BlockReport', 'mmattn.plugins.BlockRow'],
+         'mmattn.plugins.BlockReport', 'mmattn.plugins.BlockRow', 'mmattn.plugins.hooks.NotOneMap'],
     ),
     'Look at attention': (['mmattn.visualization.recording'], []),
     "The authors' weights": (['mmattn.zoo.authors'], []),
     'Train, test, predict': (
         ['mmattn.engine.train', 'mmattn.engine.test', 'mmattn.inference.predictor'],
-        ['mmattn.engine.train.TrainOptions', 'mmattn.engine.test.TestOptions'],
+        ['mmattn.engine.train.TrainOptions', 'mmattn.engine.test.TestOptions',
+         'mmattn.checkpoint.read.Checkpoint', 'mmattn.datasets.loading.Loaded',
+         'mmattn.inference.predictor.PredictionFailed'],
     ),
     'Models and blocks by name': (
         ['mmattn.config.index', 'mmattn.zoo.load', 'mmattn.zoo.catalogue'],
@@ -24,7 +26,7 @@ _PARTS = {  # title -> modules whose public names it has, and other names that t
     ),
     'Save, load and share': (['mmattn.zoo.pretrained'], []),
     'Heads, backbones and networks': (['mmattn.models'], []),
-    'Base classes of blocks': (['mmattn.blocks.base'], []),
+    'Base classes of blocks': (['mmattn.blocks.base'], ['mmattn.ops.pairs.Pairs']),
 }  # fmt: skip
 _WITH_MEMBERS = {'mmattn.AttentionBlock', 'mmattn.PairwiseBlock', 'mmattn.Predictor'}
 _WITH_MEMBERS |= {'mmattn.plugins.BlockReport'}

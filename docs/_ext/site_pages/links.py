@@ -20,6 +20,13 @@ class DeadLink(ValueError):
     """A link to a file that does not exist."""
 
 
+def drop_empty_patterns(text: str, docs: Path) -> str:
+    """Remove the lines of a table of contents that are patterns and match no page."""
+    found = re.findall(r'^[\w/]*\*$', text, re.MULTILINE)
+    empty = [line for line in found if not any(docs.glob(line))]
+    return '\n'.join(line for line in text.split('\n') if line not in empty)
+
+
 def rewrite_links(
     text: str, page: Path, docs: Path, repository: str, made: Mapping[str, str]
 ) -> str:

@@ -96,5 +96,5 @@ class CMPESEResNet(_CMPESEResNet, det.ResNet):
 class CMPESEResNetV1c(_CMPESEResNet, seg.ResNetV1c):
     """mmseg's ResNetV1c with `CMPESE` in place of every residual addition.
 
-    As `CMPESEResNet`; **kwargs are arguments of `mmseg.ResNetV1c`.
+    As `CMPESEResNet`; further arguments are those of `mmseg.ResNetV1c`.
     """

@@ -94,5 +94,5 @@ class GatedResNet(_GatedResNet, det.ResNet):
 class GatedResNetV1c(_GatedResNet, seg.ResNetV1c):
     """mmseg's ResNetV1c with an `AttentionGate` on outputs, gated by the next coarser output.
 
-    As `GatedResNet`; **kwargs are arguments of `mmseg.ResNetV1c`.
+    As `GatedResNet`; further arguments are those of `mmseg.ResNetV1c`.
     """
