@@ -23,6 +23,7 @@ extensions = [
     'site_pages',
 ]
 exclude_patterns = ['_build', '_ext', '_static', '**/.ipynb_checkpoints']
+smartquotes = False  # they would change 'identity' in a docstring
 default_role = 'code'  # docstrings write code in single backticks
 
 html_theme = 'furo'
@@ -30,6 +31,7 @@ html_title = f'mmattn {version}'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_copy_source = False
+html_show_copyright = False
 html_math_renderer = 'mathml'  # of site_pages
 
 myst_enable_extensions = ['colon_fence', 'dollarmath']

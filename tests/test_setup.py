@@ -39,6 +39,23 @@ def test_nothing_is_done_while_nothing_changes(setup_env, monkeypatch, tmp_path,
     assert sentence(setup_env.main) == 'at work'
 
 
+def test_every_file_of_requirements_is_installed(setup_env, monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(setup_env, 'STAMP', tmp_path / 'stamp')
+    monkeypatch.setattr(
+        setup_env, 'run', lambda title, usual, command, **_: commands.append(command)
+    )
+    for name in 'check_machine', 'make_venv', 'torch_index':
+        monkeypatch.setattr(setup_env, name, list)
+    monkeypatch.setattr(setup_env, 'install_mmcv', lambda *_: None)
+    monkeypatch.setattr(setup_env, 'succeeds', lambda code: True)
+    assert setup_env.main() == 0
+    words = [str(word) for command in commands for word in command]
+    read = {words[n + 1] for n, word in enumerate(words) if word == '-r'}
+    files = {path for path in setup_env.REQUIREMENTS.glob('*.txt') if path.stem != 'mmcv'}
+    assert read == set(map(str, files))
+
+
 def test_wrong_python(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env.sys, 'version_info', (3, 9, 1))
     assert 'needs 3.10, 3.11 or 3.12' in sentence(setup_env.check_machine)

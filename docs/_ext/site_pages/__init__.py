@@ -10,7 +10,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from . import api, blocks, mathml, model_zoo
+from . import api, blocks, docstrings, mathml, model_zoo
 from .links import DeadLink, drop_empty_patterns, rewrite_links
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ def setup(app: Sphinx) -> dict:
     app.connect('builder-inited', _generate)
     app.connect('source-read', _change_source)
     mathml.setup(app)
+    docstrings.setup(app)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
 

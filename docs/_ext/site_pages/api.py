@@ -49,7 +49,7 @@ def page() -> str:
         '',
         '.. py:module:: mmattn',
         '',
-        '.. py:data:: mmattn.__version__',
+        '.. py:data:: __version__',
         '   :type: str',
         '',
         '   Version of the package.',

@@ -15,7 +15,7 @@ _TOKEN = re.compile(
 _EQUALS = re.compile(r' (?:=|<-) ')
 _GREEK = {'alpha', 'gamma', 'theta', 'psi', 'phi', 'lambda', 'rho', 'sigma'}
 _SCALARS = {'gamma', 'rho', 'lambda'}  # which scale a map without a sign for it
-_OPERATORS = {'sum': r'\sum', 'max': r'\max'}
+_OPERATORS = {'sum': r'\sum', 'max': r'\text{max}'}
 _SIGNS = {'<-': r'\leftarrow', '.': r'\cdot', ';': r'\,;\,', ',': r',\,', '=': '=', '+': '+'}
 _SIGNS |= {'-': '-', '/': '/'}
 _PAIRS = {'(': ')', '[': ']'}
@@ -158,7 +158,7 @@ class _Reader:
 
 def _symbol(token: str) -> str:
     """A letter, Greek letter, operator or name of a function, with index and prime."""
-    name, prime = token.removesuffix("'"), "'" * token.endswith("'")
+    name, prime = token.removesuffix("'"), r'^{\prime}' if token.endswith("'") else ''
     base, *indices = name.split('_')
     if match := re.fullmatch(r'([A-Za-z])(\d+)', base):
         return f'{match[1]}_{{{match[2]}}}{prime}'

@@ -1,5 +1,7 @@
 """Equations as MathML, which browsers draw without a script and without a network."""
 
+import re
+
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -15,10 +17,17 @@ def to_mathml(latex: str, display: str = 'inline') -> str:
     Args:
         latex: with `&` or a line break it is set as aligned lines.
         display: 'inline' or 'block'.
+
+    Raises:
+        ValueError: a command that the converter does not know, which it would write as it is.
     """
+    latex = latex.replace('{aligned}', '{align*}')
     if (r'\\' in latex or '&' in latex) and r'\begin' not in latex:
-        latex = rf'\begin{{aligned}}{latex}\end{{aligned}}'
-    return convert(latex, display=display)
+        latex = rf'\begin{{align*}}{latex}\end{{align*}}'
+    math = convert(latex, display=display)
+    if unknown := re.search(r'\\\w+', math):
+        raise ValueError(f'unknown command {unknown[0]}')
+    return math
 
 
 def setup(app: Sphinx) -> None:
