@@ -21,6 +21,7 @@ from mmattn.analysis.ablation_plot import pareto
 from mmattn.analysis.ablation_results import (
     Ablation,
     compare_blocks,
+    compare_configs,
     conclusion,
     read_ablation,
     report,
@@ -282,6 +283,42 @@ def test_a_table_over_configs_is_corrected_for_all_its_comparisons(tmp_path):
         report(ablations)
 
 
+def test_configs_are_compared_with_the_first(quick, tmp_path, capsys):
+    configs = [CONFIG, *(CONFIG.with_name(f'{name}_r18_street.py') for name in ('ccnet', 'gcnet'))]
+    arguments = ['--between-configs', '--seeds', '3', '--out-dir', str(tmp_path)]
+    assert main([*map(str, configs), *arguments]) == 0
+    out = capsys.readouterr().out
+    text = (tmp_path / 'results.md').read_text()
+    assert out.endswith(text + '\n')
+    assert text.startswith('# 3 configs\n\n| config | mIoU, mean ± std |')
+    rows = text.splitlines()[4:7]
+    assert rows[0].startswith('| fcn_r18_street |')
+    assert {row.split(' | ')[0] for row in rows[1:]} == {'| ccnet_r18_street', '| gcnet_r18_street'}
+    paths = [str(tmp_path / config.stem / 'results.json') for config in configs]
+    assert main(['--table', *paths, '--between-configs']) == 0
+    assert capsys.readouterr().out == text + '\n'
+    assert cv2.imread(str(tmp_path / 'differences.png')).std() > 5
+
+
+def test_configs_with_values_of_different_kinds_are_not_compared():
+    def ablation(name, values, **changes):
+        rows = {name: dict(enumerate(row)) for name, row in values.items()}
+        return Ablation(f'{name}.py', **dict(metric='mIoU', results=compare_blocks(rows)) | changes)
+
+    first = ablation('a', VALUES)
+    better = ablation('b', dict(none=[v + 2 + k / 10 for k, v in enumerate(VALUES['none'])]))
+    compared = compare_configs([first, better])
+    assert [r.attention for r in compared.results] == ['a', 'b']
+    assert compared.results[1].difference.value == pytest.approx(2.15)
+    assert 'b gives 2.15 points more mIoU than a (95 % interval' in conclusion(compared)
+    with pytest.raises(UsageError, match='a and b cannot be compared: metric is mIoU in one and aAcc'):
+        compare_configs([first, ablation('b', VALUES, metric='aAcc')])
+    with pytest.raises(UsageError, match='options is'):
+        compare_configs([first, ablation('b', VALUES, options=['x=1'])])
+    with pytest.raises(UsageError, match='b has no runs of the plain network'):
+        compare_configs([first, ablation('b', dict(se=[1.0, 2.0]))])
+
+
 @pytest.mark.parametrize(
     'content, reason',
     [
@@ -301,7 +338,15 @@ def test_files_that_hold_no_results(tmp_path, capsys, content, reason):
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('arguments', [[], ['a.py', '--table', 'b.json'], ['a.py']])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['a.py', '--table', 'b.json'],
+        ['a.py'],
+        ['a.py', 'b.py', '--between-configs', '--attention', 'se'],
+    ],
+)
 def test_configs_or_results_are_named(arguments, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(arguments)
