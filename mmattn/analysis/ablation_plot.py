@@ -74,7 +74,9 @@ def plot_differences(ablations: list[Ablation], out: str | Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(
-        dict.fromkeys(r.attention for a in ablations for r in a.results if r.attention != a.baseline)
+        dict.fromkeys(
+            r.attention for a in ablations for r in a.results if r.attention != a.baseline
+        )
     )
     size = (1.5 + 4 * len(ablations), 1.6 + 0.3 * len(names))
     figure = Figure(figsize=size, layout='constrained')

@@ -6,7 +6,7 @@ been seen, the cost of each block, and plots. Call it again to continue after an
 with more blocks or seeds: finished runs are kept. --table makes the tables again from results.
 
 Example: python tools/ablate.py configs/retinanet_r18_bccd.py --attention none,se,cbam,se+gc
-         python tools/ablate.py configs/fcn_r18_street.py configs/ccnet_r18_street.py --between-configs
+         python tools/ablate.py fcn_r18_street ccnet_r18_street --between-configs
          python tools/ablate.py --table work_dirs/ablation/*/results.json
 """
 

@@ -311,7 +311,9 @@ def test_configs_with_values_of_different_kinds_are_not_compared():
     assert [r.attention for r in compared.results] == ['a', 'b']
     assert compared.results[1].difference.value == pytest.approx(2.15)
     assert 'b gives 2.15 points more mIoU than a (95 % interval' in conclusion(compared)
-    with pytest.raises(UsageError, match='a and b cannot be compared: metric is mIoU in one and aAcc'):
+    with pytest.raises(
+        UsageError, match='a and b cannot be compared: metric is mIoU in one and aAcc'
+    ):
         compare_configs([first, ablation('b', VALUES, metric='aAcc')])
     with pytest.raises(UsageError, match='options is'):
         compare_configs([first, ablation('b', VALUES, options=['x=1'])])

