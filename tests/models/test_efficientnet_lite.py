@@ -5,14 +5,15 @@ import pytest
 import timm
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from mmengine.config import Config
+from mmdet.registry import MODELS as DET_MODELS
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmattn import EfficientNetLite, insert
 from mmattn.checkpoint.load import load_initial_weights
 from mmattn.checkpoint.pretrained import report_pretrained
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.engine.network import build_network
+from mmattn.config.load import load_config
 from mmattn.errors import CheckpointError
 from mmattn.models.backbones.efficientnet_lite import SamePad
 from tests.models.backbones import (
@@ -137,7 +138,9 @@ def test_padding_keeps_all_positions(kernel_size, stride, size):
 
 def test_weights_are_read_by_a_config_and_on_the_command_line(pretrained):
     wanted = pretrained.state_dict()
-    detector = build_network(Config.fromfile('configs/retinanet_lite0_bccd.py').model)
+    cfg = load_config('configs/retinanet_lite0_bccd.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = DET_MODELS.build(cfg.model)
     with report_pretrained(detector, read_checkpoint):
         detector.init_weights()
     state = detector.backbone.state_dict()
