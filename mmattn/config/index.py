@@ -13,7 +13,6 @@ from mmattn.text import nearest
 
 from .names import CONFIG_FOLDERS, config_names, is_config
 
-
 _REPOSITORY = 'https://github.com/mmattn/mmattn'
 
 
