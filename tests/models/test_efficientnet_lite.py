@@ -247,7 +247,8 @@ def test_random_start():
 
 
 def test_trains_in_a_detector():
-    trains_in_retinanet(dict(type='mmattn.EfficientNetLite', frozen_stages=1), CHANNELS['lite0'])
+    backbone = dict(type='mmattn.EfficientNetLite', frozen_stages=1)
+    trains_in_retinanet(backbone, list(CHANNELS['lite0']))
 
 
 @pytest.mark.parametrize(
