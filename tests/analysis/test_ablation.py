@@ -164,7 +164,10 @@ def test_statistics_are_those_of_scipy(tmp_path):
     assert found['none'].difference is None
     assert found['none'].std == pytest.approx(stdev(VALUES['none']))
     said = conclusion(Ablation('fcn.py', 'mIoU', list(found.values())))
-    assert 'se gives 1.02 points more mIoU than the plain network (95 % interval +0.72 to +1.33' in said
+    assert (
+        'se gives 1.02 points more mIoU than the plain network (95 % interval +0.72 to +1.33'
+        in said
+    )
     assert 'cbam gives 1.95 points less mIoU' in said
     effect = found['gc'].detectable
     assert f'gc: no difference seen; an effect of {effect:.2f} points or more would have' in said
@@ -271,7 +274,9 @@ def test_a_table_over_configs_is_corrected_for_all_its_comparisons(tmp_path):
     rows = [line.split(' | ') for line in lines[3:6]]
     assert [row[0] for row in rows] == ['| gc', '| se', '| cbam']  # by the mean of the differences
     assert (
-        rows[0][2].startswith('**+10.') and rows[2][2].strip() == '|' and rows[0][1].startswith('+0.02 (')
+        rows[0][2].startswith('**+10.')
+        and rows[2][2].strip() == '|'
+        and rows[0][1].startswith('+0.02 (')
     )
     assert 'correction for 5 comparisons' in lines[-1] and lines[6].startswith('| would be seen |')
     p = sorted(r.difference.p for a in ablations for r in a.results if r.difference)
