@@ -95,7 +95,8 @@ def detectable_difference(
     critical = t.isf(significance / 2, df)
 
     def lack(noncentrality: float) -> float:
-        return power - nct.sf(critical, df, noncentrality) - nct.cdf(-critical, df, noncentrality)
+        wrong_sign = nct.cdf(-critical, df, noncentrality)  # nan where it is below about 1e-16
+        return power - nct.sf(critical, df, noncentrality) - (wrong_sign if wrong_sign > 0 else 0)
 
     upper = 1.0
     while lack(upper) > 0:
