@@ -22,6 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'docs' / 'notebooks'
@@ -63,15 +64,18 @@ def execute(
     folder: Path,
     parameters: dict[str, Any] | None = None,
     ask: dict[str, str] | None = None,
+    before: dict[str, str] | None = None,
     timeout: int = 180,
 ) -> tuple[NotebookNode, dict[str, Any]]:
     """Execute a notebook in a kernel of its own, which imports mmattn of this checkout, if it is one.
 
     Args:
         name: name of the notebook.
-        folder: working directory; temporary folders are made in it, too.
+        folder: working directory, with a short path, as sockets are made in it; so are temporary
+            folders of the notebook.
         parameters: name -> value, instead of those in the first code cell.
         ask: name -> expression to evaluate in the kernel at the end; of plain values.
+        before: id of a code cell -> code to run at its start.
         timeout: limit for each cell, in seconds.
 
     Returns:
@@ -82,12 +86,16 @@ def execute(
     """
     notebook = read(name)
     set_parameters(notebook, parameters or {})
+    for cell in code_cells(notebook):
+        cell.source = (before or {}).get(cell.id, '') + cell.source
     pairs = ', '.join(f'{key!r}: {expression}' for key, expression in (ask or {}).items())
     question = nbformat.v4.new_code_cell(f'import json\nprint(json.dumps({{{pairs}}}))')
     notebook.cells.append(question)
+    # by files, as a port could be taken by another process meanwhile
+    kernel = dict(transport='ipc', connection_file=str(folder / 'kernel.json'))
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name='python3', coalesce_streams=True,
-        resources=dict(metadata=dict(path=str(folder))),
+        notebook, config=Config(KernelManager=kernel), kernel_name='python3', timeout=timeout,
+        coalesce_streams=True, resources=dict(metadata=dict(path=str(folder))),
     )  # fmt: skip
     paths = [str(ROOT), os.environ.get('PYTHONPATH')]
     settings = dict(
@@ -193,6 +201,7 @@ def store(name: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix='notebooks_') as folder:
         notebook, _ = execute(name, Path(folder), timeout=60 * MINUTES)
+        _shorten_paths(notebook, folder)
     notebook.metadata[_HASH] = code_hash(notebook)
     found = problems(notebook)
     nbformat.write(notebook, FOLDER / f'{name}.ipynb')
@@ -200,6 +209,13 @@ def store(name: str) -> None:
     print(f'{name}.ipynb: {seconds(notebook):.0f} s, {size:.0f} kB', flush=True)
     if found:
         raise NotebookFailed(f'{name}.ipynb: {"; ".join(found)}')
+
+
+def _shorten_paths(notebook: NotebookNode, folder: str) -> None:
+    """Name temporary folders as they would be without the one that was made for the execution."""
+    for cell in code_cells(notebook):
+        text = json.dumps(cell.outputs).replace(folder, tempfile.gettempdir())
+        cell.outputs = nbformat.from_dict(json.loads(text))
 
 
 def main() -> int:
