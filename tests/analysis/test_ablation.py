@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from scipy.stats import t, ttest_1samp, ttest_ind, ttest_rel
+from scipy.stats import nct, t, ttest_1samp, ttest_ind, ttest_rel
 
 from mmattn.analysis import ablation as module
 from mmattn.analysis import ablation_run, schedulers
@@ -199,6 +199,15 @@ def test_with_two_seeds_and_many_blocks_the_effect_is_large_and_finite():
     # a Cauchy ratio (z + effect) / |w| beyond the critical value, where z hardly matters
     draws = np.abs(np.random.default_rng(0).normal(size=100_000))
     assert abs((draws < effect / critical).mean() - 0.8) < 0.01
+
+
+@pytest.mark.parametrize('comparisons', [1, 2, 28])
+@pytest.mark.parametrize('seeds', [2, 3, 5, 21])
+def test_the_detectable_effect_is_found_for_any_number_of_seeds(seeds, comparisons):
+    """Far tails of SciPy's noncentral t are nan for some arguments."""
+    level, df = 0.05 / comparisons, seeds - 1
+    effect = detectable_difference(1.0, df, level)
+    assert nct.sf(t.isf(level / 2, df), df, effect) == pytest.approx(0.8, abs=1e-4)
 
 
 def test_the_test_that_decides_is_chosen_and_pairs_need_a_common_seed():
