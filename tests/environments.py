@@ -108,7 +108,7 @@ def test(name: str, arguments: list[str]) -> None:
     folder = environment.folder / 'run'
     shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns('__pycache__')
-    for part in 'tests', 'docs/recipes':
+    for part in 'tests', 'docs/put_in':
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy(ROOT / 'pyproject.toml', folder)
     env = {**os.environ, 'MMATTN_ENVIRONMENT': name}

@@ -76,7 +76,9 @@ def test_a_short_time_tells_nothing():
 
 
 def test_the_limit_of_a_container_counts():
-    assert '4 threads run here on 1.5 cores.' in find_shortage(*usages(64, 0, container=(1.5, 0)), 4)
+    assert '4 threads run here on 1.5 cores.' in find_shortage(
+        *usages(64, 0, container=(1.5, 0)), 4
+    )
     text = find_shortage(*usages(64, 10, container=(4, 4)), 4)
     assert '4 threads run here on 4 cores, of which other processes keep 4.0 busy' in text
     assert find_shortage(*usages(64, 10, container=(4, 0)), 4) is None

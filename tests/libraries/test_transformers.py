@@ -1,4 +1,4 @@
-"""Blocks in convolutional networks of Hugging Face transformers, and its recipe page."""
+"""Blocks in convolutional networks of Hugging Face transformers, and its page."""
 
 import pytest
 import torch
