@@ -1,7 +1,13 @@
-"""What a document in Markdown has: code, commands, quotations, links."""
+"""What a document in Markdown has: code, commands, quotations, headings; and whether commands exist."""
 
+import argparse
 import re
 import shlex
+from importlib import import_module
+
+import pytest
+
+from tests.conftest import ROOT
 
 _ENDS = {'&', '&&', '|', '||', ';', '>', '>>', '<', ')', ';;'}  # of a command, in a shell
 
@@ -66,7 +72,8 @@ def _command(words: list[str]) -> list[list[str]]:
         if script:
             return [[script[1], *words[index + 1 :]]]
         first = index == 0 or words[index - 1] in ('-m', 'do') or '=' in words[index - 1]
-        if word == 'mmattn' and words[index + 1 :] and (first or words[0] == 'taskset'):
+        names = re.match(r'\w', ''.join(words[index + 1 : index + 2]))  # not `mmattn --help`
+        if word == 'mmattn' and names and (first or words[0] == 'taskset'):
             return [[words[index + 1].replace('-', '_'), *words[index + 2 :]]]
     return []
 
@@ -75,3 +82,59 @@ def quotations(text: str) -> list[str]:
     """The quotations, each in one line."""
     quotes = re.findall(r'(?:^> .*\n)+', text, re.M)
     return [' '.join(line[2:].strip() for line in quote.splitlines()) for quote in quotes]
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    prose = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+    titles = [re.sub(r'[`*]', '', title) for title in re.findall(r'^#+ (.*)$', prose, re.M)]
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+class _Parsed(BaseException):
+    """Ends a command after its arguments are parsed."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parse(words: list[str]) -> bool:
+    """Whether the command's own parser takes the words; it prints why not."""
+    return _run(words, 'parse') is not None
+
+
+def unknown_words(words: list[str]) -> list[str]:
+    """The command or options that do not exist, of a command that may lack arguments."""
+    parser = _run(words, 'options')
+    if parser is None:
+        return words[:1]
+    options = [word.partition('=')[0] for word in words if re.match(r'--?[a-z]', word)]
+    return [option for option in options if option not in parser._option_string_actions]
+
+
+def _run(words: list[str], until: str) -> argparse.ArgumentParser | None:
+    """Call a command until its arguments are parsed, or until its parser has its options."""
+    name, *arguments = words
+    if not (ROOT / 'mmattn' / 'cli' / f'{name}.py').exists():
+        return None
+
+    def stop(method):
+        def parse_and_stop(self, args=None, namespace=None):
+            if until == 'parse':
+                method(self, args, namespace)
+            raise _Parsed(self)
+
+        return parse_and_stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in 'parse_args', 'parse_intermixed_args':
+            patch.setattr(
+                argparse.ArgumentParser, method, stop(getattr(argparse.ArgumentParser, method))
+            )
+        try:
+            import_module(f'mmattn.cli.{name}').main(arguments)
+        except _Parsed as parsed:
+            return parsed.parser
+        except SystemExit:
+            return None
+    return None
