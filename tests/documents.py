@@ -1,4 +1,4 @@
-"""What a document in Markdown has: code, commands, quotations, headings; and whether commands exist."""
+"""What a document in Markdown has: code, commands, messages, headings; and whether commands exist."""
 
 import argparse
 import re
@@ -78,10 +78,10 @@ def _command(words: list[str]) -> list[list[str]]:
     return []
 
 
-def quotations(text: str) -> list[str]:
-    """The quotations, each in one line."""
-    quotes = re.findall(r'(?:^> .*\n)+', text, re.M)
-    return [' '.join(line[2:].strip() for line in quote.splitlines()) for quote in quotes]
+def messages(text: str) -> list[str]:
+    """What a program says, blocks of code in `text`: each message in one line."""
+    parts = [part for block in code_blocks(text, 'text') for part in block.split('\n\n')]
+    return [' '.join(part.split()) for part in parts]
 
 
 def headings(text: str) -> set[str]:

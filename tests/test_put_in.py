@@ -15,7 +15,7 @@ from mmattn.cli.main import main
 from mmattn.config.load import load_config
 from mmattn.plugins import named_plugins
 from tests.conftest import ROOT
-from tests.documents import code_blocks, commands
+from tests.documents import code_blocks, commands, messages
 from tests.libraries.checks import run_page
 
 FOLDER = ROOT / 'docs' / 'put_in'
@@ -64,7 +64,7 @@ def test_every_page_has_the_same_parts(name):
     assert titles[0] == 'Six lines' and titles[-1] == 'What does not work, and what you see'
     parts = ' '.join(titles)
     assert all(part in parts for part in ('Positions', 'eights', 'Training')), titles
-    assert PAGES[name].count('\n> ') >= 3
+    assert len(messages(PAGES[name])) >= 3
     first = code_blocks(PAGES[name], 'python')[0]
     lines = [
         line for line in first.splitlines() if line and not line.startswith(('import', 'from', '#'))

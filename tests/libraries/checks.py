@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 import mmattn
 from mmattn.plugins import named_plugins
 from tests.conftest import ROOT
-from tests.documents import code_blocks, quotations
+from tests.documents import code_blocks, messages
 
 IDENTITY = dict(type='CBAM', reduction=4, init='identity')
 
@@ -328,7 +328,7 @@ def run_page(name: str) -> dict[str, Any]:
     """Run the Python code blocks of docs/put_in/NAME.md in one namespace, in order; returns it.
 
     A block that begins with the comment `# NAME.py` is a config, and is written to that file
-    instead. Every quotation of the page must be among what the code prints, word by word, but for
+    instead. Every message of the page, a block of `text`, must be among what the code prints, but for
     `[...]`, which stands for anything.
     """
     path = ROOT / 'docs' / 'put_in' / f'{name}.md'
@@ -344,10 +344,10 @@ def run_page(name: str) -> dict[str, Any]:
             else:
                 exec(compile(block, f'{path.name}, block {number}', 'exec'), namespace)
     found = ' '.join(printed.getvalue().split())
-    for quote in quotations(text):
-        parts = [re.escape(part.strip()) for part in quote.split('[...]')]
+    for message in messages(text):
+        parts = [re.escape(part.strip()) for part in message.split('[...]')]
         assert re.search('.*'.join(parts), found), (
-            f'{path.name} quotes what was not printed: {quote}'
+            f'{path.name} has a message that was not printed: {message}'
         )
     return namespace
 
