@@ -8,11 +8,12 @@
 #                      ultralytics and transformers, in an environment of its own
 # make test-openmmlab  the original OpenMMLab packages on the oldest torch, in an environment of its
 #                      own; compiles mmcv once. Python 3.11 and older have this torch
+# make notebooks       execute docs/notebooks and store the outputs; one of them in .venv-libraries
 
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo test docs lint test-core test-libraries test-openmmlab
+.PHONY: setup demo test docs lint test-core test-libraries test-openmmlab notebooks
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -43,3 +44,10 @@ test-libraries:
 
 test-openmmlab:
 	@$(PYTHON) tests/environments.py openmmlab
+
+notebooks: setup
+	@$(RUN) tests/notebooks.py ablate_two_blocks ccnet_on_street
+	@test -x .venv-libraries/bin/python || { \
+	  echo "error: .venv-libraries is missing. Run: make test-libraries" >&2; \
+	  exit 2; }
+	@.venv-libraries/bin/python tests/notebooks.py attention_in_torchvision

@@ -4,12 +4,14 @@
 CamVid's val split is one clip next to the training frames, so nothing is chosen by it.
 """
 _base_ = [
-    '_base_/models/segmentor_lite0.py',
+    '_base_/models/segmentor_r18.py',
+    '_base_/backbones/lite0_seg.py',
     '_base_/datasets/camvid.py',
     '_base_/schedules/adamw_600.py',
     '_base_/runtime.py',
 ]
 model = dict(
-    data_preprocessor=dict(size=_base_.crop_size),
-    decode_head=dict(type='mmattn.CCHead', recurrence=2, num_classes=11),
-    auxiliary_head=dict(num_classes=11))
+    data_preprocessor=dict(size=_base_.crop_size, mean=_base_.mean, std=_base_.std),
+    backbone=_base_.backbone,
+    decode_head=dict(in_channels=320, type='mmattn.CCHead', recurrence=2, num_classes=11),
+    auxiliary_head=dict(in_channels=112, num_classes=11))

@@ -13,7 +13,7 @@ from mmattn.compat import command, is_installed
 from mmattn.errors import CheckpointError, MmattnError, UsageError
 
 T = TypeVar('T', bound='HubMixin')
-_REPOSITORY = re.compile(r'[\w.-]+/[\w.-]+')
+_REPOSITORY = re.compile(r'\w[\w.-]*/\w[\w.-]*')
 
 
 class HubMixin:
@@ -110,8 +110,9 @@ def hub_access(
             f'{use}: huggingface_hub is not installed. Run: {command("hub", "huggingface_hub")}'
         ) from error
     kinds: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError, ValueError)
-    if httpx := sys.modules.get('httpx'):  # the transport of huggingface_hub from 1.0
-        kinds += (httpx.HTTPError,)
+    for transport in 'httpx', 'httpx2':  # of huggingface_hub from 1.0, from 2.0
+        if transport in sys.modules:
+            kinds += (sys.modules[transport].HTTPError,)
     try:
         yield huggingface_hub
     except kinds as error:

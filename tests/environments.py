@@ -108,8 +108,9 @@ def test(name: str, arguments: list[str]) -> None:
     folder = environment.folder / 'run'
     shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns('__pycache__')
-    for part in 'tests', 'docs/recipes':
+    for part in 'tests', 'docs/put_in', 'docs/notebooks':
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    shutil.copy(ROOT / 'docs' / 'coming_from.md', folder / 'docs')
     shutil.copy(ROOT / 'pyproject.toml', folder)
     env = {**os.environ, 'MMATTN_ENVIRONMENT': name}
     environment.call('-m', 'pytest', *(arguments or TESTS[name]), cwd=folder, env=env)

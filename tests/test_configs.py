@@ -67,7 +67,7 @@ def step_options(path, root) -> dict:
 
 def is_small(path) -> bool:
     """Whether a config is trained as it is."""
-    return 'r18' in path.stem or 'unet' in path.stem
+    return any(part in path.stem for part in ('r18', 'lite0', 'unet'))
 
 
 def narrow(model) -> dict:
@@ -191,7 +191,7 @@ def detector_options(path, street, folder) -> dict:
         options[f'{name}.dataset.data_prefix.img'] = f'leftImg8bit/{split}/'
         if split == 'val':
             options[f'{name}.dataset.pipeline.1.scale'] = size
-    if 'r18' not in path.stem:
+    if not is_small(path):
         options['model.backbone.init_cfg'] = None
         if path.stem not in WHOLE:
             options |= narrow(cfg.model)
@@ -295,8 +295,9 @@ def test_segmentors_differ_in_the_head_alone():
     own += ('in_channels', 'in_index')  # ANN fuses two stages
     own += ('isa_channels', 'down_factor', 'ema_channels', 'num_bases', 'num_stages')
     own += ('mask_size', 'shrink_factor', 'reduction')
-    for ending in 'r18_street', 'r18_camvid', 'r50_cityscapes', 'r101_cityscapes':
-        models = ['ccnet', 'ann', 'danet', 'nonlocal', 'gcnet'] + ['fcn'] * ending.startswith('r18')
+    for ending in 'r18_street', 'r18_camvid', 'lite0_camvid', 'r50_cityscapes', 'r101_cityscapes':
+        models = ['ccnet', 'ann', 'danet', 'nonlocal', 'gcnet']
+        models += ['fcn'] * ending.startswith(('r18', 'lite0'))
         if ending == 'r18_street':  # OCRNet is a cascade
             models += ['isanet', 'emanet', 'psanet', 'dnlnet']
         types, rest = set(), []

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from mmattn.errors import cannot_write
 
 from .ablation_results import Ablation
-from .ablation_run import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,8 +73,11 @@ def plot_differences(ablations: list[Ablation], out: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(r.attention for a in ablations for r in a.results))
-    names = [name for name in names if name != PLAIN]
+    names = list(
+        dict.fromkeys(
+            r.attention for a in ablations for r in a.results if r.attention != a.baseline
+        )
+    )
     size = (1.5 + 4 * len(ablations), 1.6 + 0.3 * len(names))
     figure = Figure(figsize=size, layout='constrained')
     shared = figure.subplots(1, len(ablations), sharey=True, squeeze=False)[0]

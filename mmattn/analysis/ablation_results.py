@@ -75,6 +75,7 @@ class Ablation:
         options: changes to the config, `key=value`.
         hardware: description of the machines; '' if the tests recorded none.
         failed: run -> reason, of runs that failed.
+        baseline: the row that the others are compared with.
     """
 
     config: str
@@ -83,6 +84,7 @@ class Ablation:
     options: list[str] = field(default_factory=list)
     hardware: str = ''
     failed: dict[str, str] = field(default_factory=dict)
+    baseline: str = PLAIN
 
     @property
     def title(self) -> str:
@@ -129,7 +131,10 @@ def summarise(
 
 
 def compare_blocks(
-    values: dict[str, dict[int, float]], costs: dict[str, dict] | None = None, test: str = 'paired'
+    values: dict[str, dict[int, float]],
+    costs: dict[str, dict] | None = None,
+    test: str = 'paired',
+    baseline: str = PLAIN,
 ) -> list[BlockResult]:
     """Compare every block with the plain network.
 
@@ -137,24 +142,25 @@ def compare_blocks(
         values: block -> seed -> metric.
         costs: block -> its cost.
         test: the test that decides; 'paired' compares runs of the same seed, 'welch' the means.
+        baseline: the row to compare with.
 
     Returns:
-        'none' first, then the blocks by mean; corrected for their number.
+        the baseline first, then the blocks by mean; corrected for their number.
     """
-    plain, results = values.get(PLAIN, {}), []
+    plain, results = values.get(baseline, {}), []
     for name, by_seed in values.items():
         row = [*by_seed.values()]
         std = stdev(row) if len(row) > 1 else None
         result = BlockResult(name, by_seed, mean(row), std, mean_interval(row))
         result.test, result.cost = test, (costs or {}).get(name, {})
         pairs = [(by_seed[seed], plain[seed]) for seed in by_seed if seed in plain]
-        if name != PLAIN and pairs:
+        if name != baseline and pairs:
             result.paired = TESTS['paired'](*zip(*pairs, strict=True))
-        if name != PLAIN and plain:
+        if name != baseline and plain:
             result.welch = TESTS['welch'](row, [*plain.values()])
         results.append(result)
     correct(results)
-    return sorted(results, key=lambda r: (r.attention != PLAIN, -r.mean))
+    return sorted(results, key=lambda r: (r.attention != baseline, -r.mean))
 
 
 def correct(results: list[BlockResult]) -> None:
@@ -207,6 +213,39 @@ def read_ablation(path: str | Path, test: str | None = None) -> Ablation:
         ) from error
 
 
+def compare_configs(ablations: list[Ablation]) -> Ablation:
+    """Compare the plain networks of several configs with that of the first.
+
+    Raises:
+        UsageError: the configs have different metrics, tests or options, or one has no plain runs.
+    """
+    first = ablations[0]
+    plain = {}
+    for ablation in ablations:
+        result = next((r for r in ablation.results if r.attention == PLAIN), None)
+        if result is None:
+            raise UsageError(f'{ablation.title} has no runs of the plain network to compare.')
+        plain[ablation.title] = result
+        for name in 'metric', 'options':
+            if getattr(ablation, name) != getattr(first, name):
+                raise UsageError(
+                    f'{first.title} and {ablation.title} cannot be compared: {name} is '
+                    f'{getattr(first, name)} in one and {getattr(ablation, name)} in the other.'
+                )
+    values = {title: result.values for title, result in plain.items()}
+    costs = {title: result.cost for title, result in plain.items()}
+    machines = dict.fromkeys(ablation.hardware for ablation in ablations if ablation.hardware)
+    return Ablation(
+        f'{len(plain)} configs',
+        first.metric,
+        compare_blocks(values, costs, plain[first.title].test, first.title),
+        first.options,
+        '; '.join(machines),
+        {f'{a.title}, {run}': reason for a in ablations for run, reason in a.failed.items()},
+        first.title,
+    )
+
+
 # ---- texts -------------------------------------------------------------------------------------
 def conclusion(ablation: Ablation) -> str:
     """Which blocks differ from the plain network by more than chance, and what could be seen."""
@@ -220,12 +259,13 @@ def conclusion(ablation: Ablation) -> str:
             return f'With {seeds} seed nothing can be said about chance.'
         return 'The values have no spread, so nothing can be said about chance.'
     parts = []
+    other = 'the plain network' if ablation.baseline == PLAIN else ablation.baseline
     for r in tested:
         if r.seen:
             value, word = r.difference.value, 'more' if r.difference.value > 0 else 'less'
             parts.append(
                 f'{r.attention} gives {_amount(abs(value), ablation.metric)} {word} '
-                f'{ablation.metric} than the plain network (95 % interval '
+                f'{ablation.metric} than {other} (95 % interval '
                 f'{_range(r.difference.interval, "+")}).'
             )
     unseen = [r for r in tested if not r.seen]
@@ -261,14 +301,18 @@ def report(ablations: list[Ablation]) -> str:
     if ablation.options:
         setting += f' With `--cfg-options {" ".join(ablation.options)}`.'
     failures = [f'Failed: {run}: {reason}' for run, reason in ablation.failed.items()]
-    lines = [f'# {ablation.title}', '', *results_table(ablation.results, ablation.metric), '']
+    rows = 'attention' if ablation.baseline == PLAIN else 'config'
+    table = results_table(ablation.results, ablation.metric, rows)
+    lines = [f'# {ablation.title}', '', *table, '']
     return '\n'.join([*lines, conclusion(ablation), setting, *failures, ''])
 
 
-def results_table(results: list[BlockResult], metric: str) -> Iterator[str]:
-    """The results of one config in Markdown."""
+def results_table(
+    results: list[BlockResult], metric: str, rows: str = 'attention'
+) -> Iterator[str]:
+    """Results in Markdown: of the blocks of one config, or of several configs."""
     yield (
-        f'| attention | {metric}, mean ± std | 95 % interval | seeds | difference | 95 % interval '
+        f'| {rows} | {metric}, mean ± std | 95 % interval | seeds | difference | 95 % interval '
         '| p, paired | p, Welch | p, corrected | would be seen | parameters | GMACs | ms |'
     )
     yield '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|'

@@ -81,7 +81,7 @@ TEST_NAMES = dict(paired='paired t-test', welch="Welch's t-test")
 def detectable_difference(
     error: float, df: float, significance: float = SIGNIFICANCE, power: float = POWER
 ) -> float:
-    """The true difference for which a two-sided t-test is significant with probability `power`.
+    """The true difference that a two-sided t-test sees, with its sign, with probability `power`.
 
     The t statistic has the noncentral t distribution whose noncentrality is the true difference
     over its standard error (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
@@ -95,7 +95,7 @@ def detectable_difference(
     critical = t.isf(significance / 2, df)
 
     def lack(noncentrality: float) -> float:
-        return power - nct.sf(critical, df, noncentrality) - nct.cdf(-critical, df, noncentrality)
+        return power - nct.sf(critical, df, noncentrality)
 
     upper = 1.0
     while lack(upper) > 0:

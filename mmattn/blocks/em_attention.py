@@ -14,6 +14,8 @@ the kernel sum_o p_o W_o, and that its mean, which the other branch needs, takes
 map. So neither the map of the 3x3 convolution nor the normed map is computed.
 """
 
+import math
+
 from torch import Tensor, nn
 
 from mmattn.ops import (
@@ -39,7 +41,8 @@ class EMAttention(AttentionBlock):
 
     Args:
         in_channels: C, a multiple of groups.
-        groups: G, number of contiguous groups of channels, which share all weights.
+        groups: G, number of contiguous groups of channels, which share all weights; if None, the
+            authors' 32, or the largest power of 2 that divides C.
         init: 'paper' (gates near 0.5) or 'identity' (conv3x3 and gn 0, gate 2 sigmoid).
 
     Raises:
@@ -56,8 +59,9 @@ class EMAttention(AttentionBlock):
         dict(in_channels=5, groups=1),
     )
 
-    def __init__(self, in_channels: int, *, groups: int = 32, init: str = 'paper') -> None:
+    def __init__(self, in_channels: int, *, groups: int | None = None, init: str = 'paper') -> None:
         super().__init__(in_channels, init)
+        groups = math.gcd(in_channels, 32) if groups is None else groups
         self._check_groups(groups, in_channels=in_channels)
         self.groups, channels = groups, in_channels // groups
         self.conv1x1 = nn.Conv2d(channels, channels, 1)

@@ -7,6 +7,8 @@ Reference code: implus/PytorchInsight, classification/models/imagenet/resnet_sge
     As in the code, and unlike the paper, the deviation is the unbiased one.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ class SGE(AttentionBlock):
 
     Args:
         in_channels: C, a multiple of groups.
-        groups: G, number of contiguous groups of channels; w and b have one value per group.
+        groups: G, number of contiguous groups of channels, each with its w and b; if None, the
+            authors' 64, or the largest power of 2 that divides C.
         init: 'paper' (w = 0, b = 1: gate 0.731) or 'identity' (w = b = 0, gate 2 sigmoid).
 
     Raises:
@@ -38,8 +41,9 @@ class SGE(AttentionBlock):
     gated = True
     examples = (dict(in_channels=64), dict(in_channels=16, groups=4))
 
-    def __init__(self, in_channels: int, *, groups: int = 64, init: str = 'paper') -> None:
+    def __init__(self, in_channels: int, *, groups: int | None = None, init: str = 'paper') -> None:
         super().__init__(in_channels, init)
+        groups = math.gcd(in_channels, 64) if groups is None else groups
         self._check_groups(groups, in_channels=in_channels)
         self.groups = groups
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))

@@ -6,6 +6,7 @@ been seen, the cost of each block, and plots. Call it again to continue after an
 with more blocks or seeds: finished runs are kept. --table makes the tables again from results.
 
 Example: python tools/ablate.py configs/retinanet_r18_bccd.py --attention none,se,cbam,se+gc
+         python tools/ablate.py fcn_r18_street ccnet_r18_street --between-configs
          python tools/ablate.py --table work_dirs/ablation/*/results.json
 """
 
@@ -48,6 +49,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--out-dir write it and the plots',
     )  # fmt: skip
     parser.add_argument(
+        '--between-configs', action='store_true',
+        help='compare the plain networks of the configs with that of the first, such as heads of '
+        'one backbone',
+    )  # fmt: skip
+    parser.add_argument(
         '--scheduler', choices=['local', 'slurm', 'ray'], default='local',
         help='where the runs are started; default: %(default)s, on this machine',
     )  # fmt: skip
@@ -62,16 +68,26 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.config) == bool(args.table):
         parser.error('name configs with --attention, or results with --table')
-    if args.config and not args.attention:
+    if args.between_configs and len(args.config or args.table) < 2:
+        parser.error('--between-configs compares two configs or more')
+    if args.between_configs and args.attention:
+        parser.error('--between-configs compares plain networks: leave --attention out')
+    if args.config and not (args.attention or args.between_configs):
         parser.error('the following arguments are required: --attention')
+
+    def read(paths: list) -> list:
+        from mmattn.analysis.ablation_results import compare_configs, read_ablation
+
+        ablations = [read_ablation(path, args.test) for path in paths]
+        return [compare_configs(ablations)] if args.between_configs else ablations
 
     def table() -> None:
         from pathlib import Path
 
         from mmattn.analysis.ablation import write_report
-        from mmattn.analysis.ablation_results import read_ablation, report
+        from mmattn.analysis.ablation_results import report
 
-        ablations = [read_ablation(path, args.test) for path in args.table]
+        ablations = read(args.table)
         if args.out_dir:
             print(write_report(ablations, Path(args.out_dir)))
         else:
@@ -81,7 +97,6 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         from pathlib import Path
 
         from mmattn.analysis.ablation import ablate_configs, write_report
-        from mmattn.analysis.ablation_results import read_ablation
 
         root = Path(args.out_dir or Path('work_dirs/ablation'))
         out_dirs = {config: root / Path(config).stem for config in args.config}
@@ -90,7 +105,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         try:
             ablate_configs(
                 out_dirs,
-                args.attention.split(','),
+                (args.attention or 'none').split(','),
                 args.seeds,
                 jobs=args.jobs,
                 threads=args.threads,
@@ -106,6 +121,6 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             for path in results:
                 print(path.with_name('results.md').read_text(encoding='utf-8'))
             if len(results) > 1:
-                print(write_report([read_ablation(path) for path in results], root))
+                print(write_report(read(results), root))
 
     return run(table if args.table else task, args)

@@ -30,12 +30,17 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         help="the hub's name of the licence, such as apache-2.0, for the card; default: that of "
         'the data, if known',
     )  # fmt: skip
+    parser.add_argument(
+        '--half', action='store_true', help='round the weights to float16: half the size'
+    )
     args = parser.parse_args(argv)
 
     def task() -> None:
         from mmattn.zoo.publish import publish, upload
 
-        paths = publish(args.config, args.checkpoint, args.out_dir, license=args.license)
+        paths = publish(
+            args.config, args.checkpoint, args.out_dir, license=args.license, half=args.half
+        )
         for path in paths.values():
             print(path)
         if args.hub:

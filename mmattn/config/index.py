@@ -13,6 +13,8 @@ from mmattn.text import nearest
 
 from .names import CONFIG_FOLDERS, config_names, is_config
 
+_REPOSITORY = 'https://github.com/mmattn/mmattn'
+
 
 @dataclass(frozen=True)
 class Model:
@@ -85,9 +87,19 @@ def model_index() -> dict[str, Model]:
     rows = yaml.safe_load((folder / 'metafile.yml').read_text(encoding='utf-8'))['Models']
     models = {name: Model(name, folder / f'{name}.py') for name in config_names(folder)}
     for row in rows:
-        weights = dict(weights=row.get('Weights'), sha256=row.get('SHA256'))
-        models[row['Name']] = replace(models[row['Name']], **weights)
+        weights = _address(row.get('Weights'), folder)
+        models[row['Name']] = replace(
+            models[row['Name']], weights=weights, sha256=row.get('SHA256')
+        )
     return models
+
+
+def _address(weights: str | None, folder: Path) -> str | None:
+    """Weights of the repository as a file, or its address where there is no clone."""
+    if weights is None or '://' in weights:
+        return weights
+    file = folder.parent / weights
+    return str(file) if file.is_file() else f'{_REPOSITORY}/raw/main/{weights}'
 
 
 def _folder() -> Path:

@@ -69,8 +69,8 @@ def generate(
     # spawn: a fork of a process that runs threads, as torch does, can hang
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
         entries = pool.map(work, jobs, chunksize=4)
-        entries = track(entries, total=len(jobs), title=f'street -> {root}')
-        results = dict(zip(jobs, entries))
+        entries = list(track(entries, total=len(jobs), title=f'street -> {root}'))
+    results = dict(zip(jobs, entries))
     categories = [dict(id=ID[name], name=name) for name in THINGS]
     for split, count in images.items():
         coco = dict(images=[], annotations=[], categories=categories)

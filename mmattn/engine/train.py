@@ -22,6 +22,7 @@ from mmattn.log import warn
 
 from .build import build_runner, config_errors, distributed_run, join_processes, run_loop
 from .commands import train_command
+from .cpu_load import read_usage, warn_of_shortage
 from .distributed import DistributedRun, is_main, world_size
 from .evaluators import output_folders, prepare_evaluation
 from .execution import use_flags
@@ -121,12 +122,14 @@ def train(config: str | Path, options: TrainOptions | None = None, **fields) -> 
         TypeError: an unknown field; names the nearest.
     """
     options = complete(options or TrainOptions(), fields)
+    usage = read_usage()
     with handle_signals() as signal_handler, distributed_run(config, options) as processes:
         if processes:
             signal_handler.check_peers = processes.raise_peer_failure
         cfg, checkpoint = _load(config, options, processes)
         runner = _build(cfg, checkpoint, config, options)
         runner.guard.signal_handler = signal_handler
+        warn_of_shortage(usage, runner.model)
         if processes:
             processes.runner = runner
         _run(runner, signal_handler)

@@ -16,5 +16,9 @@ def count_workers(value: int | str) -> int:
     """
     if value != 'auto':
         return value
-    processes = next((int(os.environ[k]) for k in _PROCESSES if os.environ.get(k)), 1)
-    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // max(processes, 1)))
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_processes()))
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine, as its launcher says; 1 without a launcher."""
+    return max(1, next((int(os.environ[k]) for k in _PROCESSES if os.environ.get(k)), 1))

@@ -58,8 +58,8 @@ class ExportedDetector(NetworkProgram):
 
     left_out = (
         'boxes, their selection and, of two-stage detectors, everything after the proposals: mmdet '
-        'computes these with compiled operators of mmcv, which no exchange format has. mmdeploy '
-        'exports whole detectors',
+        'computes these with compiled operators of mmcv, which no exchange format has. '
+        'onedl-mmdeploy exports whole detectors: https://github.com/vbti-development/onedl-mmdeploy',
     )
 
     def __init__(self, model: nn.Module, maps: int, parts: int, levels: int) -> None:

@@ -91,7 +91,7 @@ class PluginInserter:
             )
 
     def fail(self, reason: str) -> NoReturn:
-        raise ValueError(f'{self.label}: {reason}{"" if reason.endswith("?") else "."}')
+        raise ValueError(f'{self.label}: {reason}{"" if reason.endswith(("?", ".")) else "."}')
 
     def _block_class(self) -> type[nn.Module]:
         name = self.cfg.pop('type')

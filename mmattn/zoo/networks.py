@@ -14,6 +14,8 @@ from mmattn.checkpoint.load import block_forms
 from mmattn.checkpoint.plain_values import plain_items, tensors_to_lists
 from mmattn.checkpoint.read import open_checkpoint
 from mmattn.config.load import load_config, load_config_file
+from mmattn.config.runner_keys import RUNNER_KEYS
+from mmattn.config.scopes import use_scope
 from mmattn.engine.network import build_model, dataset_meta
 from mmattn.errors import CheckpointError, UsageError
 
@@ -50,6 +52,7 @@ def describe_network(
             'mmattn.load_model.'
         )
     cfg = cfg if isinstance(cfg, Config) else load_config(cfg)
+    use_scope(cfg)
     name = Path(cfg.filename).stem if cfg.filename else 'network'
     meta = model_meta(name, network, cfg, cfg.get('attention'), {})
     content = network_entry(name, cfg, meta)
@@ -102,7 +105,8 @@ def network_entry(name: str, cfg: Config, meta: dict) -> dict:
     except TypeError:
         config = None
     if config is not None:
-        config = {key: value for key, value in config.items() if key not in NOT_DATA}
+        # without variables of the config's files, such as crop_size
+        config = {key: value for key, value in config.items() if key in RUNNER_KEYS - {*NOT_DATA}}
     classes = meta['dataset_meta'].get('classes', [])
     return dict(kind='network', name=name, classes=classes, config=config)
 
@@ -138,4 +142,5 @@ def build_saved_network(content: dict, weights: Path, where: str, device: str | 
         path = Path(folder, f'{name}.json')
         path.write_text(json.dumps(config), encoding='utf-8')
         cfg = load_config_file(path)
-    return build_model(cfg, open_checkpoint(weights), device=device)[0]
+        # inside: messages about the config read its file
+        return build_model(cfg, open_checkpoint(weights), device=device)[0]

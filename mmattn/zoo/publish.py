@@ -14,7 +14,7 @@ from mmattn.checkpoint.read import Checkpoint, open_checkpoint, read_checkpoint
 from mmattn.config.load import load_config
 from mmattn.engine.network import build_model
 from mmattn.engine.run_config import run_name
-from mmattn.errors import UsageError, WriteError, cannot_write
+from mmattn.errors import CheckpointError, UsageError, WriteError, cannot_write
 from mmattn.hub import check_license, hub_access, is_repository
 
 from .card import measured_metrics, network_card, network_metadata
@@ -28,6 +28,7 @@ def publish(
     out_dir: str | Path,
     *,
     license: str | None = None,
+    half: bool = False,
 ) -> dict[str, Path]:
     """Write the weights of a checkpoint as `.safetensors` and `.pth`, a model card and the config.
 
@@ -39,6 +40,8 @@ def publish(
         checkpoint: checkpoint that training wrote, a file or an open one.
         out_dir: folder for the four files.
         license: the hub's name of a licence for the card; None for that of the data, if known.
+        half: whether to round the weights to float16, which halves the files; networks load them
+            as float32. The card says so, as its metric is that of the checkpoint.
 
     Returns:
         `{'safetensors': path, 'pth': path, 'card': path, 'config': path}`.
@@ -54,6 +57,14 @@ def publish(
     trained = load_config(config, attention=attention, data=meta.get('data_set'))
     model, cfg = build_model(copy.deepcopy(trained), checkpoint)
     weights = finite_weights(model, f'checkpoint {checkpoint.path}')
+    if half:
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+        finite = all(v.isfinite().all() for v in weights.values())
+        if not finite:
+            raise CheckpointError(
+                f'checkpoint {checkpoint.path} has values above 65504, which float16 does not '
+                'hold. Publish it without --half.'
+            )
     name, blocks = Path(config).stem, attention and attention['names']
     stem = run_name(config, blocks)
     model_facts = model_meta(name, model, cfg, attention, meta)
@@ -72,6 +83,8 @@ def publish(
         if any(not torch.equal(weights[k], v) for k, v in read_back['state_dict'].items()):
             raise WriteError(f'{path} does not read back as it was written. Check the disk.')
     dataset, metrics = model_facts['dataset_meta'], measured_metrics(checkpoint.path, stem)
+    if half:
+        metrics.text += '\n\nMeasured before the weights were rounded to float16.'
     command = f'configs/{name}.py' + (f' --attention {blocks}' if blocks else '')
     head = network_metadata(stem, model, trained, dataset, metrics, license)
     files = [*paths.values()]

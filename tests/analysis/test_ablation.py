@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from scipy.stats import t, ttest_1samp, ttest_ind, ttest_rel
+from scipy.stats import nct, t, ttest_1samp, ttest_ind, ttest_rel
 
 from mmattn.analysis import ablation as module
 from mmattn.analysis import ablation_run, schedulers
@@ -21,6 +21,7 @@ from mmattn.analysis.ablation_plot import pareto
 from mmattn.analysis.ablation_results import (
     Ablation,
     compare_blocks,
+    compare_configs,
     conclusion,
     read_ablation,
     report,
@@ -163,7 +164,10 @@ def test_statistics_are_those_of_scipy(tmp_path):
     assert found['none'].difference is None
     assert found['none'].std == pytest.approx(stdev(VALUES['none']))
     said = conclusion(Ablation('fcn.py', 'mIoU', list(found.values())))
-    assert 'se gives 1.02 points more mIoU than the plain network (95 % interval +0.80 to' in said
+    assert (
+        'se gives 1.02 points more mIoU than the plain network (95 % interval +0.72 to +1.33'
+        in said
+    )
     assert 'cbam gives 1.95 points less mIoU' in said
     effect = found['gc'].detectable
     assert f'gc: no difference seen; an effect of {effect:.2f} points or more would have' in said
@@ -195,6 +199,15 @@ def test_with_two_seeds_and_many_blocks_the_effect_is_large_and_finite():
     # a Cauchy ratio (z + effect) / |w| beyond the critical value, where z hardly matters
     draws = np.abs(np.random.default_rng(0).normal(size=100_000))
     assert abs((draws < effect / critical).mean() - 0.8) < 0.01
+
+
+@pytest.mark.parametrize('comparisons', [1, 2, 28])
+@pytest.mark.parametrize('seeds', [2, 3, 5, 21])
+def test_the_detectable_effect_is_found_for_any_number_of_seeds(seeds, comparisons):
+    """Far tails of SciPy's noncentral t are nan for some arguments."""
+    level, df = 0.05 / comparisons, seeds - 1
+    effect = detectable_difference(1.0, df, level)
+    assert nct.sf(t.isf(level / 2, df), df, effect) == pytest.approx(0.8, abs=1e-4)
 
 
 def test_the_test_that_decides_is_chosen_and_pairs_need_a_common_seed():
@@ -270,7 +283,9 @@ def test_a_table_over_configs_is_corrected_for_all_its_comparisons(tmp_path):
     rows = [line.split(' | ') for line in lines[3:6]]
     assert [row[0] for row in rows] == ['| gc', '| se', '| cbam']  # by the mean of the differences
     assert (
-        rows[0][2].startswith('**+10.') and rows[2][2] == '|' and rows[0][1].startswith('+0.02 (')
+        rows[0][2].startswith('**+10.')
+        and rows[2][2].strip() == '|'
+        and rows[0][1].startswith('+0.02 (')
     )
     assert 'correction for 5 comparisons' in lines[-1] and lines[6].startswith('| would be seen |')
     p = sorted(r.difference.p for a in ablations for r in a.results if r.difference)
@@ -280,6 +295,44 @@ def test_a_table_over_configs_is_corrected_for_all_its_comparisons(tmp_path):
     ablations = [read_ablation(path, test) for path, test in zip(paths, ('paired', 'welch'))]
     with pytest.raises(UsageError, match='different tests decide'):
         report(ablations)
+
+
+def test_configs_are_compared_with_the_first(quick, tmp_path, capsys):
+    configs = [CONFIG, *(CONFIG.with_name(f'{name}_r18_street.py') for name in ('ccnet', 'gcnet'))]
+    arguments = ['--between-configs', '--seeds', '3', '--out-dir', str(tmp_path)]
+    assert main([*map(str, configs), *arguments]) == 0
+    out = capsys.readouterr().out
+    text = (tmp_path / 'results.md').read_text()
+    assert out.endswith(text + '\n')
+    assert text.startswith('# 3 configs\n\n| config | mIoU, mean ± std |')
+    rows = text.splitlines()[4:7]
+    assert rows[0].startswith('| fcn_r18_street |')
+    assert {row.split(' | ')[0] for row in rows[1:]} == {'| ccnet_r18_street', '| gcnet_r18_street'}
+    paths = [str(tmp_path / config.stem / 'results.json') for config in configs]
+    assert main(['--table', *paths, '--between-configs']) == 0
+    assert capsys.readouterr().out == text + '\n'
+    assert cv2.imread(str(tmp_path / 'differences.png')).std() > 5
+
+
+def test_configs_with_values_of_different_kinds_are_not_compared():
+    def ablation(name, values, **changes):
+        rows = {name: dict(enumerate(row)) for name, row in values.items()}
+        return Ablation(f'{name}.py', **dict(metric='mIoU', results=compare_blocks(rows)) | changes)
+
+    first = ablation('a', VALUES)
+    better = ablation('b', dict(none=[v + 2 + k / 10 for k, v in enumerate(VALUES['none'])]))
+    compared = compare_configs([first, better])
+    assert [r.attention for r in compared.results] == ['a', 'b']
+    assert compared.results[1].difference.value == pytest.approx(2.15)
+    assert 'b gives 2.15 points more mIoU than a (95 % interval' in conclusion(compared)
+    with pytest.raises(
+        UsageError, match='a and b cannot be compared: metric is mIoU in one and aAcc'
+    ):
+        compare_configs([first, ablation('b', VALUES, metric='aAcc')])
+    with pytest.raises(UsageError, match='options is'):
+        compare_configs([first, ablation('b', VALUES, options=['x=1'])])
+    with pytest.raises(UsageError, match='b has no runs of the plain network'):
+        compare_configs([first, ablation('b', dict(se=[1.0, 2.0]))])
 
 
 @pytest.mark.parametrize(
@@ -301,7 +354,15 @@ def test_files_that_hold_no_results(tmp_path, capsys, content, reason):
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('arguments', [[], ['a.py', '--table', 'b.json'], ['a.py']])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['a.py', '--table', 'b.json'],
+        ['a.py'],
+        ['a.py', 'b.py', '--between-configs', '--attention', 'se'],
+    ],
+)
 def test_configs_or_results_are_named(arguments, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(arguments)

@@ -119,3 +119,9 @@ def test_keys_and_parameters():
 def test_refused_groups(groups, message):
     with pytest.raises(ValueError, match=message):
         EMAttention(48, groups=groups)
+
+
+def test_groups_follow_from_the_channels():
+    """The authors' 32 where they divide them, else the largest power of 2."""
+    for channels, groups in (256, 32), (112, 16), (24, 8), (7, 1):
+        assert EMAttention(channels).groups == groups

@@ -54,7 +54,7 @@ def test_keys_and_parameters():
     'arguments, message',
     [
         (
-            dict(in_channels=96),
+            dict(in_channels=96, groups=64),
             'SGE: groups=64, but groups must divide in_channels=96; allowed .*32, 48, 96$',
         ),
         (dict(in_channels=8, groups=0), 'SGE: groups=0, allowed whole numbers from 1'),
@@ -67,3 +67,9 @@ def test_keys_and_parameters():
 def test_refused_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SGE(**arguments)
+
+
+def test_groups_follow_from_the_channels():
+    """The authors' 64 where they divide them, else the largest power of 2."""
+    for channels, groups in (256, 64), (64, 64), (96, 32), (24, 8), (7, 1):
+        assert SGE(channels).groups == groups

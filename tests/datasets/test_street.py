@@ -112,6 +112,11 @@ def test_size_scales_the_scene_and_not_the_world():
     assert (small == large).mean() > 0.85
 
 
+def test_the_end_is_told_with_the_number_of_scenes(tmp_path, capsys):
+    generate(tmp_path / 'street', images=dict(train=2), size=(64, 32))
+    assert f'street -> {tmp_path / "street"}: 2 in ' in capsys.readouterr().err
+
+
 def test_an_existing_folder_is_kept(street, tmp_path):
     before = digests(street)
     with pytest.raises(UsageError, match='holds a set already. Use --overwrite'):

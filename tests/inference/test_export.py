@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmattn.benchmarks.cases import perturb_constants
+from mmattn.cli.main import main
 from mmattn.config.load import load_config
 from mmattn.engine.network import build_network
 from mmattn.errors import DataError, UsageError
@@ -15,6 +16,7 @@ from mmattn.inference import export as module
 from mmattn.inference.export import ExportMismatch, describe, export
 from mmattn.inference.predictor import Predictor
 from tests.conftest import ROOT
+from tests.documents import code_blocks, commands
 
 CONFIGS = ROOT / 'configs'
 CCNET = CONFIGS / 'ccnet_r18_street.py'
@@ -66,6 +68,7 @@ def test_a_detector_is_exported_up_to_its_first_head(tmp_path):
     assert found.outputs[0] == 'feature0' and found.outputs[-1] == 'delta4'
     assert len(found.outputs) == 15 and max(found.differences.values()) < 1e-4
     assert 'not in it: boxes, their selection' in describe(found)
+    assert 'onedl-mmdeploy exports whole detectors: https://github.com/' in describe(found)
     program = torch.export.load(found.path).module()
     model = Predictor.of(config, weights, attention='cbam', device='cpu').model
     image = torch.rand(3, 3, 288, 320) * 255
@@ -120,3 +123,22 @@ def test_refused(tmp_path, monkeypatch, arguments, kind, message):
     weights = checkpoint(CCNET, tmp_path / 'weights.pth')
     with pytest.raises(kind, match=message):
         export(CCNET, weights, **(dict(kind='torch') | arguments))
+
+
+def test_the_page(photos, tmp_path, monkeypatch):
+    """The code of docs/export.md runs after its command, in both formats."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / 'docs' / 'export.md').read_text(encoding='utf-8')
+    weights = checkpoint(CCNET, tmp_path / 'best.pth')
+    photos[0].rename('photo.png')
+    ((name, _, _, *options),) = commands(page)
+    assert name == 'export' and options[0] == '--images'
+    for kind in ('onnx', 'torch'):
+        flags = ['--images', 'photo.png', '--format', kind]
+        assert main([name, str(CCNET), str(weights), *flags]) == 0
+    assert {'ccnet_r18_street.onnx', 'ccnet_r18_street.pt2'} <= {p.name for p in tmp_path.iterdir()}
+    names = {}
+    for block in code_blocks(page, 'python'):
+        exec(compile(block, 'export.md', 'exec'), names)
+    assert names['logits'].shape == (1, 19, 96, 160)
+    assert names['labels'].shape == names['expected'].shape == (96, 160)

@@ -7,16 +7,19 @@ A test file of a library lists its networks as `Case`s and runs `CHECKS` over al
     def test_network(name, check):
         CHECKS[check](CASES[name])
 
-`run_page` executes the code blocks of a recipe page.
+`run_page` executes the code blocks of a page of docs/put_in.
 """
 
+import contextlib
 import copy
 import functools
 import io
 import pickle
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 import mmattn
 from mmattn.plugins import named_plugins
 from tests.conftest import ROOT
+from tests.documents import code_blocks, messages
 
 IDENTITY = dict(type='CBAM', reduction=4, init='identity')
 
@@ -321,11 +325,44 @@ def _plain_fails(case: Case, what: str, use: Callable[[nn.Module], Any]) -> bool
 
 
 def run_page(name: str) -> dict[str, Any]:
-    """Run the Python code blocks of docs/recipes/NAME.md in one namespace, in order; returns it."""
-    path = ROOT / 'docs' / 'recipes' / f'{name}.md'
-    blocks = re.findall(r'^```python\n(.*?)^```', path.read_text(encoding='utf-8'), re.M | re.S)
+    """Run the Python code blocks of docs/put_in/NAME.md in one namespace, in order; returns it.
+
+    A block that begins with the comment `# NAME.py` is a config, and is written to that file
+    instead. Every message of the page, a block of `text`, must be among what the code prints, but for
+    `[...]`, which stands for anything.
+    """
+    path = ROOT / 'docs' / 'put_in' / f'{name}.md'
+    text = path.read_text(encoding='utf-8')
+    blocks = code_blocks(text, 'python')
     assert blocks, f'{path} has no code'
     namespace: dict[str, Any] = {'__name__': name}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f'{path.name}, block {number}', 'exec'), namespace)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(_Tee(printed, sys.stdout)):
+        for number, block in enumerate(blocks):
+            if file := re.match(r'# (\w+\.py)\n', block):
+                Path(file[1]).write_text(block, encoding='utf-8')
+            else:
+                exec(compile(block, f'{path.name}, block {number}', 'exec'), namespace)
+    found = ' '.join(printed.getvalue().split())
+    for message in messages(text):
+        parts = [re.escape(part.strip()) for part in message.split('[...]')]
+        assert re.search('.*'.join(parts), found), (
+            f'{path.name} has a message that was not printed: {message}'
+        )
     return namespace
+
+
+class _Tee(io.TextIOBase):
+    """Writes to several streams."""
+
+    def __init__(self, *streams: Any) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self.streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()

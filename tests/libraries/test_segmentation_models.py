@@ -1,4 +1,4 @@
-"""Blocks in networks of segmentation_models.pytorch, and its recipe page."""
+"""Blocks in networks of segmentation_models.pytorch, and its page."""
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def test_encoders_without_stages_say_what_to_write(name, at):
 
 def test_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = run_page('segmentation_models')
+    names = run_page('smp')
     assert len(list(named_plugins(names['model']))) == 9
     assert all('.cbam.' in key or '.se.' in key for key in names['missing'])
     printed = capsys.readouterr().out

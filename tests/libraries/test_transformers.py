@@ -1,10 +1,14 @@
-"""Blocks in convolutional networks of Hugging Face transformers, and its recipe page."""
+"""Blocks in convolutional networks of Hugging Face transformers, and its page."""
+
+import dataclasses
+import re
 
 import pytest
 import torch
 
 import mmattn
 from mmattn.plugins import named_plugins
+from tests.conftest import ROOT
 from tests.libraries.checks import CHECKS, Case, close, run_page, trained
 
 transformers = pytest.importorskip('transformers', reason='transformers is missing')
@@ -141,3 +145,12 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert 'CBAM after resnet.encoder.stages.1' in printed
     assert 'torch.Size([1, 1, 8, 8])' in printed
+
+
+def test_arguments_of_the_trainer_that_the_documents_name():
+    page = (ROOT / 'docs' / 'coming_from.md').read_text(encoding='utf-8')
+    table = page[page.index('| `TrainingArguments` |') :].splitlines()[2:]
+    named = [re.match(r'\| `(\w+)`', line)[1] for line in table if line.startswith('|')]
+    named += ['num_train_epochs', 'warmup_steps']
+    known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    assert len(named) > 20 and set(named) <= known

@@ -1,4 +1,4 @@
-"""Blocks in detectors of ultralytics, also through its trainer, and its recipe page."""
+"""Blocks in detectors of ultralytics, also through its trainer, and its page."""
 
 # ruff: noqa: E402
 import atexit

@@ -1,18 +1,18 @@
-"""EfficientNet-Lite against the network of its weights and timm's, and what a backbone has to do."""
+"""EfficientNet-Lite against the network of its weights, and what a backbone has to do."""
 
 import cv2
 import pytest
-import timm
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from mmengine.config import Config
+from mmdet.registry import MODELS as DET_MODELS
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmattn import EfficientNetLite, insert
 from mmattn.checkpoint.load import load_initial_weights
 from mmattn.checkpoint.pretrained import report_pretrained
 from mmattn.checkpoint.read import read_checkpoint
-from mmattn.engine.network import build_network
+from mmattn.config.load import load_config
 from mmattn.errors import CheckpointError
 from mmattn.models.backbones.efficientnet_lite import SamePad
 from tests.models.backbones import (
@@ -52,7 +52,9 @@ def photographs():
     """Two photographs, scaled as the weights expect them."""
     names = 'docs/bccd.jpg', 'docs/infer.jpg'
     images = [cv2.resize(cv2.imread(name), (224, 224))[..., ::-1] for name in names]
-    return torch.stack([(torch.from_numpy(i.copy()).permute(2, 0, 1) - 127.0) / 128 for i in images])
+    return torch.stack(
+        [(torch.from_numpy(i.copy()).permute(2, 0, 1) - 127.0) / 128 for i in images]
+    )
 
 
 def outputs_of(model, paths, x):
@@ -80,38 +82,50 @@ def test_equals_the_network_of_its_weights_on_photographs(weights, pretrained, p
     assert all(y.std() > 0.1 for y in wanted)
 
 
+def authors(arch='lite0'):
+    """The authors' network for any size of image, without dropping blocks."""
+    options = dict(image_size=None, drop_connect_rate=0)
+    return EfficientNet.from_name(f'efficientnet-{arch}', **options)
+
+
+def dilate(author, output_stride):
+    """Dilation in place of the strides that would go beyond the output stride."""
+    stride = 2
+    rate = 1
+    for block in author._blocks:
+        conv = block._depthwise_conv
+        conv.dilation = (rate, rate)
+        if conv.stride[0] == 2:
+            stride *= 2
+            if stride > output_stride:
+                conv.stride = [1, 1]
+                rate *= 2
+    return author
+
+
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('output_stride', [32, 16, 8])
 @pytest.mark.parametrize('size', [(64, 96), (65, 47), (90, 120)])
-def test_equals_timm(output_stride, size, training):
-    other = timm.create_model(
-        'tf_efficientnet_lite0',
-        features_only=True,
-        out_indices=(1, 2, 3, 4),
-        output_stride=output_stride,
-    )
-    model = set_mode(randomised(EfficientNetLite(output_stride=output_stride)), training)
-    model.load_state_dict(model.rename_weights(randomised(other, 2).state_dict()), strict=True)
+def test_equals_the_authors_at_any_size_and_stride(output_stride, size, training):
+    author = set_mode(randomised(dilate(authors(), output_stride), 2), training)
+    model = set_mode(EfficientNetLite(output_stride=output_stride).double(), training)
+    load_initial_weights(model, author.state_dict(), 'x')
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    equal(model(x), set_mode(other, training)(x))
+    paths = [f'_blocks.{number}' for number in (2, 4, 10, 15)]
+    with torch.no_grad():
+        equal(model(x), outputs_of(author, paths, x))
 
 
 @pytest.mark.parametrize('arch', CHANNELS)
 def test_sizes(arch):
-    ours, name = EfficientNetLite(arch), f'tf_efficientnet_{arch}'
-    with torch.device('meta'):
-        other = timm.create_model(name)
-    ours.load_state_dict(ours.rename_weights(_without_head(other.state_dict())), assign=True)
-    ours = EfficientNetLite(arch).eval()
+    """Channels, and that the weights of the authors' network of this size fit."""
+    model = EfficientNetLite(arch).eval()
+    text = load_initial_weights(model, authors(arch).state_dict(), 'x')
+    assert text.startswith(f'{len(model.state_dict())} tensors loaded')
     for height, width in ((1, 1), (33, 70)):
-        shapes = [tuple(y.shape[1:]) for y in ours(torch.randn(1, 3, height, width))]
+        shapes = [tuple(y.shape[1:]) for y in model(torch.randn(1, 3, height, width))]
         wanted = zip(CHANNELS[arch], (4, 8, 16, 32))
         assert shapes == [(c, -(-height // s), -(-width // s)) for c, s in wanted]
-
-
-def _without_head(weights):
-    head = ('conv_head.', 'bn2.', 'classifier.')
-    return {key: value for key, value in weights.items() if not key.startswith(head)}
 
 
 def test_published_size(weights):
@@ -135,7 +149,9 @@ def test_padding_keeps_all_positions(kernel_size, stride, size):
 
 def test_weights_are_read_by_a_config_and_on_the_command_line(pretrained):
     wanted = pretrained.state_dict()
-    detector = build_network(Config.fromfile('configs/retinanet_lite0_bccd.py').model)
+    cfg = load_config('configs/retinanet_lite0_bccd.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = DET_MODELS.build(cfg.model)
     with report_pretrained(detector, read_checkpoint):
         detector.init_weights()
     state = detector.backbone.state_dict()
@@ -231,7 +247,8 @@ def test_random_start():
 
 
 def test_trains_in_a_detector():
-    trains_in_retinanet(dict(type='mmattn.EfficientNetLite', frozen_stages=1), CHANNELS['lite0'])
+    backbone = dict(type='mmattn.EfficientNetLite', frozen_stages=1)
+    trains_in_retinanet(backbone, list(CHANNELS['lite0']))
 
 
 @pytest.mark.parametrize(

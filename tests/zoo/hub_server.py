@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = f'{owner}/{asked["name"]}' if owner else asked['name']
             is_new = name not in hub.repositories
             hub.repositories.setdefault(name, {})
-            hub.private.setdefault(name, bool(asked.get('private')))
+            hub.private.setdefault(name, asked.get('visibility') == 'private')
             url = f'{hub.endpoint}/{name}'
             self._answer(dict(url=url, id=name), 200 if is_new else 409)
             return

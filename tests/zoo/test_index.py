@@ -82,6 +82,22 @@ def test_published_weights_are_found_by_name_and_their_whole_hash_is_checked(
                 load_model(NAME)
 
 
+def test_weights_of_the_repository_are_a_file_or_its_address(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'weights').mkdir()
+    (tmp_path / 'weights' / 'a-01234567.safetensors').touch()
+    for name, wanted in [
+        ('weights/a-01234567.safetensors', str(tmp_path / 'weights' / 'a-01234567.safetensors')),
+        (
+            'weights/b-01234567.safetensors',
+            'https://github.com/mmattn/mmattn/raw/main/weights/b-01234567.safetensors',
+        ),
+        ('https://x.org/c.pth', 'https://x.org/c.pth'),
+        (None, None),
+    ]:
+        assert index._address(name, tmp_path / 'configs') == wanted
+
+
 def test_files_that_were_changed_are_refused(published, tmp_path):
     folder, _ = published
     file = next(folder.glob('*.safetensors'))

@@ -64,6 +64,28 @@ def test_the_card_is_what_the_hub_reads(published):
     assert found['mIoU'].dataset_name == 'street' and found['mIoU'].dataset_split == 'test'
 
 
+def test_in_half_precision(published, tmp_path):
+    from mmattn.zoo import load_model
+
+    paths, weights = published
+    run = paths['safetensors'].parent.parent / 'run.pth'
+    half = publish(CONFIG, run, tmp_path, half=True)
+    sizes = [files['safetensors'].stat().st_size for files in (paths, half)]
+    assert sizes[1] < 0.51 * sizes[0]
+    network = load_model('fcn_r18_street', tmp_path, device='cpu')
+    for name, value in network.state_dict().items():
+        wanted = weights[name]
+        if value.is_floating_point():
+            wanted = wanted.half().float()
+        assert value.dtype == wanted.dtype and torch.equal(value, wanted)
+    assert 'Measured before the weights were rounded to float16.' in half['card'].read_text()
+    assert 'float16' not in paths['card'].read_text()
+    large = {k: v * 1e6 if v.is_floating_point() else v for k, v in weights.items()}
+    torch.save(dict(state_dict=large), tmp_path / 'large.pth')
+    with pytest.raises(CheckpointError, match='above 65504, .* Publish it without --half'):
+        publish(CONFIG, tmp_path / 'large.pth', tmp_path, half=True)
+
+
 def test_an_own_readme_stays(published, hub):
     paths, _ = published
     upload(paths, 'us/net')

