@@ -162,6 +162,6 @@ def test_ablate_two_blocks(folder):
     assert found['mean'] == pytest.approx(found['difference'])
     low, high = found['interval']
     assert low < found['mean'] < high
-    assert len(pictures(notebook)) == 3  # differences, cost, number of seeds
+    assert len(pictures(notebook)) == 2  # differences, number of seeds
     text = printed(notebook)
     assert '| se | ' in text and 'se: no difference seen; an effect of ' in text
