@@ -116,7 +116,7 @@ def _value(value: Any) -> str:
 
 
 def _published(figure: dict[str, Any]) -> str:
-    metrics = {name: value for name, value in figure.items() if name != 'Source'}
+    metrics = {name: v for name, v in figure.items() if name not in ('Source', 'Memory (GB)')}
     return f'{_metrics(metrics)} ({figure["Source"]})'
 
 
