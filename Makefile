@@ -17,7 +17,7 @@ RUN = .venv/bin/python
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo "error: $(PYTHON) is not on PATH. Install Python 3.10 to 3.12 and run: make setup PYTHON=python3.11" >&2; \
+	  echo "error: $(PYTHON) is not on PATH. Install Python 3.11 or 3.12 and run: make setup PYTHON=python3.11" >&2; \
 	  exit 2; }
 	@$(PYTHON) tools/setup_env.py
 

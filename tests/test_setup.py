@@ -57,8 +57,8 @@ def test_every_file_of_requirements_is_installed(setup_env, monkeypatch, tmp_pat
 
 
 def test_wrong_python(setup_env, monkeypatch):
-    monkeypatch.setattr(setup_env.sys, 'version_info', (3, 9, 1))
-    assert 'needs 3.10, 3.11 or 3.12' in sentence(setup_env.check_machine)
+    monkeypatch.setattr(setup_env.sys, 'version_info', (3, 10, 1))
+    assert 'need 3.11 or 3.12' in sentence(setup_env.check_machine)
 
 
 def test_missing_python():
@@ -66,7 +66,7 @@ def test_missing_python():
         ['make', 'setup', 'PYTHON=python3.nowhere'], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 2
-    assert 'error: python3.nowhere is not on PATH. Install Python 3.10 to 3.12' in done.stderr
+    assert 'error: python3.nowhere is not on PATH. Install Python 3.11 or 3.12' in done.stderr
 
 
 def test_full_disk(setup_env, monkeypatch):

@@ -4,7 +4,7 @@ Run it as `make setup`. It can be interrupted and run again, does only what is s
 caches the compiled mmcv, so that one machine compiles it once per version.
 
 Environment:
-  PYTHON          (make) interpreter for .venv, 3.10 to 3.12
+  PYTHON          (make) interpreter for .venv, 3.11 or 3.12
   XDG_CACHE_HOME  folder for the compiled mmcv, default ~/.cache
   MAX_JOBS        compiler processes for mmcv, default one per core and 2 GB of memory
 """
@@ -189,10 +189,10 @@ def pin(name: str) -> str:
 
 
 def check_machine() -> None:
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
         fail(
-            f'Python {platform.python_version()} at {sys.executable} cannot run mmattn, which '
-            'needs 3.10, 3.11 or 3.12. Install one and run: make setup PYTHON=python3.11'
+            f'Python {platform.python_version()} at {sys.executable} cannot run the packages of '
+            'requirements/dev.txt, which need 3.11 or 3.12. Install one and run: make setup PYTHON=python3.11'
         )
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < DISK_GB:
