@@ -192,7 +192,8 @@ def check_machine() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 12):
         fail(
             f'Python {platform.python_version()} at {sys.executable} cannot run the packages of '
-            'requirements/dev.txt, which need 3.11 or 3.12. Install one and run: make setup PYTHON=python3.11'
+            'requirements/dev.txt, which need 3.11 or 3.12. Install one and run: make setup '
+            'PYTHON=python3.11'
         )
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < DISK_GB:
