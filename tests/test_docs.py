@@ -12,7 +12,8 @@ DISTRIBUTED = (ROOT / 'docs' / 'distributed.md').read_text(encoding='utf-8')
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'))
-    if '_build' not in path.parts and path.name != 'CHANGELOG.md'
+    # generated pages are there only after a build of the site, which checks them
+    if not {'_build', 'generated'} & {*path.parts} and path.name != 'CHANGELOG.md'
 )
 
 
