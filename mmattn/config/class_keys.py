@@ -20,8 +20,10 @@ def arguments(cls) -> set[str] | None:
         parameters = inspect.signature(cls).parameters.values()
         has_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters)
         return None if has_kwargs else {p.name for p in parameters}
-    # with several bases, their order does not say which one gets **kwargs
-    several = any(len(c.__bases__) > 1 for c in cls.__mro__ if not _is_foreign(c))
+    # with several bases that take arguments, their order does not say which one gets **kwargs
+    several = any(
+        sum(map(_takes_arguments, c.__bases__)) > 1 for c in cls.__mro__ if not _is_foreign(c)
+    )
     names: set[str] = set()
     complete = False
     for base in cls.__mro__:
@@ -102,6 +104,11 @@ def keys_in_sources(cls: type, attributes: bool = False) -> set[str]:
         keys, read = ((), ()) if _is_foreign(base) else module_keys(base.__module__)
         names.update(keys, read if attributes else ())
     return names
+
+
+def _takes_arguments(cls: type) -> bool:
+    """Whether a class has an `__init__`, its own or inherited; mixins with methods have none."""
+    return any('__init__' in vars(base) for base in cls.__mro__ if base is not object)
 
 
 def _is_foreign(cls: type) -> bool:

@@ -309,3 +309,15 @@ def test_the_text_of_a_config_follows_its_changes():
     cfg.train_cfg.max_iters = 9
     assert 'max_iters=9' in cfg.pretty_text
     assert pickle.loads(pickle.dumps(cfg)).to_dict() == cfg.to_dict()
+
+
+def test_keys_of_a_block_are_its_own_arguments(monkeypatch):
+    """A mixin without `__init__` does not count as a second base that might take them."""
+    from mmattn import SE
+    from mmattn.config import class_keys
+
+    def takes_anything(self, *args, **kwargs):
+        print(kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, '__init__', takes_anything)
+    assert class_keys.arguments.__wrapped__(SE) == {'in_channels', 'reduction', 'bias', 'init'}
