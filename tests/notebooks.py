@@ -170,7 +170,7 @@ def problems(notebook: NotebookNode) -> list[str]:
         found.append(f'the file is larger than {KILOBYTES} kB')
     if all(_is_done(cell) for cell in cells) and seconds(notebook) > 60 * MINUTES:
         found.append(f'the execution took more than {MINUTES} minutes')
-    for path in str(ROOT), str(Path.home()), 'site-packages':
+    for path in str(ROOT), str(Path.home()), tempfile.gettempdir(), 'site-packages':
         if re.search(rf'{re.escape(path)}\b', printed(notebook)):
             found.append(f'an output names {path}, a path of one machine')
     found += _parameter_problems(cells[0].source)
@@ -212,9 +212,9 @@ def store(name: str) -> None:
 
 
 def _shorten_paths(notebook: NotebookNode, folder: str) -> None:
-    """Name temporary folders as they would be without the one that was made for the execution."""
+    """Write `folder`, as the notebooks call it, for the temporary folder that one has made."""
     for cell in code_cells(notebook):
-        text = json.dumps(cell.outputs).replace(folder, tempfile.gettempdir())
+        text = re.sub(rf'{re.escape(folder)}(/mmattn_\w+)?', 'folder', json.dumps(cell.outputs))
         cell.outputs = nbformat.from_dict(json.loads(text))
 
 

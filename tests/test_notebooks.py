@@ -64,6 +64,11 @@ def add_path(notebook):
     code_cells(notebook)[1].outputs.append(output)
 
 
+def add_temporary_path(notebook):
+    output = nbformat.v4.new_output('stream', text=f'{tempfile.gettempdir()}/mmattn_ab12/street')
+    code_cells(notebook)[1].outputs.append(output)
+
+
 def run_a_cell_twice(notebook):
     code_cells(notebook)[-1].execution_count += 1
 
@@ -78,6 +83,7 @@ def add_error(notebook):
         (change_code, 'the code is not the code that was executed'),
         (drop_pictures, 'there are no pictures'),
         (add_path, 'a path of one machine'),
+        (add_temporary_path, 'a path of one machine'),
         (run_a_cell_twice, 'not executed once each'),
         (add_error, 'a cell raised an error'),
     ],

@@ -85,8 +85,8 @@ def find_shortage(before: Usage, after: Usage, threads: int, processes: int = 1)
     Args:
         before, after: usage at the start and at the end of some time of this process.
         threads: threads of each process.
-        processes: processes of this run on this machine. With several, the load of others is not
-            looked at: it cannot be told from theirs.
+        processes: processes of this run on this machine. With several, the load of other programs
+            is not measured: it cannot be separated from theirs.
     """
     seconds = after.seconds - before.seconds
     if seconds < _SHORTEST:

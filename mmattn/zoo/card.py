@@ -1,4 +1,4 @@
-"""Model cards: the metadata that the hub reads, and what a reader is told."""
+"""Model cards: metadata for the hub, and the text."""
 
 import json
 import re

@@ -282,8 +282,10 @@ def test_the_table_and_what_it_tells():
         '| PAM | 44.5 ± 0.7 | **70.0 ± 0.0** |',
         '| MHSA | **92.0 ± 2.8** | - |',
     ]
-    told = list(conclusions(results))
-    assert told == ['row (context of a row): MHSA 92', 'shift (undoing a shift): PAM 70']
+    assert list(conclusions(results)) == [
+        'row (context of a row): MHSA 92',
+        'shift (undoing a shift): PAM 70',
+    ]
 
 
 @pytest.mark.openmmlab
